@@ -1,0 +1,93 @@
+// The seam between the engine and whatever computes: a table of kernels over tiles of rows.
+//
+// A back end fills one `Kernels` table an instruction set (cpu/) or a device. The engine (core/) knows nothing else about it.
+// This header is included by files compiled with ISA flags: C headers and plain structs only, no C++ library header, no
+// inline function with a weak symbol.
+#ifndef FASTMTR_BACKEND_H
+#define FASTMTR_BACKEND_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fastmtr {
+
+enum class Activation : int32_t {
+  none, relu, leaky_relu, prelu, elu, sigmoid, tanh, silu, gelu, gelu_tanh, softplus, exp
+};
+enum class Binary : int32_t { add, sub, mul, div, max, min };
+enum class Reduce : int32_t { sum, mean, max };
+enum class Pooling : int32_t { sum, mean, max };
+
+// `rows` rows of floats, `stride` floats apart. Stride 0: the one row stands for every row.
+// With `gather`, row r is data + gather[r] * stride (a stored item table read by candidate).
+struct Rows {
+  const float* data;
+  size_t stride;
+  const uint32_t* gather;  // NULL: row r itself
+};
+
+struct IdRows {
+  const int32_t* data;
+  size_t stride;
+};
+
+struct Out {
+  float* data;
+  size_t stride;
+};
+
+// out = act(W x + b + sum of addends); see docs/bundle.md. Columns a group: n in, k out of `out`, x.
+struct AffineArgs {
+  size_t rows;
+  size_t groups, n, k;      // out has groups * n columns
+  Rows x;                   // x.data NULL: no product
+  int32_t shared_x;         // every group reads the same k columns
+  const float* packed;      // by Kernels::pack
+  const float* bias;        // [groups * n] or NULL
+  const Rows* addends;      // each groups * n columns wide
+  size_t n_addends;
+  Activation activation;
+  float alpha;
+  const float* slope;       // [groups * n], prelu
+  Out out;                  // never overlaps an input
+};
+
+struct Kernels {
+  const char* isa;          // "baseline", "avx2", "avx512", "neon", ...
+  size_t vector_floats;     // lanes
+
+  // Floats that pack() writes for groups x [n, k] weights, and the packing itself (w row-major [groups, n, k]; dst 64-byte aligned).
+  size_t (*packed_floats)(size_t groups, size_t n, size_t k);
+  void (*pack)(const float* w, size_t groups, size_t n, size_t k, float* dst);
+
+  void (*affine)(const AffineArgs* args);
+  void (*activation)(size_t rows, size_t width, Activation fn, float alpha, const float* slope, Rows x, Out out);
+  void (*softmax)(size_t rows, size_t width, size_t size, Rows x, Out out);
+  // out[r] = sum over e of gate[r][e] * experts[e][r]
+  void (*mixture)(size_t rows, size_t width, size_t n_experts, Rows gate, const Rows* experts, Out out);
+  // widths: out = width; an operand with *_scalar set has one column that stands for all
+  void (*binary)(size_t rows, size_t width, Binary fn, Rows a, int32_t a_scalar, Rows b, int32_t b_scalar, Out out);
+  void (*scale_shift)(size_t rows, size_t width, Rows x, const float* scale, const float* shift, Out out);
+  void (*reduce)(size_t rows, size_t outer, size_t axis, size_t inner, Reduce fn, Rows x, Out out);
+  void (*layer_norm)(size_t rows, size_t width, float eps, const float* scale, const float* shift, Rows x, Out out);
+  void (*l2_normalize)(size_t rows, size_t width, float eps, Rows x, Out out);
+  void (*dot)(size_t rows, size_t width, Rows a, Rows b, Out out);
+  // Ids are checked by the engine before. padding < 0: none. Table [v, dim], row-major.
+  void (*embedding)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out);
+  void (*embedding_bag)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const float* table, size_t dim, Out out);
+  // Copies of rows, with gather and broadcast.
+  void (*copy)(size_t rows, size_t width, Rows x, Out out);
+  // fused = fusion of scores [rows, n_tasks] (row-major, `stride` floats apart), product or sum; columns[i] is the i-th fused task.
+  void (*fuse)(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets, int32_t product,
+               const float* scores, size_t stride, float* fused);
+};
+
+// NULL where this build has no such table or this CPU cannot run it; `why` then says so (static text).
+const Kernels* baseline_kernels(const char** why);
+const Kernels* avx2_kernels(const char** why);
+const Kernels* avx512_kernels(const char** why);
+const Kernels* neon_kernels(const char** why);
+const Kernels* emulated16_kernels(const char** why);  // plain 16-lane vectors: tests only
+
+}  // namespace fastmtr
+#endif

@@ -1,0 +1,137 @@
+/* fastmtr: the C ABI (C99). Score multi-task ranking models inside a service.
+ *
+ * Model: loaded from a bundle directory, immutable, shared by threads. Its catalogue (item inputs and what was computed
+ * from them) can be replaced as a whole while sessions run: a call sees one catalogue from beginning to end.
+ * Session: one thread's workspace; never use one session from two threads at once.
+ *
+ * Every function returns a status; fmtr_last_error() has this thread's message for the last status that was not FMTR_OK.
+ * Option structs begin with struct_size = sizeof(the struct): later versions may append members.
+ * Matrices are row-major and contiguous. Nothing here starts a thread unless `threads` > 1 was asked for.
+ */
+#ifndef FASTMTR_H
+#define FASTMTR_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define FMTR_API __declspec(dllexport)
+#else
+#define FMTR_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define FMTR_ABI_VERSION 1
+
+typedef enum fmtr_status {
+  FMTR_OK = 0,
+  FMTR_ERROR_ARGUMENT = 1, /* a call is malformed: null pointer, bad size, unknown name          (ValueError)    */
+  FMTR_ERROR_SCHEMA = 2,   /* an input does not fit the model: id out of range, NaN, unknown item (SchemaError)   */
+  FMTR_ERROR_BUNDLE = 3,   /* a bundle is missing, damaged, or of another version                (BundleError)   */
+  FMTR_ERROR_BACKEND = 4,  /* a back end is not there or failed                                  (BackendError)  */
+  FMTR_ERROR_MEMORY = 5,   /* out of memory                                                      (MemoryError)   */
+  FMTR_ERROR_INTERNAL = 6  /* a bug in fastmtr                                                   (FastMTRError)  */
+} fmtr_status;
+
+typedef struct fmtr_model fmtr_model;
+typedef struct fmtr_session fmtr_session;
+
+typedef enum fmtr_domain { FMTR_REQUEST = 0, FMTR_ITEM = 1, FMTR_CANDIDATE = 2 } fmtr_domain;
+typedef enum fmtr_kind { FMTR_IDS = 0, FMTR_DENSE = 1 } fmtr_kind;
+
+/* What to do with a candidate key that the catalogue does not have. */
+typedef enum fmtr_unknown_items {
+  FMTR_UNKNOWN_ERROR = 0, /* FMTR_ERROR_SCHEMA, nothing is scored          */
+  FMTR_UNKNOWN_SKIP = 1   /* its scores are NaN and it is never ranked     */
+} fmtr_unknown_items;
+
+FMTR_API uint32_t fmtr_abi_version(void);
+FMTR_API const char* fmtr_version(void);    /* "0.1.0" */
+FMTR_API const char* fmtr_last_error(void); /* this thread's; "" if none; valid until this thread's next call */
+FMTR_API const char* fmtr_status_name(fmtr_status status);
+
+/* JSON text: version, ABI, back ends and instruction sets with the reason where one is not used. Free with fmtr_string_free. */
+FMTR_API fmtr_status fmtr_info(char** json);
+FMTR_API void fmtr_string_free(char* text);
+
+/* ---- model -------------------------------------------------------------------------------------------------------- */
+
+typedef struct fmtr_load_options {
+  size_t struct_size;
+  const char* isa; /* NULL: the best this CPU has (or FASTMTR_FORCE_ISA); else "baseline", "avx2", "avx512", "neon" */
+  int32_t without_catalogue; /* 1: do not read catalogue.safetensors even if it is there */
+} fmtr_load_options;
+
+FMTR_API fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model);
+FMTR_API void fmtr_model_free(fmtr_model* model); /* NULL is fine; its sessions must be freed first */
+
+/* JSON text: inputs with their packed columns, widths a domain, tasks, outputs, fusion, isa, memory in bytes. */
+FMTR_API fmtr_status fmtr_model_describe(const fmtr_model* model, char** json);
+
+/* Columns of the packed matrix of that domain and kind. */
+FMTR_API uint64_t fmtr_model_width(const fmtr_model* model, fmtr_domain domain, fmtr_kind kind);
+FMTR_API uint64_t fmtr_model_n_tasks(const fmtr_model* model);
+FMTR_API uint64_t fmtr_model_n_items(const fmtr_model* model); /* 0 without a catalogue */
+
+typedef struct fmtr_catalogue_data {
+  size_t struct_size;
+  uint64_t n_items;
+  const int64_t* keys; /* [n_items], unique                        */
+  const int32_t* ids;  /* [n_items, width(FMTR_ITEM, FMTR_IDS)]    */
+  const float* dense;  /* [n_items, width(FMTR_ITEM, FMTR_DENSE)]  */
+} fmtr_catalogue_data;
+
+/* Replaces the catalogue: copies the inputs, computes the item-domain part for each item. Sessions see it at their next call.
+ * On an error the old catalogue stays. */
+FMTR_API fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_data* data);
+
+/* Keys of the catalogue in row order into keys[n_items]. */
+FMTR_API fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t capacity);
+
+/* An item-domain output (say "item_vector") for the whole catalogue, in row order: values[n_items, width]. */
+FMTR_API fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity);
+
+/* ---- session ------------------------------------------------------------------------------------------------------ */
+
+typedef struct fmtr_session_options {
+  size_t struct_size;
+  uint32_t threads; /* 0 or 1: the caller's thread alone; more: a pool of threads - 1 helpers, owned by the session */
+  uint32_t tile;    /* candidates a tile; 0: chosen for the cache */
+} fmtr_session_options;
+
+FMTR_API fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session);
+FMTR_API void fmtr_session_free(fmtr_session* session);
+
+/* R requests, each with its own candidates. */
+typedef struct fmtr_batch {
+  size_t struct_size;
+  uint64_t n_requests;
+  const int32_t* request_ids;   /* [R, width(FMTR_REQUEST, FMTR_IDS)]   */
+  const float* request_dense;   /* [R, width(FMTR_REQUEST, FMTR_DENSE)] */
+  const uint64_t* offsets;      /* [R + 1], ascending from 0: candidates offsets[r] .. offsets[r+1] belong to request r */
+  const int64_t* items;         /* [offsets[R]] catalogue keys; NULL: every request scores the whole catalogue in row order, offsets are not read */
+  const int32_t* candidate_ids; /* [offsets[R], width(FMTR_CANDIDATE, FMTR_IDS)], NULL if that width is 0   */
+  const float* candidate_dense; /* [offsets[R], width(FMTR_CANDIDATE, FMTR_DENSE)], NULL if that width is 0 */
+  fmtr_unknown_items unknown_items;
+  const float* fusion_weights;  /* [n fused tasks] in place of the bundle's; NULL: the bundle's */
+} fmtr_batch;
+
+/* scores [total, n_tasks] and fused [total]; either may be NULL. total = offsets[R] (or R * n_items). */
+FMTR_API fmtr_status fmtr_score(fmtr_session* session, const fmtr_batch* batch, float* scores, float* fused);
+
+/* The k best of each request by fused score. positions [R, k]: index into that request's candidates, UINT64_MAX beyond
+ * counts[r]; fused [R, k] and scores [R, k, n_tasks], NaN there, each may be NULL; counts [R]. */
+FMTR_API fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions,
+                               float* fused, float* scores, uint64_t* counts);
+
+/* A request-domain output (say "user_vector") for R requests: values[R, width]. items, offsets and candidates are not read. */
+FMTR_API fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,
+                                         uint64_t capacity);
+
+#ifdef __cplusplus
+}
+#endif
+#endif /* FASTMTR_H */

@@ -1,0 +1,195 @@
+"""What a data set means: features, the entity each belongs to, and the tasks to predict.
+
+A :class:`Schema` is frozen and JSON-serialisable; it is written once, used in training and saved in the bundle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, TypeVar
+
+import msgspec
+
+from fastmtr.errors import SchemaError
+
+__all__ = ["Entity", "Feature", "FeatureKind", "Schema", "Task", "TaskKind"]
+
+Entity = Literal["user", "context", "item", "candidate"]
+FeatureKind = Literal["categorical", "numeric", "multi", "sequence", "text"]
+TaskKind = Literal["binary", "regression"]
+Scaling = Literal["none", "standard", "minmax", "log1p", "quantile"]
+Pooling = Literal["mean", "sum", "max"]
+
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+
+
+class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One column that a model reads.
+
+    Parameters
+    ----------
+    name : str
+        The column's name, unique in the schema.
+    entity : {"user", "context", "item", "candidate"}
+        What the value is a function of. ``user`` and ``context`` are known once a request, ``item`` once a catalogue
+        item, ``candidate`` (needs both, such as the position or the retrieval score) once a candidate of a request.
+    kind : {"categorical", "numeric", "multi", "sequence", "text"}
+        ``multi`` is a set of categories (a list column, or text split by ``separator``); ``sequence`` is the user's last
+        items, newest first; ``text`` is split into words.
+    dim : int
+        Width of the embedding (all kinds but ``numeric``).
+    min_count : int
+        Categories seen less often in the fitted data share the row of the unseen ones.
+    hash_rows : int, optional
+        Hash the values into so many rows instead of keeping a vocabulary.
+    length : int
+        Values kept of a ``multi``, ``sequence`` or ``text`` feature.
+    separator : str
+        Splits a ``multi`` feature that is given as text.
+    pooling : {"mean", "sum", "max"}
+        How the embeddings of a ``multi``, ``sequence`` or ``text`` feature become one.
+    scaling : {"none", "standard", "minmax", "log1p", "quantile"}
+        Of a ``numeric`` feature; ``log1p`` is standardised afterwards. Values beyond the fitted range are clipped to it
+        by ``minmax`` and ``quantile``.
+    nulls : {"fill", "error"}
+        A null numeric becomes the fitted mean (``fill``) or raises (``error``); a null category has a row of its own.
+    of : str, optional
+        A ``sequence``: the item feature (or the item key) whose values it holds; it shares that vocabulary and table.
+    event : str, optional
+        A ``sequence`` built from the log: the task whose positives are the user's history. None: it is a given column.
+    """
+
+    name: str
+    entity: Entity
+    kind: FeatureKind
+    dim: _Positive = 16
+    min_count: _Positive = 1
+    hash_rows: _Positive | None = None
+    length: _Positive = 20
+    separator: str = ","
+    pooling: Pooling = "mean"
+    scaling: Scaling = "standard"
+    nulls: Literal["fill", "error"] = "fill"
+    of: str | None = None
+    event: str | None = None
+
+
+class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One behaviour to predict.
+
+    Parameters
+    ----------
+    name : str
+        Also the name of the label column in the samples.
+    kind : {"binary", "regression"}
+        A probability, or a value (rating, log watch time).
+    depends_on : str, optional
+        The task that must happen first (click before cart before buy). ESMM multiplies along this chain.
+    weight : float
+        Of the task's loss.
+    """
+
+    name: str
+    kind: TaskKind = "binary"
+    depends_on: str | None = None
+    weight: float = 1.0
+
+
+class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Features and tasks of one model, with the columns that hold the user's and the item's key.
+
+    Raises
+    ------
+    SchemaError
+        A name stands twice, a reference points nowhere, or the dependences of the tasks form a circle.
+    """
+
+    user: str
+    item: str
+    features: tuple[Feature, ...]
+    tasks: tuple[Task, ...]
+    timestamp: str | None = None
+
+    def __post_init__(self) -> None:
+        _refuse_repeats("feature", [f.name for f in self.features])
+        _refuse_repeats("task", [t.name for t in self.tasks])
+        if not self.features:
+            raise SchemaError("the schema has no feature; name at least one")
+        if not self.tasks:
+            raise SchemaError("the schema has no task; name at least one")
+        for feature in self.features:
+            self._check_feature(feature)
+        for task in self.tasks:
+            self.chain(task.name)
+
+    def _check_feature(self, feature: Feature) -> None:
+        if feature.kind != "sequence":
+            if feature.of is not None or feature.event is not None:
+                raise SchemaError(f"feature {feature.name!r}: 'of' and 'event' belong to kind 'sequence', not {feature.kind!r}")
+            return
+        if feature.entity != "user":
+            raise SchemaError(f"feature {feature.name!r}: a sequence belongs to entity 'user', found {feature.entity!r}")
+        items = {f.name for f in self.features if f.entity == "item" and f.kind == "categorical"}
+        if feature.of not in items:
+            raise SchemaError(
+                f"feature {feature.name!r}: 'of' must name a categorical item feature (one of {sorted(items)}), found {feature.of!r}"
+            )
+        if feature.event is not None and feature.event not in {t.name for t in self.tasks}:
+            raise SchemaError(
+                f"feature {feature.name!r}: 'event' must name a task (one of {[t.name for t in self.tasks]}), found {feature.event!r}"
+            )
+
+    def feature(self, name: str) -> Feature:
+        """The feature of that name; SchemaError if there is none."""
+        return _named("feature", name, self.features)
+
+    def task(self, name: str) -> Task:
+        """The task of that name; SchemaError if there is none."""
+        return _named("task", name, self.tasks)
+
+    def of_entity(self, *entities: Entity) -> tuple[Feature, ...]:
+        """The features of these entities, in schema order."""
+        return tuple(f for f in self.features if f.entity in entities)
+
+    def chain(self, task: str) -> tuple[Task, ...]:
+        """The task and all it depends on, first cause first (click, cart, buy)."""
+        chain: list[Task] = []
+        name: str | None = task
+        while name is not None:
+            found = self.task(name)
+            if found in chain:
+                raise SchemaError(f"task {task!r} depends on itself: {' <- '.join(t.name for t in chain)} <- {name}")
+            chain.append(found)
+            name = found.depends_on
+        return tuple(reversed(chain))
+
+    def to_json(self) -> bytes:
+        """UTF-8 JSON text."""
+        return msgspec.json.format(msgspec.json.encode(self), indent=2)
+
+    @classmethod
+    def from_json(cls, text: bytes | str) -> Schema:
+        """Read what :meth:`to_json` wrote; SchemaError names the place of whatever does not fit."""
+        try:
+            return msgspec.json.decode(text, type=cls)
+        except msgspec.DecodeError as error:
+            raise SchemaError(f"schema: {error}") from error
+
+
+_Named = TypeVar("_Named", Feature, Task)
+
+
+def _named(what: str, name: str, among: tuple[_Named, ...]) -> _Named:
+    for each in among:
+        if each.name == name:
+            return each
+    raise SchemaError(f"no {what} is named {name!r}; there are {[each.name for each in among]}")
+
+
+def _refuse_repeats(what: str, names: list[str]) -> None:
+    for repeated in _repeats(names):
+        raise SchemaError(f"{what} {repeated!r} stands twice in the schema")
+
+
+def _repeats(names: list[str]) -> Iterator[str]:
+    return (name for i, name in enumerate(names) if name in names[:i])
