@@ -1,15 +1,16 @@
 """What a model computes: a :class:`Graph` of few, simple operators on rows of numbers.
 
-Every value is a matrix with one row a request, an item or a candidate (its *domain*) and a fixed width. Domains are inferred:
-a node over request and item values is a candidate value. Converters build graphs with :class:`GraphBuilder`; the compiler
-rewrites them; :mod:`fastmtr.reference` evaluates them. The operators are described in ``docs/bundle.md``; a graph has
-``concat``, ``slice`` and ``batch_norm`` besides, which compilation removes.
+Every value is a matrix with one row a request, an item or a candidate (its *domain*) and a fixed width. Domains are
+inferred: a node over request and item values is a candidate value. Converters build graphs with :class:`GraphBuilder`;
+the compiler rewrites them; :mod:`fastmtr.reference` evaluates them. The operators are described in ``docs/bundle.md``;
+a graph has ``concat``, ``slice`` and ``batch_norm`` besides, which compilation removes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple, NoReturn
 
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import ConversionError
+from fastmtr.operators import ACTIVATIONS, BINARY_FUNCTIONS, OPS, OpContext
 
 __all__ = [
     "ACTIVATIONS",
@@ -37,23 +39,6 @@ Domain = Literal["request", "item", "candidate"]
 Kind = Literal["ids", "dense"]
 Role = Literal["task", "request", "item"]
 
-ACTIVATIONS = (
-    "none",
-    "relu",
-    "leaky_relu",
-    "prelu",
-    "elu",
-    "sigmoid",
-    "tanh",
-    "silu",
-    "gelu",
-    "gelu_tanh",
-    "softplus",
-    "exp",
-)
-BINARY_FUNCTIONS = ("add", "sub", "mul", "div", "max", "min")
-REDUCTIONS = ("sum", "mean", "max")
-
 
 class Packed(NamedTuple):
     """The inputs of one domain, as the engine takes them.
@@ -61,7 +46,7 @@ class Packed(NamedTuple):
     Parameters
     ----------
     ids : ndarray of int32, shape (n, ids width)
-        Row numbers of embedding tables. Of a feature's rows 0 is missing (or padding), 1 unseen, 2 and on its vocabulary.
+        Row numbers of embedding tables. Row 0 of a feature is missing (or padding), 1 unseen, 2 and on its vocabulary.
     dense : ndarray of float32, shape (n, dense width)
     """
 
@@ -138,8 +123,8 @@ class Node:
 class Output:
     """A value that callers get.
 
-    ``task`` is one column a candidate; ``request`` a vector a request (the user vector of retrieval); ``item`` a vector a
-    catalogue item.
+    ``task`` is one column a candidate; ``request`` a vector a request (the user vector of retrieval); ``item`` a
+    vector a catalogue item.
     """
 
     name: str
@@ -303,7 +288,7 @@ def _input_values(inputs: Sequence[Input]) -> dict[str, _Value]:
             raise ConversionError(f"{where}: padding must be an id below rows ({i.rows}), found {i.padding}")
         values[i.name] = _Value(i.domain, i.kind, i.width)
     taken = sorted((i.domain, i.kind, i.offset, i.width, i.name) for i in inputs)
-    for (d1, k1, o1, w1, n1), (d2, k2, o2, _, n2) in zip(taken, taken[1:], strict=False):
+    for (d1, k1, o1, w1, n1), (d2, k2, o2, _, n2) in pairwise(taken):
         if (d1, k1) == (d2, k2) and o2 < o1 + w1:
             raise ConversionError(f"inputs {n1!r} and {n2!r} overlap in the {d1} {k1} columns at {o2}")
     return values
@@ -347,8 +332,9 @@ def _define(
         if values[name].kind != kind:
             refuse(f"input {name!r} holds {values[name].kind}, but {kind} are expected")
 
-    context = _Context(
-        node=node,
+    context = OpContext(
+        op=op,
+        attrs=node.attrs,
         widths=[values[name].width for name in node.inputs],
         shapes={role: weights[name].shape for role, name in node.weights.items()},
         rows=next((i.rows for i in inputs if op.reads_ids and i.name == node.inputs[0]), None),
@@ -378,220 +364,8 @@ def _check_outputs(outputs: Sequence[Output], values: Mapping[str, _Value]) -> N
             raise ConversionError(f"{where}: a task has one column, but {o.value!r} has {value.width}")
         if o.role != "task" and value.domain != o.role:
             raise ConversionError(
-                f"{where}: its role is {o.role}, but {o.value!r} is a {value.domain} value: it reads inputs of another domain"
+                f"{where}: its role is {o.role}, but {o.value!r} is a {value.domain} value: it reads other inputs"
             )
-
-
-# ---- operators -------------------------------------------------------------------------------------------------------
-
-
-class _Context(NamedTuple):
-    """What the width of a node follows from."""
-
-    node: Node
-    widths: list[int]
-    shapes: dict[str, tuple[int, ...]]
-    rows: int | None
-    refuse: Callable[[str], NoReturn]
-
-    def attr(self, name: str) -> Any:
-        return self.node.attr(name)
-
-    def whole(self, name: str, least: int = 1) -> int:
-        value = self.attr(name)
-        if not isinstance(value, int) or isinstance(value, bool) or value < least:
-            self.refuse(f"attribute {name!r} must be a whole number >= {least}, found {value!r}")
-        return value
-
-    def number(self, name: str, *, positive: bool = False) -> float:
-        value = self.attr(name)
-        real = isinstance(value, int | float) and not isinstance(value, bool) and np.isfinite(value)
-        if not real or (positive and value <= 0):
-            self.refuse(f"attribute {name!r} must be a {'positive' if positive else 'finite'} number, found {value!r}")
-        return float(value)
-
-    def choice(self, name: str, among: Sequence[str]) -> str:
-        value = self.attr(name)
-        if value not in among:
-            self.refuse(f"attribute {name!r} must be one of {', '.join(among)}, found {value!r}")
-        return str(value)
-
-    def vector(self, role: str, n: int) -> None:
-        """The weight, where given, has n numbers."""
-        shape = self.shapes.get(role)
-        if shape is not None and shape != (n,):
-            self.refuse(f"weight {role!r} must have the shape ({n},), found {shape}")
-
-    def activation(self, n: int) -> None:
-        fn = self.choice("activation", ACTIVATIONS)
-        self.number("alpha")
-        self.vector("slope", n)
-        if (fn == "prelu") != ("slope" in self.shapes):
-            self.refuse(f"weight 'slope' belongs to prelu and prelu needs it; activation is {fn}")
-
-
-class _Op(NamedTuple):
-    arity: tuple[int, int | None]
-    width: Callable[[_Context], int]
-    attrs: dict[str, Any] = {}  # noqa: RUF012 - read only
-    weights: dict[str, bool] = {}  # noqa: RUF012 - role -> must be there
-    reads_ids: bool = False
-
-
-def _table(c: _Context) -> tuple[int, int]:
-    shape = c.shapes["table"]
-    if len(shape) != 2 or 0 in shape:
-        c.refuse(f"weight 'table' must be a matrix with at least one row and column, found shape {shape}")
-    padding = c.attr("padding")
-    if padding is not None and (not isinstance(padding, int) or isinstance(padding, bool) or not 0 <= padding < shape[0]):
-        c.refuse(f"attribute 'padding' must be null or a row of the table (0 to {shape[0] - 1}), found {padding!r}")
-    if c.rows is not None and c.rows > shape[0]:
-        c.refuse(f"its ids may be up to {c.rows - 1}, but its table has {shape[0]} rows")
-    return shape[0], shape[1]
-
-
-def _embedding(c: _Context) -> int:
-    return c.widths[0] * _table(c)[1]
-
-
-def _embedding_bag(c: _Context) -> int:
-    c.choice("mode", REDUCTIONS)
-    return _table(c)[1]
-
-
-def _affine(c: _Context) -> int:
-    groups = c.whole("groups")
-    for name in ("has_x", "shared_x"):
-        if not isinstance(c.attr(name), bool):
-            c.refuse(f"attribute {name!r} must be true or false, found {c.attr(name)!r}")
-    has_x, shared_x = c.attr("has_x"), c.attr("shared_x")
-    if has_x != ("w" in c.shapes):
-        c.refuse("weight 'w' belongs to x: give both or neither (attribute 'has_x')")
-    addends = c.widths[1:] if has_x else c.widths
-    if has_x:
-        shape = c.shapes["w"]
-        if 0 in shape or (len(shape), groups) not in ((2, 1), (3, groups)) or (len(shape) == 3 and shape[0] != groups):
-            c.refuse(f"weight 'w' must have the shape [{groups}, n, k]{' or [n, k]' if groups == 1 else ''}, found {shape}")
-        n, k = shape[-2:]
-        expected = k if shared_x else groups * k
-        if c.widths[0] != expected:
-            c.refuse(f"x has {c.widths[0]} columns, but its weight {shape} takes {expected}")
-        width = groups * n
-    else:
-        if groups != 1 or shared_x:
-            c.refuse("'groups' and 'shared_x' have no meaning without x")
-        width = c.widths[0]
-    for i, addend in enumerate(addends):
-        if addend != width:
-            c.refuse(f"addend {i} has {addend} columns, but {width} are expected")
-    c.vector("b", width)
-    c.activation(width)
-    return width
-
-
-def _activation(c: _Context) -> int:
-    c.activation(c.widths[0])
-    return c.widths[0]
-
-
-def _softmax(c: _Context) -> int:
-    size = c.whole("size")
-    if c.widths[0] % size:
-        c.refuse(f"its input has {c.widths[0]} columns, which is not a multiple of size {size}")
-    return c.widths[0]
-
-
-def _mixture(c: _Context) -> int:
-    gate, *experts = c.widths
-    if gate != len(experts):
-        c.refuse(f"the gate has {gate} columns, but there are {len(experts)} experts")
-    if len(set(experts)) != 1:
-        c.refuse(f"experts must have one width, found {experts}")
-    return experts[0]
-
-
-def _binary(c: _Context) -> int:
-    c.choice("fn", BINARY_FUNCTIONS)
-    a, b = c.widths
-    if a != b and 1 not in (a, b):
-        c.refuse(f"its inputs have {a} and {b} columns; they must be equal, or one of them 1")
-    return max(a, b)
-
-
-def _scale_shift(c: _Context) -> int:
-    c.vector("scale", c.widths[0])
-    c.vector("shift", c.widths[0])
-    return c.widths[0]
-
-
-def _layer_norm(c: _Context) -> int:
-    c.number("eps", positive=True)
-    return _scale_shift(c)
-
-
-def _batch_norm(c: _Context) -> int:
-    c.vector("mean", c.widths[0])
-    c.vector("var", c.widths[0])
-    return _layer_norm(c)
-
-
-def _l2_normalize(c: _Context) -> int:
-    c.number("eps", positive=True)
-    return c.widths[0]
-
-
-def _reduce(c: _Context) -> int:
-    c.choice("fn", REDUCTIONS)
-    outer, axis, inner = c.whole("outer"), c.whole("axis"), c.whole("inner")
-    if outer * axis * inner != c.widths[0]:
-        c.refuse(f"its input has {c.widths[0]} columns, but outer * axis * inner is {outer * axis * inner}")
-    return outer * inner
-
-
-def _dot(c: _Context) -> int:
-    a, b = c.widths
-    if a != b:
-        c.refuse(f"its inputs have {a} and {b} columns; they must be equal")
-    return 1
-
-
-def _concat(c: _Context) -> int:
-    return sum(c.widths)
-
-
-def _slice(c: _Context) -> int:
-    offset, width = c.whole("offset", 0), c.whole("width")
-    if offset + width > c.widths[0]:
-        c.refuse(f"columns {offset} to {offset + width} do not exist, its input has {c.widths[0]}")
-    return width
-
-
-_ACTIVATION_ATTRS: dict[str, Any] = {"activation": "none", "alpha": 0.0}
-_TABLE = {"table": True}
-OPS: Mapping[str, _Op] = {
-    "embedding": _Op((1, 1), _embedding, {"padding": None}, _TABLE, reads_ids=True),
-    "embedding_bag": _Op((1, 1), _embedding_bag, {"mode": "mean", "padding": 0}, _TABLE, reads_ids=True),
-    "affine": _Op(
-        (1, None),
-        _affine,
-        {"groups": 1, "shared_x": False, "has_x": True, **_ACTIVATION_ATTRS},
-        {"w": False, "b": False, "slope": False},
-    ),
-    "activation": _Op((1, 1), _activation, _ACTIVATION_ATTRS, {"slope": False}),
-    "softmax": _Op((1, 1), _softmax, {"size": None}),
-    "mixture": _Op((2, None), _mixture),
-    "binary": _Op((2, 2), _binary, {"fn": None}),
-    "scale_shift": _Op((1, 1), _scale_shift, {}, {"scale": True, "shift": True}),
-    "reduce": _Op((1, 1), _reduce, {"fn": None, "outer": 1, "axis": None, "inner": 1}),
-    "layer_norm": _Op((1, 1), _layer_norm, {"eps": 1e-5}, {"scale": False, "shift": False}),
-    "batch_norm": _Op(
-        (1, 1), _batch_norm, {"eps": 1e-5}, {"scale": False, "shift": False, "mean": True, "var": True}
-    ),
-    "l2_normalize": _Op((1, 1), _l2_normalize, {"eps": 1e-12}),
-    "dot": _Op((2, 2), _dot),
-    "concat": _Op((1, None), _concat),
-    "slice": _Op((1, 1), _slice, {"offset": 0, "width": None}),
-}
 
 
 # ---- building --------------------------------------------------------------------------------------------------------
@@ -657,7 +431,7 @@ class GraphBuilder:
         padding: int | None = 0,
         name: str | None = None,
     ) -> str:
-        """One row of width D: the rows of ``table`` pooled over the ids of ``x`` that are not padding; none gives zeros."""
+        """Rows of ``table`` pooled over the ids of ``x`` that are not padding, width D; none left gives zeros."""
         return self._add("embedding_bag", [x], {"table": table}, {"mode": mode, "padding": padding}, name)
 
     def concat(self, values: Sequence[str], *, name: str | None = None) -> str:
@@ -682,8 +456,12 @@ class GraphBuilder:
         slope: str | None = None,
         name: str | None = None,
     ) -> str:
-        """``activation(W x + b + sum of addends)``. With groups, each has its own w [n, k] and its own columns of x (or all)."""
-        attrs = {"groups": groups, "shared_x": shared_x, "has_x": x is not None, "activation": activation, "alpha": alpha}
+        """``activation(W x + b + sum of addends)``.
+
+        With groups, each has its own ``w`` [n, k] and its own columns of x (``shared_x``: all of them).
+        """
+        attrs: dict[str, Any] = {"groups": groups, "shared_x": shared_x, "has_x": x is not None}
+        attrs |= {"activation": activation, "alpha": alpha}
         weights = {"w": w, "b": b, "slope": slope}
         return self._add("affine", [*([] if x is None else [x]), *addends], weights, attrs, name)
 
@@ -737,7 +515,8 @@ class GraphBuilder:
         name: str | None = None,
     ) -> str:
         """``(x - mean) / sqrt(var + eps) * scale + shift`` with the statistics of training."""
-        return self._add("batch_norm", [x], {"scale": scale, "shift": shift, "mean": mean, "var": var}, {"eps": eps}, name)
+        weights = {"scale": scale, "shift": shift, "mean": mean, "var": var}
+        return self._add("batch_norm", [x], weights, {"eps": eps}, name)
 
     def scale_shift(self, x: str, *, scale: str, shift: str, name: str | None = None) -> str:
         """``x * scale + shift``, a number a column."""
