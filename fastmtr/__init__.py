@@ -1,0 +1,116 @@
+"""fastmtr: score multi-task ranking models inside latency-critical services.
+
+What a user calls is here; each name is imported from its module when it is first used, so ``import fastmtr`` is quick and
+needs NumPy, msgspec and the native module only.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from fastmtr.errors import BackendError, BundleError, ConfigError, ConversionError, FastMTRError, SchemaError
+
+if TYPE_CHECKING:
+    from fastmtr._native import __version__
+    from fastmtr.bundle import Bundle, open_bundle, write_bundle
+    from fastmtr.config import Config, load_config
+    from fastmtr.features import FeaturePipeline
+    from fastmtr.fusion import Fusion
+    from fastmtr.graph import Graph
+    from fastmtr.ranker import Ranker
+    from fastmtr.retrieval import Retriever
+    from fastmtr.schema import Feature, Schema, Task
+
+__all__ = [
+    "BackendError",
+    "Bundle",
+    "BundleError",
+    "Config",
+    "ConfigError",
+    "ConversionError",
+    "FastMTRError",
+    "Feature",
+    "FeaturePipeline",
+    "Fusion",
+    "Graph",
+    "Ranker",
+    "Retriever",
+    "Schema",
+    "SchemaError",
+    "Task",
+    "__version__",
+    "get_include",
+    "get_library",
+    "info",
+    "load_config",
+    "open_bundle",
+    "write_bundle",
+]
+
+_HOME = {
+    "Bundle": "bundle",
+    "Config": "config",
+    "Feature": "schema",
+    "FeaturePipeline": "features",
+    "Fusion": "fusion",
+    "Graph": "graph",
+    "Ranker": "ranker",
+    "Retriever": "retrieval",
+    "Schema": "schema",
+    "Task": "schema",
+    "__version__": "_native",
+    "load_config": "config",
+    "open_bundle": "bundle",
+    "write_bundle": "bundle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'fastmtr' has no attribute {name!r}")
+    value = getattr(import_module(f"fastmtr.{_HOME[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
+
+def info() -> dict[str, Any]:
+    """Version, ABI and the instruction sets of the native engine, with the reason where one is not used.
+
+    Returns
+    -------
+    dict
+        What ``fmtr_info`` of the C ABI says.
+    """
+    import msgspec
+
+    from fastmtr import _native
+
+    found: dict[str, Any] = msgspec.json.decode(_native.info())
+    return found
+
+
+def get_include() -> str:
+    """The folder that holds ``fastmtr.h`` and ``fastmtr.hpp``, for programs that embed the engine."""
+    return str(_installed("include", "fastmtr.h").parent)
+
+
+def get_library() -> str:
+    """The path of the engine's shared library, which ``get_include()``'s headers describe."""
+    return str(_installed("lib", "libfastmtr.so"))
+
+
+def _installed(folder: str, name: str) -> Any:
+    from pathlib import Path
+
+    from fastmtr import _native
+
+    # Beside the native module: in an editable installation the Python files are somewhere else.
+    path = Path(_native.__file__).resolve().parent / folder / name
+    if not path.is_file():
+        raise FastMTRError(f"{path} is not there: the installation of fastmtr is incomplete; install the wheel again")
+    return path
