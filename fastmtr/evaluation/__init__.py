@@ -1,0 +1,1 @@
+"""How good the scores are: metrics, baselines and comparisons with intervals."""
