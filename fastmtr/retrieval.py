@@ -1,0 +1,233 @@
+"""Finding the items whose vectors are nearest to a user's: Faiss, or exact search in NumPy where Faiss is not installed.
+
+Both vectors come from the same compiled graph that ranks, so they cannot drift apart from it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from importlib.util import find_spec
+from typing import Annotated, Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmtr.errors import BackendError, ConfigError, SchemaError
+
+__all__ = ["IndexKind", "RetrievalConfig", "Retriever"]
+
+IndexKind = Literal["auto", "exact", "flat", "ivf", "hnsw"]
+
+_Positive = Annotated[int, msgspec.Meta(ge=1)]
+# Below this many items an exhaustive search costs less than a millisecond, and loses nothing.
+_SMALL = 50_000
+# Faiss asks for so many vectors a centroid, or it warns.
+_VECTORS_A_LIST = 39
+
+
+class RetrievalConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The ``[retrieval]`` section of a configuration.
+
+    Parameters
+    ----------
+    index : {"auto", "exact", "flat", "ivf", "hnsw"}
+        ``exact``: NumPy; ``flat``: Faiss, exhaustive; ``ivf``, ``hnsw``: Faiss, approximate; ``auto``: ``flat`` up to
+        50,000 items, above that ``ivf``, and ``exact`` without Faiss.
+    lists : int, optional
+        ``ivf``: clusters; 4 times the root of the number of items if not given.
+    probes : int
+        ``ivf``: clusters that are searched.
+    links : int
+        ``hnsw``: neighbours a vector.
+    ef_construction, ef_search : int
+        ``hnsw``: candidates kept while building and searching.
+    """
+
+    index: IndexKind = "auto"
+    lists: _Positive | None = None
+    probes: _Positive = 32
+    links: _Positive = 32
+    ef_construction: _Positive = 80
+    ef_search: _Positive = 128
+
+
+class Retriever:
+    """An index over the vectors of a catalogue; the score of an item is the inner product.
+
+    Parameters
+    ----------
+    vectors : array of float32, shape (items, dim)
+        In catalogue row order.
+    config : RetrievalConfig, optional
+    threads : int
+        That Faiss may use.
+
+    Attributes
+    ----------
+    kind : str
+        The index in use: what ``auto`` became.
+
+    Raises
+    ------
+    BackendError
+        The index needs Faiss, which is not installed.
+    SchemaError
+        The vectors are not a finite matrix.
+
+    References
+    ----------
+    Douze et al., "The Faiss library", 2024, arXiv:2401.08281.
+    """
+
+    def __init__(
+        self, vectors: NDArray[np.float32], *, config: RetrievalConfig | None = None, threads: int = 1
+    ) -> None:
+        if vectors.ndim != 2 or vectors.dtype != np.float32:
+            raise SchemaError(f"vectors must be a float32 matrix [items, dim], found {vectors.dtype} {vectors.shape}")
+        if not np.isfinite(vectors).all():
+            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
+            raise SchemaError(f"the vector of item row {bad} is not finite; the model's retrieval head is damaged")
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, found {threads}")
+        self.config = config if config is not None else RetrievalConfig()
+        self.threads = threads
+        self.n_items, self.dim = vectors.shape
+        self.kind = self._choose(self.config.index)
+        self._vectors = np.ascontiguousarray(vectors)
+        self._index: Any = None
+        if self.kind != "exact" and self.n_items:
+            with _faiss_threads(threads):
+                self._index = self._build()
+
+    def __repr__(self) -> str:
+        return f"Retriever({self.kind}, {self.n_items} items, dim {self.dim})"
+
+    def search(
+        self, queries: NDArray[np.float32], *, k: int, exclude: Sequence[NDArray[np.int64] | None] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """The k items with the greatest inner product for each query.
+
+        Parameters
+        ----------
+        queries : array of float32, shape (requests, dim)
+        k : int
+        exclude : sequence of arrays of int64, one a query, optional
+            Item rows not to return.
+
+        Returns
+        -------
+        rows : array of int64, shape (requests, k)
+            Best first; -1 where fewer than k were found.
+        scores : array of float32, shape (requests, k)
+            NaN where the row is -1.
+
+        Raises
+        ------
+        SchemaError
+            A shape does not fit, or a query is not finite.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, found {k}")
+        if queries.ndim != 2 or queries.shape[1] != self.dim:
+            raise SchemaError(f"queries must have shape [requests, {self.dim}], found {list(queries.shape)}")
+        if not np.isfinite(queries).all():
+            raise SchemaError("a query vector is not finite (NaN or infinite)")
+        if exclude is not None and len(exclude) != len(queries):
+            raise SchemaError(f"exclude has {len(exclude)} entries for {len(queries)} queries; give one for each")
+        # With as many more results as rows may have to go, the k best of the rest are all there.
+        spare = max((0 if rows is None else len(rows) for rows in exclude), default=0) if exclude is not None else 0
+        reach = min(k + spare, self.n_items)
+        if reach == 0 or not len(queries):
+            rows = np.full((len(queries), k), -1, np.int64)
+            return rows, np.full(rows.shape, np.nan, np.float32)
+        rows, scores = self._nearest(np.ascontiguousarray(queries, np.float32), reach)
+        if spare and exclude is not None:
+            for found, unwanted in zip(rows, exclude, strict=True):
+                if unwanted is not None and len(unwanted):
+                    found[np.isin(found, unwanted)] = -1
+            order = np.argsort(rows < 0, axis=1, kind="stable")
+            rows = np.take_along_axis(rows, order, axis=1)
+            scores = np.take_along_axis(scores, order, axis=1)
+        if rows.shape[1] < k:
+            missing = ((0, 0), (0, k - rows.shape[1]))
+            rows, scores = np.pad(rows, missing, constant_values=-1), np.pad(scores, missing)
+        rows, scores = rows[:, :k], scores[:, :k]
+        scores[rows < 0] = np.nan
+        return rows, scores
+
+    def _nearest(
+        self, queries: NDArray[np.float32], reach: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if self._index is None:
+            return _exact(self._vectors, queries, reach)
+        params = None
+        if self.kind == "hnsw":
+            import faiss
+
+            params = faiss.SearchParametersHNSW(efSearch=max(self.config.ef_search, reach))
+        if len(queries) == 1:  # Faiss searches one query with one thread
+            scores, rows = self._index.search(queries, reach, params=params)
+        else:
+            with _faiss_threads(self.threads):
+                scores, rows = self._index.search(queries, reach, params=params)
+        return rows, scores
+
+    def _choose(self, wanted: IndexKind) -> str:
+        have = find_spec("faiss") is not None
+        if wanted == "auto":
+            if not have:
+                return "exact"
+            return "flat" if self.n_items <= _SMALL else "ivf"
+        if wanted != "exact" and not have:
+            raise BackendError(
+                f"retrieval index {wanted!r} needs Faiss, which is not installed: pip install 'fastmtr[retrieval]', "
+                "or choose index 'exact'"
+            )
+        return wanted
+
+    def _build(self) -> Any:
+        import faiss
+
+        if self.kind == "flat":
+            index = faiss.IndexFlatIP(self.dim)
+        elif self.kind == "ivf":
+            lists = self.config.lists or max(1, min(round(4 * self.n_items**0.5), self.n_items // _VECTORS_A_LIST))
+            if lists > self.n_items:
+                raise ConfigError(f"retrieval.lists is {lists}, but there are only {self.n_items} items")
+            index = faiss.IndexIVFFlat(faiss.IndexFlatIP(self.dim), self.dim, lists, faiss.METRIC_INNER_PRODUCT)
+            index.nprobe = min(self.config.probes, lists)
+            index.cp.min_points_per_centroid = 1  # quiet where the caller asked for many lists
+            index.train(self._vectors)
+        else:
+            index = faiss.IndexHNSWFlat(self.dim, self.config.links, faiss.METRIC_INNER_PRODUCT)
+            index.hnsw.efConstruction = self.config.ef_construction
+        index.add(self._vectors)
+        return index
+
+
+@contextmanager
+def _faiss_threads(threads: int) -> Iterator[None]:
+    """Faiss with so many threads in this thread, and as before afterwards."""
+    import faiss
+
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(threads)
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
+
+
+def _exact(
+    vectors: NDArray[np.float32], queries: NDArray[np.float32], reach: int
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """The `reach` greatest inner products, ties by lower row."""
+    products = queries @ vectors.T
+    if reach < products.shape[1]:
+        # The reach-th greatest value and all above it; a tie at the border goes to the lower row.
+        border = -np.partition(-products, reach - 1, axis=1)[:, reach - 1 : reach]
+        products = np.where(products >= border, products, -np.inf)
+    rows = np.argsort(-products, axis=1, kind="stable")[:, :reach]
+    return rows.astype(np.int64, copy=False), np.take_along_axis(products, rows, axis=1)
