@@ -91,7 +91,11 @@ class Writer:
                 act = self._activation(following) if following else None
                 position += act is not None
                 value = self._grouped(
-                    value, layers, shared_x=shared_x and depth == 0 and groups > 1, act=act or _Activation("none"), name=here
+                    value,
+                    layers,
+                    shared_x=shared_x and depth == 0 and groups > 1,
+                    act=act or _Activation("none"),
+                    name=here,
                 )
                 depth += 1
             elif isinstance(first, nn.BatchNorm1d):
@@ -104,13 +108,13 @@ class Writer:
                 raise ConversionError(f"{name}: a {type(first).__name__} in an MLP has no counterpart in a graph")
         return value
 
-    def _grouped(
-        self, x: str, layers: Sequence[nn.Module], *, shared_x: bool, act: _Activation, name: str
-    ) -> str:
+    def _grouped(self, x: str, layers: Sequence[nn.Module], *, shared_x: bool, act: _Activation, name: str) -> str:
         linears = [layer for layer in layers if isinstance(layer, nn.Linear)]
         weights = [array(layer.weight) for layer in linears]
         if len({w.shape for w in weights}) != 1:
-            raise ConversionError(f"{name}: siblings must have weights of one shape, found {[w.shape for w in weights]}")
+            raise ConversionError(
+                f"{name}: siblings must have weights of one shape, found {[w.shape for w in weights]}"
+            )
         w = self.builder.weight(f"{name}.w", np.stack(weights) if len(weights) > 1 else weights[0])
         slope = None if act.slope is None else self.builder.weight(f"{name}.slope", act.slope)
         return self.builder.affine(
@@ -128,7 +132,9 @@ class Writer:
     def _bias(self, layers: Sequence[nn.Linear], *, name: str) -> str | None:
         if all(layer.bias is None for layer in layers):
             return None
-        biases = [np.zeros(layer.out_features, np.float32) if layer.bias is None else array(layer.bias) for layer in layers]
+        biases = [
+            np.zeros(layer.out_features, np.float32) if layer.bias is None else array(layer.bias) for layer in layers
+        ]
         return self.builder.weight(f"{name}.b", np.concatenate(biases))
 
     def _batch_norm(self, x: str, layers: Sequence[nn.Module], *, name: str) -> str:
@@ -138,7 +144,9 @@ class Writer:
         parts: dict[str, list[NDArray[np.float32]]] = {"scale": [], "shift": [], "mean": [], "var": []}
         for norm in norms:
             if norm.running_mean is None or norm.running_var is None:
-                raise ConversionError(f"{name}: a BatchNorm without running statistics depends on the batch, not the row")
+                raise ConversionError(
+                    f"{name}: a BatchNorm without running statistics depends on the batch, not the row"
+                )
             parts["mean"].append(array(norm.running_mean))
             parts["var"].append(array(norm.running_var))
             parts["scale"].append(array(norm.weight) if norm.affine else np.ones(norm.num_features, np.float32))

@@ -47,4 +47,6 @@ def convert(model: nn.Module) -> Graph:
         if kind in _CONVERTERS:
             return _CONVERTERS[kind](model)
     known = sorted(kind.__name__ for kind in _CONVERTERS)
-    raise ConversionError(f"no converter for a model of type {type(model).__name__!r}; there are converters for {known}")
+    raise ConversionError(
+        f"no converter for a model of type {type(model).__name__!r}; there are converters for {known}"
+    )

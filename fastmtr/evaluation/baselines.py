@@ -43,9 +43,7 @@ def item_times_user_mean(prepared: Prepared, samples: Samples, *, smoothing: flo
     return np.where(binary, product, item + user - overall).astype(np.float32)
 
 
-def logistic_regression(
-    prepared: Prepared, samples: Samples, *, c: float = 0.1, max_iter: int = 100
-) -> Float32:
+def logistic_regression(prepared: Prepared, samples: Samples, *, c: float = 0.1, max_iter: int = 100) -> Float32:
     """A linear model on the same inputs: one-hot ids (their mean, for histories) and numbers.
 
     Parameters

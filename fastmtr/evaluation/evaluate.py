@@ -245,7 +245,9 @@ def compare_with_single_task(
     found: dict[tuple[str, str], tuple[list[float], list[float]]] = {}
     for seed in seeds:
         together = run(names, seed)
-        alone = np.stack([run(_with_causes(t, config, prepared.schema), seed)[:, names.index(t)] for t in names], axis=1)
+        alone = np.stack(
+            [run(_with_causes(t, config, prepared.schema), seed)[:, names.index(t)] for t in names], axis=1
+        )
         both = [evaluate(s, prepared.test, schema=prepared.schema) for s in (together, alone)]
         for multi, single in zip(*both, strict=True):
             for metric in metrics if multi.kind == "binary" else ("rmse",):

@@ -42,8 +42,8 @@ def binary_metrics(
     groups : array of shape (n,), optional
         The user of each row, for the grouped AUC.
     threshold : float or "f1"
-        From where on a row counts as positive. "f1" takes the threshold with the highest F1 *on these rows*: choose it on
-        validation rows with :func:`best_f1_threshold` and give it here, or accuracy and F1 flatter the model.
+        From where on a row counts as positive. "f1" takes the threshold with the highest F1 *on these rows*: choose it
+        on validation rows with :func:`best_f1_threshold` and give it here, or accuracy and F1 flatter the model.
 
     Returns
     -------
@@ -55,7 +55,11 @@ def binary_metrics(
     _same_length(y=y, p=p)
     at = best_f1_threshold(y, p) if threshold == "f1" else float(threshold)
     positive = p >= at
-    found: dict[str, float] = {"n": float(y.size), "base_rate": float(y.mean()) if y.size else np.nan, "auc": roc_auc(y, p)}
+    found: dict[str, float] = {
+        "n": float(y.size),
+        "base_rate": float(y.mean()) if y.size else np.nan,
+        "auc": roc_auc(y, p),
+    }
     if groups is not None:
         found["gauc"] = grouped_auc(y, p, groups=groups)
     found["log_loss"] = float(sk.log_loss(y, p, labels=[0, 1])) if y.size else np.nan
@@ -167,7 +171,8 @@ def expected_calibration_error(y: ArrayLike, p: ArrayLike, *, bins: int = 15) ->
 
     References
     ----------
-    Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015 (here with equal-mass bins).
+    Naeini et al., "Obtaining Well Calibrated Probabilities Using Bayesian Binning", AAAI 2015 (here with bins of equal
+    mass).
     """
     y, p = _labels(y), _column("p", p)
     if not y.size:
@@ -243,7 +248,9 @@ def _column(name: str, values: ArrayLike) -> Float:
 def _labels(values: ArrayLike) -> Float:
     array = _column("y", values)
     if not np.isin(array, (0.0, 1.0)).all():
-        raise SchemaError(f"labels of a binary task must be 0 or 1, found {np.setdiff1d(array, (0.0, 1.0))[:3].tolist()}")
+        raise SchemaError(
+            f"labels of a binary task must be 0 or 1, found {np.setdiff1d(array, (0.0, 1.0))[:3].tolist()}"
+        )
     return array
 
 

@@ -13,11 +13,11 @@ from fastmtr.models.two_tower import TwoTower
 __all__ = [
     "ESMM",
     "MLP",
+    "PLE",
     "InputLayer",
     "MMoE",
     "ModelConfig",
     "MultiTaskModel",
-    "PLE",
     "Rows",
     "SharedBottom",
     "TwoTower",

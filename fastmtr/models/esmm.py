@@ -18,8 +18,8 @@ __all__ = ["ESMM", "product_logit"]
 
 
 class ESMM(MultiTaskModel):
-    """Each task's tower gives the probability that it happens *given that the task it depends on did*; the output is the
-    product along that chain (click-through and conversion: pCTCVR = pCTR x pCVR).
+    """Each task's tower gives the probability that it happens *given that the task it depends on did*; the output is
+    the product along that chain (click-through and conversion: pCTCVR = pCTR x pCVR).
 
     So every tower is trained on all impressions, through the product, and never on the biased sample of those where the
     first task happened. Towers read the shared embeddings directly, as in the paper. A task without dependence is a

@@ -106,9 +106,7 @@ class InputLayer(nn.Module):
         for each in self.inputs:
             if each.kind == "ids":
                 self._add_ids(each, schema, std=std)
-        self.widths: dict[Domain, int] = {
-            d: sum(self.width(i) for i in self.inputs if i.domain == d) for d in DOMAINS
-        }
+        self.widths: dict[Domain, int] = {d: sum(self.width(i) for i in self.inputs if i.domain == d) for d in DOMAINS}
 
     def _add_ids(self, each: Input, schema: Schema, *, std: float) -> None:
         feature = schema.feature(each.name)

@@ -56,12 +56,8 @@ class ExtractionLevel(nn.Module):
     def forward(self, tasks: Sequence[Tensor], shared: Tensor) -> tuple[list[Tensor], Tensor]:
         """What each task and the shared part pass on; the last level gives its shared input back."""
         common = [expert(shared) for expert in self.shared_experts]
-        own = [
-            [expert(x) for expert in experts] for x, experts in zip(tasks, _lists(self.task_experts), strict=True)
-        ]
-        mixed = [
-            mixture(gate, x, common + mine) for gate, x, mine in zip(self.task_gates, tasks, own, strict=True)
-        ]
+        own = [[expert(x) for expert in experts] for x, experts in zip(tasks, _lists(self.task_experts), strict=True)]
+        mixed = [mixture(gate, x, common + mine) for gate, x, mine in zip(self.task_gates, tasks, own, strict=True)]
         if self.shared_gate is None:
             return mixed, shared
         everything = common + [output for mine in own for output in mine]

@@ -72,8 +72,8 @@ def in_batch_softmax(
 ) -> Tensor:
     """Sampled softmax over the items of the batch, corrected for how often each is sampled.
 
-    Row i of ``users`` chose row i of ``items``; the other items of the batch are its negatives. Popular items are sampled
-    more often, so ``log q`` is taken from their logits. A negative that is the same item as the positive is left out.
+    Row i of ``users`` chose row i of ``items``; the other items of the batch are its negatives. Popular items are
+    sampled more often, so ``log q`` is taken from their logits. A negative that is the positive's item is left out.
 
     Parameters
     ----------

@@ -52,8 +52,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weight_decay : float
         Decoupled (AdamW), of the layers' weights.
     embedding_decay : float
-        L2 penalty on the embeddings that a batch reads, a row counted once a batch. It keeps rare ids close to zero, where
-        a model of few epochs would learn them by heart.
+        L2 penalty on the embeddings that a batch reads, a row counted once a batch. It keeps ids close to zero that
+        the model would otherwise learn by heart.
     weighting : {"fixed", "uncertainty"}
         See :class:`~fastmtr.training.losses.MultiTaskLoss`.
     patience : int
@@ -270,7 +270,11 @@ class _Training:
                     f"training: the loss became {loss} in epoch {epoch}; lower learning_rate (it is "
                     f"{self.config.learning_rate}) and look for extreme values in the numeric features"
                 )
-            total, by_task, retrieval = total + loss * len(rows), by_task + each * len(rows), retrieval + retrieved * len(rows)
+            total, by_task, retrieval = (
+                total + loss * len(rows),
+                by_task + each * len(rows),
+                retrieval + retrieved * len(rows),
+            )
             bar.advance(f"epoch {epoch}/{self.config.epochs}  loss {loss:.4f}")
         n = self.data.n
         valid = self._validate()
@@ -288,7 +292,7 @@ class _Training:
 
     def _batches(self) -> Iterator[Tensor]:
         order = torch.from_numpy(self.order.permutation(self.data.n))
-        yield from order.split(self.config.batch_size)
+        yield from torch.split(order, self.config.batch_size)
 
     def _step(self, rows: Tensor) -> tuple[float, Tensor, float]:
         if len(rows) == 1 and self.model.config.batch_norm:
@@ -317,7 +321,9 @@ class _Training:
         for each in layer.inputs:
             rows = domains[each.domain]
             if each.kind == "ids" and rows is not None:
-                read.setdefault(layer.table_of[each.name], []).append(rows[0][:, each.offset : each.offset + each.width])
+                read.setdefault(layer.table_of[each.name], []).append(
+                    rows[0][:, each.offset : each.offset + each.width]
+                )
         total = torch.zeros((), device=self.data.device)
         for key, parts in read.items():
             weight = layer.tables[key].weight
@@ -346,11 +352,15 @@ class _Retrieval:
         names = [t.name for t in model.tasks if t.kind == "binary"]
         task = self.config.task or (names[0] if names else None)
         if task not in names:
-            raise ConfigError(f"model: two_tower.task must be a binary task of the model, one of {names}; found {task!r}")
+            raise ConfigError(
+                f"model: two_tower.task must be a binary task of the model, one of {names}; found {task!r}"
+            )
         self.column = [t.name for t in model.tasks].index(task)
         positive = prepared.train.labels[:, [t.name for t in prepared.schema.tasks].index(task)] == 1.0
         if not positive.any():
-            raise SchemaError(f"the retrieval head learns from positives of {task!r}, but the training samples have none")
+            raise SchemaError(
+                f"the retrieval head learns from positives of {task!r}, but the training samples have none"
+            )
         counts = np.bincount(prepared.train.item_rows[positive], minlength=prepared.catalogue.packed.n_rows)
         self.log_q = torch.as_tensor(np.log(np.maximum(counts, 1) / positive.sum()), device=device, dtype=torch.float32)
 
