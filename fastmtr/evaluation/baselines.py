@@ -111,7 +111,7 @@ def _design(prepared: Prepared, samples: Samples) -> csr_matrix:
 
     packed: dict[str, Packed | None] = {
         "request": samples.request,
-        "item": prepared.catalogue.packed.take(samples.item_rows),
+        "item": samples.items(prepared.catalogue.packed),
         "candidate": samples.candidate,
     }
     blocks = []

@@ -238,7 +238,7 @@ def compare_with_single_task(
             on_model(f"{', '.join(tasks)} (seed {seed})")
         model = build_model(plain, prepared.pipeline.inputs, schema=prepared.schema, tasks=tasks, seed=seed)
         train(model, prepared, config=msgspec.structs.replace(base, seed=seed), progress=False)
-        scores = np.full((len(prepared.test.item_rows), len(names)), np.nan, np.float32)
+        scores = np.full((prepared.test.n_rows, len(names)), np.nan, np.float32)
         scores[:, [names.index(t) for t in tasks]] = predict(model, prepared.test, catalogue=prepared.catalogue.packed)
         return scores
 
@@ -276,6 +276,6 @@ def _with_causes(task: str, config: ModelConfig, schema: Schema) -> list[str]:
 
 
 def _check_shape(scores: NDArray[Any], samples: Samples, schema: Schema) -> None:
-    expected = (len(samples.item_rows), len(schema.tasks))
+    expected = (samples.n_rows, len(schema.tasks))
     if scores.shape != expected:
         raise SchemaError(f"scores must have the shape [samples, tasks] {expected}, found {scores.shape}")

@@ -54,20 +54,23 @@ def binary_metrics(
     y, p = _labels(y), _column("p", p)
     _same_length(y=y, p=p)
     at = best_f1_threshold(y, p) if threshold == "f1" else float(threshold)
+    if not y.size:
+        names = ("base_rate", "auc", "gauc", "log_loss", "ece", "accuracy", "precision", "recall", "f1")
+        return {"n": 0.0, "threshold": at} | {n: np.nan for n in names if n != "gauc" or groups is not None}
     positive = p >= at
-    found: dict[str, float] = {
-        "n": float(y.size),
-        "base_rate": float(y.mean()) if y.size else np.nan,
-        "auc": roc_auc(y, p),
-    }
+    found = {"n": float(y.size), "base_rate": float(y.mean()), "auc": roc_auc(y, p)}
     if groups is not None:
         found["gauc"] = grouped_auc(y, p, groups=groups)
-    found["log_loss"] = float(sk.log_loss(y, p, labels=[0, 1])) if y.size else np.nan
-    found["ece"] = expected_calibration_error(y, p)
-    found["threshold"] = at
-    found["accuracy"] = float(sk.accuracy_score(y, positive)) if y.size else np.nan
     precision, recall, f1, _ = sk.precision_recall_fscore_support(y, positive, average="binary", zero_division=0.0)
-    return found | {"precision": float(precision), "recall": float(recall), "f1": float(f1)}
+    return found | {
+        "log_loss": float(sk.log_loss(y, p, labels=[0, 1])),
+        "ece": expected_calibration_error(y, p),
+        "threshold": at,
+        "accuracy": float(sk.accuracy_score(y, positive)),
+        "precision": float(precision),
+        "recall": float(recall),
+        "f1": float(f1),
+    }
 
 
 def regression_metrics(y: ArrayLike, p: ArrayLike) -> dict[str, float]:

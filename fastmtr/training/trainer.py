@@ -197,15 +197,19 @@ class _Tensors:
     def __init__(self, samples: Samples, catalogue: Packed, *, device: torch.device) -> None:
         self.device = device
         self.request = to_rows(samples.request, device=device)
-        self.items = to_rows(catalogue, device=device)
+        self.item_ids, self.catalogue_dense = to_rows(catalogue, device=device)
         self.item_rows = torch.as_tensor(samples.item_rows, device=device)
+        # An item's numbers may have been others then than they are in the catalogue now.
+        self.item_dense = None if samples.item_dense is None else torch.as_tensor(samples.item_dense, device=device)
         self.candidate = None if samples.candidate is None else to_rows(samples.candidate, device=device)
         self.n = self.item_rows.shape[0]
 
     def batch(self, rows: Tensor) -> tuple[Rows, Rows, Rows | None]:
         rows = rows.to(self.device)
+        items = self.item_rows[rows]
+        dense = self.catalogue_dense[items] if self.item_dense is None else self.item_dense[rows]
         candidate = None if self.candidate is None else _take(self.candidate, rows)
-        return _take(self.request, rows), _take(self.items, self.item_rows[rows]), candidate
+        return _take(self.request, rows), (self.item_ids[items], dense), candidate
 
 
 class _Training:
@@ -239,7 +243,7 @@ class _Training:
         start = time.perf_counter()
         history: list[EpochRecord] = []
         best, best_weights = -1, copy.deepcopy(self.model.state_dict())
-        has_valid = self.prepared.valid.item_rows.size > 0
+        has_valid = self.prepared.valid.n_rows > 0
         n_batches = math.ceil(self.data.n / self.config.batch_size)
         with _bar(show=progress, total=self.config.epochs * n_batches) as bar:
             for epoch in range(1, self.config.epochs + 1):
