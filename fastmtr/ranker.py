@@ -1,0 +1,784 @@
+"""The facade that services call: load a bundle, then score, rank and recommend."""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+
+import msgspec
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from fastmtr import _native
+from fastmtr.bundle import Bundle, open_bundle
+from fastmtr.errors import BackendError, ConfigError, SchemaError
+from fastmtr.features import FeaturePipeline
+from fastmtr.fusion import fusion_weights as weights_of
+from fastmtr.graph import Packed
+from fastmtr.retrieval import RetrievalConfig, Retriever
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from fastmtr.training.samples import Samples
+
+__all__ = ["Ranker", "Ranking", "Scores", "User", "Users"]
+
+User: TypeAlias = int | str | Mapping[str, Any]
+Users: TypeAlias = list[Any] | tuple[Any, ...] | NDArray[Any]
+Items: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
+UnknownItems: TypeAlias = Literal["error", "skip"]
+
+_NO_ROWS = np.empty(0, np.int64)
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class _Result:
+    """Candidates of one request with their scores.
+
+    Attributes
+    ----------
+    user : int, str or mapping
+        As it was given.
+    known_user : bool
+        False for a key that the bundle does not have: then the request's features are those of an unseen user, without a
+        history. True for a user given by features.
+    items : array of int64 (or of str, if the items' keys are text), shape (n,)
+        The items' keys.
+    fused : array of float32, shape (n,)
+    values : array of float32, shape (n, tasks)
+        The tasks' scores side by side.
+    tasks : tuple of str
+        The columns of ``values``.
+    """
+
+    user: User
+    known_user: bool
+    items: NDArray[Any]
+    fused: NDArray[np.float32]
+    values: NDArray[np.float32]
+    tasks: tuple[str, ...]
+    _label: Callable[[Any], str] = field(compare=False)
+
+    @property
+    def scores(self) -> dict[str, NDArray[np.float32]]:
+        """Each task's scores, shape (n,): a probability for a binary task."""
+        return {task: self.values[:, i] for i, task in enumerate(self.tasks)}
+
+    @property
+    def labels(self) -> list[str]:
+        """How each item is shown."""
+        return [self._label(item) for item in self.items.tolist()]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def to_pandas(self) -> pd.DataFrame:
+        """One row a candidate: ``item``, ``label``, ``fused`` and one column a task."""
+        import pandas as pd
+
+        return pd.DataFrame({"item": self.items, "label": self.labels, "fused": self.fused} | self.scores)
+
+    def __repr__(self) -> str:
+        user = "user given by features" if isinstance(self.user, Mapping) else f"user {self.user!r}"
+        head = f"{type(self).__name__}: {len(self)} items for {user}{'' if self.known_user else ' (unknown)'}"
+        return "\n".join([head, *_text_table(self._rows(10))])
+
+    def __rich__(self) -> Any:
+        from rich.table import Table
+        from rich.text import Text
+
+        header, *rows = self._rows(20)
+        table = Table(title=f"user {self.user}{'' if self.known_user else ' (unknown)'}", title_justify="left")
+        for i, name in enumerate(header):
+            table.add_column(Text(name), justify="left" if i == 1 else "right")
+        for row in rows:
+            table.add_row(*map(Text, row))
+        return table
+
+    def _rows(self, most: int) -> list[list[str]]:
+        rows = [["", "item", "fused", *self.tasks]]
+        for i, item in enumerate(self.items[:most].tolist()):
+            numbers = (self.fused[i], *self.values[i])
+            rows.append([str(i + 1), self._label(item), *(f"{number:.4g}" for number in numbers)])
+        if len(self) > most:
+            rows.append(["", f"... and {len(self) - most} more", "", *("" for _ in self.tasks)])
+        return rows
+
+
+class Scores(_Result):
+    """What :meth:`Ranker.score` gives: every candidate, in the order in which they were given."""
+
+    __slots__ = ()
+
+
+class Ranking(_Result):
+    """What :meth:`Ranker.rank` and :meth:`Ranker.recommend` give: the best candidates, best first."""
+
+    __slots__ = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Requests:
+    """Users, packed for the engine."""
+
+    users: Sequence[User]
+    known: list[bool]
+    rows: list[int]  # of the known users' table, -1 where it does not have the user
+    packed: Packed
+
+
+class Ranker:
+    """Scores, ranks and recommends from one bundle. Make it with :meth:`load`.
+
+    A ranker may be shared by threads: the model is immutable, and each thread has a session of its own.
+
+    What happens when something is not there:
+
+    * An unknown user is scored as an unseen one without a history; the result says ``known_user=False``.
+    * An unknown item is a SchemaError that lists it, or with ``unknown_items="skip"`` has NaN scores and is not ranked.
+    * Fewer than ``k`` candidates give a shorter result; no candidates an empty one.
+
+    Attributes
+    ----------
+    bundle : Bundle
+    tasks : tuple of str
+        The order of a result's ``values``.
+    """
+
+    def __init__(
+        self, bundle: Bundle, model: _native.Model, *, threads: int = 1, retrieval: RetrievalConfig | None = None
+    ) -> None:
+        self.bundle = bundle
+        self.schema = bundle.schema
+        self.threads = threads
+        self._model = model
+        described = msgspec.json.decode(model.describe())
+        self.tasks: tuple[str, ...] = tuple(described["tasks"])
+        self._description: dict[str, Any] = described
+        self._fused_tasks: list[str] = list(bundle.plan["fusion"]["tasks"])
+        self._retrieval = retrieval if retrieval is not None else _stored_retrieval(bundle)
+        self._sessions = threading.local()
+        self._lock = threading.Lock()
+        self._retriever: Retriever | None = None
+        self._pipeline = self._load_pipeline()
+        self._items = _Keys(model.keys(), bundle.item_names)
+        users = bundle.users
+        self._users = None if users is None else _Keys(users.keys, bundle.user_names)
+        self._user_ids = None if users is None else np.ascontiguousarray(users.packed.ids)
+        self._user_dense = None if users is None else np.ascontiguousarray(users.packed.dense)
+
+    @classmethod
+    def load(
+        cls,
+        path: str | os.PathLike[str],
+        *,
+        device: str = "cpu",
+        threads: int = 1,
+        isa: str | None = None,
+        verify: bool | None = None,
+        retrieval: RetrievalConfig | None = None,
+    ) -> Ranker:
+        """Open a bundle and load it into the engine.
+
+        Parameters
+        ----------
+        path : str or Path
+            The bundle's directory.
+        device : {"cpu"}
+        threads : int
+            That one call may use. A service that runs many requests at once wants 1.
+        isa : str, optional
+            An instruction set in place of the best this CPU has.
+        verify : bool, optional
+            Check all checksums; None does so for bundles below 256 MB.
+        retrieval : RetrievalConfig, optional
+            In place of the bundle's.
+
+        Raises
+        ------
+        BundleError
+            The bundle is missing, damaged, or of another version.
+        BackendError
+            The device or instruction set is not available.
+        """
+        if device != "cpu":
+            raise BackendError(f"device must be 'cpu', found {device!r}: this build of fastmtr has no other back end")
+        if threads < 1:
+            raise ConfigError(f"threads must be at least 1, found {threads}")
+        bundle = open_bundle(path, verify=verify)
+        return cls(bundle, _native.Model(str(bundle.path), isa=isa), threads=threads, retrieval=retrieval)
+
+    def __repr__(self) -> str:
+        return f"Ranker({str(self.bundle.path)!r}, {self.n_items} items, tasks {', '.join(self.tasks)}, {self.isa})"
+
+    # ---- what a user debugs with -------------------------------------------------------------------------------------
+
+    @property
+    def n_items(self) -> int:
+        """Items of the catalogue."""
+        return self._model.n_items
+
+    @property
+    def isa(self) -> str:
+        """The instruction set that the engine uses."""
+        return str(self._description["isa"])
+
+    @property
+    def memory_usage(self) -> dict[str, int]:
+        """Bytes, by what they hold, as the engine tells."""
+        return dict(self._description["memory"])
+
+    @property
+    def items(self) -> NDArray[Any]:
+        """The catalogue's keys in row order, int64 (or str)."""
+        return self._items.all
+
+    @property
+    def users(self) -> NDArray[Any]:
+        """The known users' keys, int64 (or str)."""
+        return _NO_ROWS if self._users is None else self._users.all
+
+    def label(self, item: int | str) -> str:
+        """How an item is shown: its label, or its key where the bundle has no labels."""
+        labels = self.bundle.labels
+        row = self._items.row(item)
+        return labels[row] if labels is not None and row >= 0 else str(item)
+
+    # ---- scoring -----------------------------------------------------------------------------------------------------
+
+    @overload
+    def score(
+        self,
+        user: User,
+        items: Items,
+        *,
+        context: Mapping[str, Any] | None = ...,
+        candidates: Mapping[str, ArrayLike] | None = ...,
+        fusion_weights: Mapping[str, float] | None = ...,
+        unknown_items: UnknownItems = ...,
+    ) -> Scores: ...
+
+    @overload
+    def score(
+        self,
+        user: Users,
+        items: Items,
+        *,
+        context: Mapping[str, Any] | None = ...,
+        candidates: Mapping[str, ArrayLike] | None = ...,
+        fusion_weights: Mapping[str, float] | None = ...,
+        unknown_items: UnknownItems = ...,
+    ) -> list[Scores]: ...
+
+    def score(
+        self,
+        user: User | Users,
+        items: Items,
+        *,
+        context: Mapping[str, Any] | None = None,
+        candidates: Mapping[str, ArrayLike] | None = None,
+        fusion_weights: Mapping[str, float] | None = None,
+        unknown_items: UnknownItems = "error",
+    ) -> Scores | list[Scores]:
+        """Score candidates for all tasks.
+
+        Parameters
+        ----------
+        user : key, mapping of raw features, or a list of these
+            A list is many requests in one call.
+        items : array of keys, or None
+            None: the whole catalogue. For many users one array serves all, a list of arrays has one for each.
+        context : mapping, optional
+            Raw context features, of all requests of this call; null where not given.
+        candidates : mapping of feature to array, optional
+            Raw values of the schema's ``candidate`` features, one for each candidate of all requests in order.
+        fusion_weights : mapping of task to float, optional
+            In place of the bundle's, in this call; a task that is not named gets 0.
+        unknown_items : {"error", "skip"}
+
+        Returns
+        -------
+        Scores, or a list of Scores for a list of users
+
+        Raises
+        ------
+        SchemaError
+            An unknown item, a feature of the wrong kind, or candidate features that do not fit.
+        """
+        requests = self._requests(user, context)
+        keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
+        values, fused = self._call(
+            self._session().score, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items
+        )
+        found = []
+        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
+            own = slice(int(offsets[r]), int(offsets[r + 1]))
+            found.append(Scores(one, known, items_of(r), fused[own], values[own], self.tasks, self.label))
+        return found if _is_many(user) else found[0]
+
+    @overload
+    def rank(
+        self,
+        user: User,
+        items: Items,
+        *,
+        k: int,
+        context: Mapping[str, Any] | None = ...,
+        candidates: Mapping[str, ArrayLike] | None = ...,
+        fusion_weights: Mapping[str, float] | None = ...,
+        unknown_items: UnknownItems = ...,
+    ) -> Ranking: ...
+
+    @overload
+    def rank(
+        self,
+        user: Users,
+        items: Items,
+        *,
+        k: int,
+        context: Mapping[str, Any] | None = ...,
+        candidates: Mapping[str, ArrayLike] | None = ...,
+        fusion_weights: Mapping[str, float] | None = ...,
+        unknown_items: UnknownItems = ...,
+    ) -> list[Ranking]: ...
+
+    def rank(
+        self,
+        user: User | Users,
+        items: Items,
+        *,
+        k: int,
+        context: Mapping[str, Any] | None = None,
+        candidates: Mapping[str, ArrayLike] | None = None,
+        fusion_weights: Mapping[str, float] | None = None,
+        unknown_items: UnknownItems = "error",
+    ) -> Ranking | list[Ranking]:
+        """The k candidates with the highest fused scores, best first; ties by position.
+
+        Parameters are those of :meth:`score`.
+
+        Returns
+        -------
+        Ranking, or a list of Ranking for a list of users
+            Shorter than k where there are fewer candidates.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, found {k}")
+        requests = self._requests(user, context)
+        keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
+        positions, fused, values, counts = self._call(
+            self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k
+        )
+        found = []
+        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
+            n = int(counts[r])
+            chosen = items_of(r)[positions[r, :n]]
+            found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
+        return found if _is_many(user) else found[0]
+
+    @overload
+    def recommend(
+        self,
+        user: User,
+        *,
+        k: int,
+        retrieve: int | None = ...,
+        exclude: Literal["seen"] | ArrayLike | None = ...,
+        context: Mapping[str, Any] | None = ...,
+        fusion_weights: Mapping[str, float] | None = ...,
+    ) -> Ranking: ...
+
+    @overload
+    def recommend(
+        self,
+        user: Users,
+        *,
+        k: int,
+        retrieve: int | None = ...,
+        exclude: Literal["seen"] | ArrayLike | None = ...,
+        context: Mapping[str, Any] | None = ...,
+        fusion_weights: Mapping[str, float] | None = ...,
+    ) -> list[Ranking]: ...
+
+    def recommend(
+        self,
+        user: User | Users,
+        *,
+        k: int,
+        retrieve: int | None = 500,
+        exclude: Literal["seen"] | ArrayLike | None = None,
+        context: Mapping[str, Any] | None = None,
+        fusion_weights: Mapping[str, float] | None = None,
+    ) -> Ranking | list[Ranking]:
+        """Retrieve candidates from the catalogue, then rank them.
+
+        Parameters
+        ----------
+        user : key, mapping of raw features, or a list of these
+        k : int
+        retrieve : int or None
+            Candidates that retrieval hands to ranking. None: no retrieval, the whole catalogue is ranked.
+        exclude : "seen" or array of keys, optional
+            Items not to recommend: those that the user had in training, or these; keys that the catalogue does not have
+            are passed over.
+        context, fusion_weights
+            As in :meth:`score`.
+
+        Returns
+        -------
+        Ranking, or a list of Ranking for a list of users
+
+        Raises
+        ------
+        SchemaError
+            The model has no retrieval head, or needs candidate features, which only the caller of :meth:`rank` can give.
+        """
+        if k < 1:
+            raise ConfigError(f"k must be at least 1, found {k}")
+        if retrieve is not None and retrieve < 1:
+            raise ConfigError(f"retrieve must be at least 1, or None to rank the whole catalogue, found {retrieve}")
+        requests = self._requests(user, context)
+        excluded = self._excluded(exclude, requests)
+        rows = self._retrieve(requests.packed, retrieve, excluded)
+        offsets = np.zeros(len(rows) + 1, np.uint64)
+        np.cumsum([len(each) for each in rows], out=offsets[1:])
+        flat = np.concatenate(rows) if rows else _NO_ROWS
+        positions, fused, values, counts = self._call(
+            self._session().rank, requests.packed, offsets, self._items.keys[flat], None, fusion_weights, "error", k
+        )
+        found = []
+        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
+            n = int(counts[r])
+            chosen = self._items.all[rows[r][positions[r, :n]]]
+            found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
+        return found if _is_many(user) else found[0]
+
+    def predict(self, samples: Samples, *, items: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Scores of evaluation samples, each a request with one candidate.
+
+        Parameters
+        ----------
+        samples : Samples
+            Packed by this bundle's feature pipeline.
+        items : array of int64
+            The key of each catalogue row that ``samples.item_rows`` counts.
+
+        Returns
+        -------
+        array of float32, shape (samples, tasks)
+        """
+        n = len(samples.item_rows)
+        offsets = np.arange(n + 1, dtype=np.uint64)
+        extra = samples.candidate
+        values, _ = self._session().score(
+            np.ascontiguousarray(samples.request.ids),
+            np.ascontiguousarray(samples.request.dense),
+            offsets,
+            np.ascontiguousarray(items[samples.item_rows]),
+            candidate_ids=None if extra is None or not extra.ids.shape[1] else np.ascontiguousarray(extra.ids),
+            candidate_dense=None if extra is None or not extra.dense.shape[1] else np.ascontiguousarray(extra.dense),
+        )
+        return values
+
+    # ---- retrieval ---------------------------------------------------------------------------------------------------
+
+    @property
+    def retriever(self) -> Retriever:
+        """The index over the catalogue's item vectors; made at the first use.
+
+        Raises
+        ------
+        SchemaError
+            The model has no retrieval head.
+        """
+        if self._retriever is None:
+            with self._lock:
+                if self._retriever is None:
+                    self._need_head()
+                    vectors = self._model.item_output("item_vector")
+                    self._retriever = Retriever(vectors, config=self._retrieval, threads=self.threads)
+        return self._retriever
+
+    def user_vectors(
+        self, user: User | Users, *, context: Mapping[str, Any] | None = None
+    ) -> NDArray[np.float32]:
+        """The retrieval head's vectors of one or many users, shape (users, dim)."""
+        self._need_head()
+        return self._vectors(self._requests(user, context).packed)
+
+    def _vectors(self, packed: Packed) -> NDArray[np.float32]:
+        return self._session().request_output("user_vector", packed.ids, packed.dense)
+
+    def _need_head(self) -> None:
+        outputs = {each["name"] for each in self.bundle.plan["outputs"]}
+        if not {"user_vector", "item_vector"} <= outputs:
+            raise SchemaError(
+                "the model of this bundle has no retrieval head; pass retrieve=None to rank the whole catalogue, or train it "
+                "with [model.two_tower]"
+            )
+
+    def _retrieve(
+        self, packed: Packed, retrieve: int | None, excluded: list[NDArray[np.int64]]
+    ) -> list[NDArray[np.int64]]:
+        """Catalogue rows for each request."""
+        if retrieve is None:
+            every = np.arange(self.n_items)
+            return [np.setdiff1d(every, rows, assume_unique=False) if len(rows) else every for rows in excluded]
+        found, _ = self.retriever.search(self._vectors(packed), k=retrieve, exclude=excluded)
+        return [rows[rows >= 0] for rows in found]
+
+    def _excluded(self, exclude: Any, requests: _Requests) -> list[NDArray[np.int64]]:
+        if exclude is None:
+            return [_NO_ROWS] * len(requests.users)
+        if isinstance(exclude, str):
+            if exclude != "seen":
+                raise ConfigError(f"exclude must be 'seen', an array of item keys, or None, found {exclude!r}")
+            seen = self.bundle.seen
+            if seen is None:
+                raise SchemaError("this bundle does not know what its users have seen; pass the items' keys as exclude")
+            starts, rows = seen
+            return [_NO_ROWS if u < 0 else rows[starts[u] : starts[u + 1]] for u in requests.rows]
+        rows = self._items.rows(exclude)
+        return [rows[rows >= 0]] * len(requests.users)
+
+    # ---- small parts -------------------------------------------------------------------------------------------------
+
+    def _session(self) -> _native.Session:
+        try:
+            session: _native.Session = self._sessions.session
+        except AttributeError:
+            session = self._sessions.session = _native.Session(self._model, threads=self.threads)
+        return session
+
+    def _call(
+        self,
+        method: Callable[..., Any],
+        packed: Packed,
+        offsets: NDArray[np.uint64],
+        keys: NDArray[np.int64] | None,
+        candidates: Mapping[str, ArrayLike] | None,
+        fusion_weights: Mapping[str, float] | None,
+        unknown_items: UnknownItems,
+        *k: int,
+    ) -> Any:
+        extra = self._candidate_inputs(candidates, int(offsets[-1]))
+        try:
+            return method(
+                packed.ids,
+                packed.dense,
+                offsets,
+                keys,
+                *k,
+                candidate_ids=None if extra is None or not extra.ids.shape[1] else extra.ids,
+                candidate_dense=None if extra is None or not extra.dense.shape[1] else extra.dense,
+                skip_unknown=unknown_items == "skip",
+                fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
+            )
+        except SchemaError as error:
+            if unknown_items == "skip" or keys is None:
+                raise
+            unknown = np.unique(keys[self._items.rows_of_keys(keys) < 0])
+            if not len(unknown):
+                raise
+            raise _unknown_items(unknown.tolist()) from error
+
+    def _requests(self, user: User | Users, context: Mapping[str, Any] | None) -> _Requests:
+        users: Sequence[User] = list(user) if _is_many(user) else [user]  # type: ignore[arg-type,list-item]
+        if len(users) == 1:
+            row, packed = self._request(users[0], context)
+            return _Requests(users, [row >= 0 or isinstance(users[0], Mapping)], [row], packed)
+        rows, parts = [], []
+        for one in users:
+            row, packed = self._request(one, context)
+            rows.append(row)
+            parts.append(packed)
+        if not parts:
+            widths = self._description["widths"]["request"]
+            empty = Packed(np.empty((0, widths["ids"]), np.int32), np.empty((0, widths["dense"]), np.float32))
+            return _Requests(users, [], [], empty)
+        joined = Packed(np.concatenate([p.ids for p in parts]), np.concatenate([p.dense for p in parts]))
+        known = [row >= 0 or isinstance(one, Mapping) for row, one in zip(rows, users, strict=True)]
+        return _Requests(users, known, rows, joined)
+
+    def _request(self, user: User, context: Mapping[str, Any] | None) -> tuple[int, Packed]:
+        """The row in the users' table (-1 if it has none) and the packed inputs."""
+        if isinstance(user, Mapping):
+            return -1, self._need_pipeline().transform_row("request", {**user, **(context or {})})
+        row = -1 if self._users is None else self._users.row(user)
+        if row >= 0:
+            assert self._user_ids is not None and self._user_dense is not None
+            stored = Packed(self._user_ids[row : row + 1], self._user_dense[row : row + 1])
+            if not context:
+                return row, stored
+            return row, self._need_pipeline().transform_row("request", context, base=stored)
+        raw = {} if context is None else dict(context)
+        if any(f.name == self.schema.user for f in self.schema.features):
+            raw[self.schema.user] = user
+        return -1, self._need_pipeline().transform_row("request", raw)
+
+    def _candidates(
+        self, items: Any, n_users: int, unknown_items: UnknownItems
+    ) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64], Callable[[int], NDArray[Any]]]:
+        """Keys for the engine, offsets, and each request's candidates as the caller knows them."""
+        if unknown_items not in ("error", "skip"):
+            raise ConfigError(f"unknown_items must be 'error' or 'skip', found {unknown_items!r}")
+        if items is None:
+            offsets = np.arange(n_users + 1, dtype=np.uint64) * np.uint64(self.n_items)
+            return None, offsets, lambda _: self._items.all
+        if n_users == 1 and isinstance(items, np.ndarray) and items.dtype == np.int64 and items.ndim == 1:
+            if self._items.names is None:
+                keys = np.ascontiguousarray(items)
+                return keys, np.array([0, len(keys)], np.uint64), lambda _: keys
+        lists = _lists(items, n_users)
+        shown = [self._items.as_keys(each) for each in lists]
+        parts = [self._items.to_engine(each, skip=unknown_items == "skip") for each in shown]
+        offsets = np.zeros(n_users + 1, np.uint64)
+        np.cumsum([len(part) for part in parts], out=offsets[1:])
+        return (np.concatenate(parts) if parts else _NO_ROWS), offsets, lambda r: shown[r]
+
+    def _candidate_inputs(self, candidates: Mapping[str, ArrayLike] | None, n: int) -> Packed | None:
+        wanted = [f.name for f in self.schema.of_entity("candidate")]
+        if not wanted:
+            if candidates:
+                raise SchemaError(f"the schema has no candidate features, found candidates = {sorted(candidates)}")
+            return None
+        given = {name: np.asarray(column) for name, column in (candidates or {}).items()}
+        for name in wanted:
+            if name not in given:
+                raise SchemaError(f"the model needs the candidate features {wanted}; give {name!r} in candidates=")
+            if given[name].shape[:1] != (n,):
+                raise SchemaError(f"candidates[{name!r}] must have one value for each of {n} candidates, found {given[name].shape}")
+        pipeline = self._need_pipeline()
+        if find_spec("pyarrow") is not None:
+            from fastmtr.tables import read_table
+
+            return pipeline.transform("candidate", read_table({name: given[name] for name in wanted}))
+        rows = [pipeline.transform_row("candidate", {name: given[name][i] for name in given}) for i in range(n)]
+        if not rows:
+            widths = self._description["widths"]["candidate"]
+            return Packed(np.empty((0, widths["ids"]), np.int32), np.empty((0, widths["dense"]), np.float32))
+        return Packed(np.concatenate([row.ids for row in rows]), np.concatenate([row.dense for row in rows]))
+
+    def _load_pipeline(self) -> FeaturePipeline | None:
+        state = self.bundle.pipeline_state
+        return None if state is None else FeaturePipeline.from_state(self.schema, *state)
+
+    def _need_pipeline(self) -> FeaturePipeline:
+        if self._pipeline is None:
+            raise SchemaError(
+                "this bundle has no feature pipeline, so it knows only the users that are stored in it; "
+                "an unknown user, raw features or a context need one"
+            )
+        return self._pipeline
+
+
+class _Keys:
+    """Keys of users or items and their rows. Text keys have a row number in the engine in place of the key."""
+
+    def __init__(self, keys: NDArray[np.int64], names: Sequence[str] | None) -> None:
+        self.keys = keys
+        self.names = names
+        self.all: NDArray[Any] = keys if names is None else np.array(names, dtype=object)
+        if names is None:
+            self._order = np.argsort(keys, kind="stable")
+            self._sorted = keys[self._order]
+        else:
+            self._by_name = {name: row for row, name in enumerate(names)}
+
+    def row(self, key: Any) -> int:
+        """The key's row, -1 if there is none."""
+        if self.names is not None:
+            return self._by_name.get(key, -1) if isinstance(key, str) else self._refuse(key)
+        if isinstance(key, bool) or not isinstance(key, int | np.integer):
+            return self._refuse(key)
+        if not -(2**63) <= key < 2**63:
+            return -1
+        at = int(self._sorted.searchsorted(key))
+        return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == key else -1
+
+    def rows(self, keys: ArrayLike) -> NDArray[np.int64]:
+        """The row of each key, -1 where there is none."""
+        given = self.as_keys(keys)
+        if self.names is not None:
+            return np.array([self._by_name.get(name, -1) for name in given.tolist()], np.int64)
+        return self.rows_of_keys(given)
+
+    def rows_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
+        """The same of the engine's keys."""
+        if self.names is not None:
+            return np.where((keys >= 0) & (keys < len(self.names)), keys, -1)
+        if not len(self._sorted):
+            return np.full(len(keys), -1, np.int64)
+        at = np.minimum(self._sorted.searchsorted(keys), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == keys, self._order[at], -1)
+
+    def as_keys(self, keys: ArrayLike) -> NDArray[Any]:
+        """A one-dimensional array of keys of the right kind."""
+        given = np.asarray(keys, dtype=object if self.names is not None else None)
+        if given.ndim != 1:
+            raise SchemaError(f"items must be one-dimensional, found shape {list(given.shape)}")
+        if self.names is not None:
+            wrong = next((key for key in given.tolist() if not isinstance(key, str)), None)
+            if wrong is not None:
+                self._refuse(wrong)
+            return given
+        if not len(given):
+            return _NO_ROWS
+        if given.dtype.kind not in "iu":
+            self._refuse(given[0])
+        if given.dtype.kind == "u" and given.max() > np.iinfo(np.int64).max:
+            raise SchemaError(f"a key must be below 2**63, found {given.max()}")
+        return np.ascontiguousarray(given, np.int64)
+
+    def to_engine(self, keys: NDArray[Any], *, skip: bool) -> NDArray[np.int64]:
+        """What the engine knows these keys by."""
+        if self.names is None:
+            return keys
+        rows = self.rows(keys)
+        if not skip and (rows < 0).any():
+            raise _unknown_items(sorted(set(keys[rows < 0].tolist())))
+        return rows
+
+    def _refuse(self, key: Any) -> int:
+        kind = "whole numbers" if self.names is None else "text"
+        raise SchemaError(f"keys of this bundle are {kind}, found {key!r} of type {type(key).__name__}")
+
+
+def _unknown_items(unknown: list[Any]) -> SchemaError:
+    shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
+    return SchemaError(
+        f"{len(unknown)} item(s) are not in the bundle's catalogue: {shown}; leave them out, or pass unknown_items='skip'"
+    )
+
+
+def _is_many(user: Any) -> bool:
+    return isinstance(user, list | tuple | np.ndarray)
+
+
+def _lists(items: Any, n_users: int) -> list[Any]:
+    """One list of items for each user."""
+    nested = items.ndim == 2 if isinstance(items, np.ndarray) and items.dtype != object else any(map(_is_many, items))
+    if not nested:
+        return [items] * n_users
+    if len(items) != n_users:
+        raise SchemaError(f"there are {len(items)} lists of items for {n_users} user(s); give one for each, or one array for all")
+    return list(items)
+
+
+def _stored_retrieval(bundle: Bundle) -> RetrievalConfig:
+    stored = bundle.manifest.get("metadata", {}).get("retrieval")
+    return RetrievalConfig() if stored is None else msgspec.convert(stored, RetrievalConfig)
+
+
+def _text_table(rows: list[list[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = []
+    for row in rows:
+        cells = [c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
+        lines.append("  ".join(cells).rstrip())
+    return lines
