@@ -1,0 +1,208 @@
+"""Many small products side by side become few large ones: the experts, gates and towers of a multi-task model."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
+from dataclasses import replace
+
+import numpy as np
+
+from fastmtr.compiler.rewrite import Editor, Piece, canonical, pieces_of
+from fastmtr.graph import Domain, Graph, Node
+
+__all__ = ["stack_siblings"]
+
+
+def stack_siblings(graph: Graph, *, domains: Collection[Domain] = ("request", "candidate")) -> Graph:
+    """Merge products and softmaxes that stand side by side.
+
+    * Affines of one input with one activation become an affine with all their outputs (the first layers of experts; the
+      logits of gates).
+    * Affines of one shape over different inputs become one with ``groups`` (second layers of experts; towers), where
+      their inputs are neighbouring columns already or can be written side by side.
+    * Softmaxes over neighbouring columns become one.
+
+    Each output element is computed as before, term by term, so no bit changes. Item values are not stacked by default:
+    they are stored one by one, as memory allows.
+    """
+    while True:
+        for stack in (_stack_same_input, _group_same_shape, _merge_softmaxes):
+            stacked = stack(graph, domains)
+            if stacked is not None:
+                graph = stacked
+                break
+        else:
+            return graph
+
+
+def _stack_same_input(graph: Graph, domains: Collection[Domain]) -> Graph | None:
+    def key(node: Node) -> Hashable:
+        if len(node.inputs) != 1 or node.attr("groups") != 1:
+            return None
+        return (node.inputs[0], node.attr("activation"), node.attr("alpha"))
+
+    softmax_size = {n.inputs[0]: n.attr("size") for n in graph.nodes if n.op == "softmax"}
+    for siblings in _families(graph, domains, key):
+        # Gates of one size become neighbours, so that their softmaxes can be one.
+        ordered = sorted(siblings, key=lambda n: softmax_size.get(n.output, 0))
+        editor = Editor(graph)
+        w = np.concatenate([canonical(graph.weights[n.weights["w"]]) for n in ordered], axis=1)
+        attrs = dict(ordered[0].attrs)
+        return _replace_family(graph, editor, ordered, ordered[0].inputs[0], w, attrs)
+    return None
+
+
+def _group_same_shape(graph: Graph, domains: Collection[Domain]) -> Graph | None:
+    depth = _depths(graph)
+    pieces = pieces_of(graph)
+    widths = {name: graph.width(name) for name in pieces}
+
+    def key(node: Node) -> Hashable:
+        # Of equal depth, so that no member waits for another.
+        if len(node.inputs) != 1 or (node.attr("shared_x") and node.attr("groups") != 1):
+            return None
+        shape = canonical(graph.weights[node.weights["w"]]).shape[1:]
+        return (shape, node.attr("activation"), node.attr("alpha"), graph.domain(node.output), depth[node.output])
+
+    for family in _families(graph, domains, key):
+        for members in _side_by_side(graph, family, pieces, widths):
+            editor = Editor(graph)
+            editor.know(pieces)
+            made_of = [p for n in members for p in pieces[n.inputs[0]]]
+            x = editor.join(made_of, widths, name=f"{_family_name(members)}.x")
+            w = np.concatenate([canonical(graph.weights[n.weights["w"]]) for n in members])
+            attrs = {**members[0].attrs, "groups": len(w), "shared_x": False}
+            return _replace_family(graph, editor, members, x, w, attrs)
+    return None
+
+
+def _side_by_side(
+    graph: Graph, family: Sequence[Node], pieces: dict[str, tuple[Piece, ...]], widths: dict[str, int]
+) -> Iterable[list[Node]]:
+    """Members whose inputs are, or can be laid, side by side without a copy: largest sets first."""
+    runs: list[list[Node]] = []
+    for node in sorted(family, key=lambda n: pieces[n.inputs[0]]):
+        made_of = pieces[node.inputs[0]]
+        if len(made_of) == 1 and runs:
+            before = pieces[runs[-1][-1].inputs[0]][-1]
+            if before.source == made_of[0].source and before.offset + before.width == made_of[0].offset:
+                runs[-1].append(node)
+                continue
+        if len(made_of) == 1:
+            runs.append([node])
+    yield from (run for run in sorted(runs, key=len, reverse=True) if len(run) > 1)
+
+    inputs = {i.name for i in graph.inputs}
+    in_concat = {p.source for n in graph.nodes if n.op == "concat" for p in pieces[n.output]}
+    free, taken = [], set[str]()
+    for node in family:
+        made_of = pieces[node.inputs[0]]
+        source = made_of[0].source
+        whole = len(made_of) == 1 and made_of[0].width == widths[source]
+        if whole and source not in inputs | in_concat | taken and graph.domain(source) == graph.domain(node.output):
+            taken.add(source)
+            free.append(node)
+    if len(free) > 1:
+        yield free
+
+
+def _families(graph: Graph, domains: Collection[Domain], key: Callable[[Node], Hashable]) -> list[list[Node]]:
+    """Affines with a product that have the same key (None: no family), where there are several."""
+    families: defaultdict[Hashable, list[Node]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "affine" and "w" in node.weights and graph.domain(node.output) in domains:
+            found = key(node)
+            if found is not None:
+                families[found].append(node)
+    return [family for family in families.values() if len(family) > 1]
+
+
+def _family_name(members: Sequence[Node]) -> str:
+    return f"{members[0].output}+{len(members) - 1}"
+
+
+def _replace_family(
+    graph: Graph, editor: Editor, members: Sequence[Node], x: str, w: np.ndarray, attrs: dict[str, object]
+) -> Graph:
+    """One affine in place of the members, each of which becomes a slice of it."""
+    name = editor.fresh(_family_name(members))
+    weights = {"w": editor.weight(f"{name}.w", w[0] if len(w) == 1 else w)}
+    for role in ("b", "slope"):
+        if any(role in n.weights for n in members):
+            parts = [
+                graph.weights[n.weights[role]] if role in n.weights else np.zeros(graph.width(n.output), np.float32)
+                for n in members
+            ]
+            weights[role] = editor.weight(f"{name}.{role}", np.concatenate(parts))
+    first, offset = {n.output: n for n in members}, 0
+    slices: dict[str, Node] = {}
+    for member in members:
+        width = graph.width(member.output)
+        slices[member.output] = Node("slice", (name,), member.output, {}, {"offset": offset, "width": width})
+        offset += width
+    stacked = Node("affine", (x,), name, weights, attrs)
+    placed = False
+    for node in graph.nodes:
+        if node.output in first:
+            if not placed:
+                editor.nodes.append(stacked)
+                placed = True
+            editor.nodes.append(slices[node.output])
+        else:
+            editor.nodes.append(node)
+    return editor.graph()
+
+
+def _merge_softmaxes(graph: Graph, domains: Collection[Domain]) -> Graph | None:
+    pieces = pieces_of(graph)
+    widths = {name: graph.width(name) for name in pieces}
+    families: defaultdict[Hashable, list[tuple[Piece, Node]]] = defaultdict(list)
+    for node in graph.nodes:
+        if node.op == "softmax" and graph.domain(node.output) in domains and len(pieces[node.inputs[0]]) == 1:
+            piece = pieces[node.inputs[0]][0]
+            families[(piece.source, node.attr("size"))].append((piece, node))
+    for family in families.values():
+        family.sort(key=lambda each: each[0])
+        run = [family[0]]
+        for piece, node in family[1:]:
+            if run[-1][0].offset + run[-1][0].width == piece.offset:
+                run.append((piece, node))
+            elif len(run) > 1:
+                break
+            else:
+                run = [(piece, node)]
+        if len(run) > 1:
+            return _merge_softmax_run(graph, run, pieces, widths)
+    return None
+
+
+def _merge_softmax_run(
+    graph: Graph, run: list[tuple[Piece, Node]], pieces: dict[str, tuple[Piece, ...]], widths: dict[str, int]
+) -> Graph:
+    editor = Editor(graph)
+    editor.know(pieces)
+    x = editor.join([piece for piece, _ in run], widths, name=f"{run[0][1].output}.x")
+    name = editor.fresh(_family_name([node for _, node in run]))
+    merged = {node.output: start for (_, node), start in zip(run, _starts([p.width for p, _ in run]), strict=True)}
+    editor.nodes.append(replace(run[0][1], inputs=(x,), output=name))
+    for node in graph.nodes:
+        if node.output in merged:
+            attrs = {"offset": merged[node.output], "width": graph.width(node.output)}
+            editor.nodes.append(Node("slice", (name,), node.output, {}, attrs))
+        else:
+            editor.nodes.append(node)
+    return editor.graph()
+
+
+def _starts(widths: Sequence[int]) -> list[int]:
+    return [sum(widths[:i]) for i in range(len(widths))]
+
+
+def _depths(graph: Graph) -> dict[str, int]:
+    """The longest way from an input, counted in nodes that compute something."""
+    depth = {i.name: 0 for i in graph.inputs}
+    for node in graph.nodes:
+        below = max(depth[name] for name in node.inputs)
+        depth[node.output] = below + (node.op not in ("concat", "slice"))
+    return depth

@@ -1,0 +1,118 @@
+"""Which item values are computed ahead of time and stored for each catalogue item."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from fastmtr.compiler.costs import work
+from fastmtr.compiler.rewrite import Piece, pieces_of
+from fastmtr.graph import Graph
+
+__all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "stored_unit"]
+
+AUTO_MEMORY = 1 << 30
+
+# Reading a stored row costs memory traffic; below so much saved work a byte, computing it again is quicker. A table that
+# fits the shared cache is read several times as fast.
+_CACHED_BYTES = 16 << 20
+_MIN_SAVING_CACHED, _MIN_SAVING = 1.5, 8.0
+
+
+@dataclass(frozen=True)
+class Storage:
+    """The choice, and why.
+
+    Parameters
+    ----------
+    stored : frozenset of str
+        Item values with a row for each catalogue item (besides the item inputs, which are always stored).
+    refused : mapping of str to str
+        Item values that candidates need and that are computed for each candidate instead, with the reason.
+    """
+
+    stored: frozenset[str]
+    refused: Mapping[str, str]
+
+
+def stored_unit(value: str, pieces: Mapping[str, tuple[Piece, ...]]) -> str:
+    """What has to be stored so that ``value`` can be read by item: a slice comes with the whole value it is cut from."""
+    made_of = pieces[value]
+    return made_of[0].source if len(made_of) == 1 else value
+
+
+def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["auto"] = "auto") -> Storage:
+    """Store the item values that candidates read, by work saved a byte, as far as the memory allows.
+
+    What is not stored is computed for each candidate from the item values before it, which are considered in turn.
+    Item outputs are always stored, whatever the memory.
+
+    Parameters
+    ----------
+    graph : Graph
+    n_items : int
+        Size of the catalogue; 0: not known, then memory is not counted.
+    item_memory : int or "auto"
+        Bytes; "auto" is 1 GiB.
+    """
+    budget = AUTO_MEMORY if item_memory == "auto" else item_memory
+    pieces = pieces_of(graph)
+    required = {stored_unit(o.value, pieces) for o in graph.outputs if o.role == "item"}
+    saved = {}
+    refused: dict[str, str] = {}
+    while True:
+        wanted = _boundary(graph, pieces, refused) | required
+        wanted -= {i.name for i in graph.inputs}
+        size = {v: 4 * graph.width(v) for v in wanted}
+        for v in wanted - saved.keys():
+            saved[v] = _cone_work(graph, v) / size[v]
+        total = sum(size.values()) * n_items
+        free = sorted(wanted - required, key=lambda v: (saved[v], -size[v], v))
+        least = _MIN_SAVING_CACHED if 0 < total <= _CACHED_BYTES else _MIN_SAVING
+        if free and item_memory == 0:
+            refused[free[0]] = "no memory was allowed for item values"
+        elif free and saved[free[0]] < least:
+            refused[free[0]] = f"reading {size[free[0]]} stored bytes would take longer than computing it"
+        elif free and total > budget:
+            refused[free[0]] = f"{size[free[0]] * n_items:,} bytes for {n_items:,} items exceed the memory allowed"
+        else:
+            return Storage(frozenset(wanted), {v: refused[v] for v in refused if v not in wanted})
+
+
+def _boundary(graph: Graph, pieces: Mapping[str, tuple[Piece, ...]], refused: Mapping[str, str]) -> set[str]:
+    """Item values that the candidate phase reads when those in ``refused`` are computed in it."""
+    nodes = {n.output: n for n in graph.nodes}
+    found: set[str] = set()
+    seen: set[str] = set()
+    pending = [o.value for o in graph.outputs if o.role == "task"]
+    while pending:
+        value = pending.pop()
+        if value in seen or graph.domain(value) == "request":
+            continue
+        seen.add(value)
+        if graph.domain(value) == "item":
+            unit = stored_unit(value, pieces)
+            if unit not in refused:
+                found.add(unit)
+                continue
+            value = unit
+        if value in nodes:
+            pending += nodes[value].inputs
+    return found
+
+
+def _cone_work(graph: Graph, value: str) -> int:
+    """Work to compute an item value from the inputs."""
+    nodes = {n.output: n for n in graph.nodes}
+    total, seen, pending = 0, set[str](), [value]
+    while pending:
+        node = nodes.get(pending.pop())
+        if node is None or node.output in seen:
+            continue
+        seen.add(node.output)
+        widths = [graph.width(name) for name in node.inputs]
+        shapes = {role: graph.weights[name].shape for role, name in node.weights.items()}
+        total += work(node.op, widths, graph.width(node.output), shapes, node.attrs)
+        pending += node.inputs
+    return total
