@@ -28,7 +28,7 @@ from program import Program, lower
 from workload import MODELS, Request, Workload, make_workload
 
 from fastmtr.bundle import Catalogue, write_bundle
-from fastmtr.compiler import split_by_domain
+from fastmtr.compiler.split_by_domain import split_by_domain
 from fastmtr.graph import Graph
 from fastmtr.reference import evaluate
 
@@ -349,6 +349,7 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any], made_with: d
             ],
             [_summary_row(rows, m, n, threads) for m, n in here],
         )
+        lines += ["", *_summary(rows, here, threads)]
         lines += ["", f"### {threads} thread{'s' if threads > 1 else ''}: each contestant / fastmtr", ""]
         others = [c for c in order if c != OURS]
         body = []
@@ -380,6 +381,16 @@ def _summary_row(rows: Sequence[dict[str, Any]], model: str, n: int, threads: in
         return [*row, "", "", "", "", ""]
     times = [time_text(best["p50_us"]), time_text(best["p99_us"])]
     return [*row, best["contestant"], *times, ratio_text(best), ratio_text(best, "ratio_to_unstored")]
+
+
+def _summary(rows: Sequence[dict[str, Any]], cells: Sequence[tuple[str, int]], threads: int) -> list[str]:
+    """One sentence: the geometric mean and the worst cell."""
+    best = {(m, n): best_peer(rows, m, n, threads) for m, n in cells}
+    ratios = {f"{m}, N = {n}": b["ratio"] for (m, n), b in best.items() if b is not None}
+    if not ratios:
+        return []
+    mean, worst = np.exp(np.mean(np.log(list(ratios.values())))), min(ratios, key=lambda name: ratios[name])
+    return [f"Best peer / fastmtr: geometric mean {mean:.2f}, smallest {ratios[worst]:.2f} ({worst})."]
 
 
 def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
