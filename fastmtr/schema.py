@@ -6,7 +6,7 @@ A :class:`Schema` is frozen and JSON-serialisable; it is written once, used in t
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, NoReturn, TypeVar
 
 import msgspec
 
@@ -19,6 +19,9 @@ FeatureKind = Literal["categorical", "numeric", "multi", "sequence", "text"]
 TaskKind = Literal["binary", "regression"]
 Scaling = Literal["none", "standard", "minmax", "log1p", "quantile"]
 Pooling = Literal["mean", "sum", "max"]
+Statistic = Literal["log_odds", "rate", "count"]
+Derivation = Literal["hour", "weekday"]
+TimeUnit = Literal["s", "ms", "us", "ns"]
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 
@@ -49,14 +52,23 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pooling : {"mean", "sum", "max"}
         How the embeddings of a ``multi``, ``sequence`` or ``text`` feature become one.
     scaling : {"none", "standard", "minmax", "log1p", "quantile"}
-        Of a ``numeric`` feature; ``log1p`` is standardised afterwards. Values beyond the fitted range are clipped to it
-        by ``minmax`` and ``quantile``.
+        Of a ``numeric`` feature; ``log1p`` (of the magnitude, keeping the sign) is standardised afterwards. Values beyond
+        the fitted range are clipped to it by ``minmax`` and ``quantile``; one that float32 cannot hold (an infinity
+        included) counts as the end of the fitted range.
     nulls : {"fill", "error"}
         A null numeric becomes the fitted mean (``fill``) or raises (``error``); a null category has a row of its own.
     of : str, optional
-        A ``sequence``: the item feature (or the item key) whose values it holds; it shares that vocabulary and table.
+        A ``sequence``: the categorical item feature whose values it holds; it shares that vocabulary and table.
+        A ``numeric`` with an ``event``: the categorical feature of the same entity whose past is counted (the author of a
+        video, say). None: the entity's own key.
     event : str, optional
-        A ``sequence`` built from the log: the task whose positives are the user's history. None: it is a given column.
+        Built from the log instead of a given column. A ``sequence``: the task whose positives are the user's history.
+        A ``numeric``: the task whose past outcomes are counted. Both see strictly earlier events only.
+    statistic : {"log_odds", "rate", "count"}
+        What a ``numeric`` with an ``event`` tells: the smoothed past rate of the task (for a regression its mean), the
+        logarithm of that rate's odds, or the number of past events.
+    derive : {"hour", "weekday"}, optional
+        A ``categorical`` context feature taken from the schema's timestamp (weekday 0 is Monday). None: a given column.
     """
 
     name: str
@@ -72,6 +84,13 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     nulls: Literal["fill", "error"] = "fill"
     of: str | None = None
     event: str | None = None
+    statistic: Statistic = "log_odds"
+    derive: Derivation | None = None
+
+    @property
+    def from_log(self) -> bool:
+        """Built from the behaviour log rather than read from a column."""
+        return self.event is not None
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -98,6 +117,18 @@ class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Features and tasks of one model, with the columns that hold the user's and the item's key.
 
+    Parameters
+    ----------
+    user, item : str
+        The key columns.
+    features : tuple of Feature
+    tasks : tuple of Task
+    timestamp : str, optional
+        The column that says when, in whole ``timestamp_unit`` since 1970-01-01 UTC.
+    timestamp_unit : {"s", "ms", "us", "ns"}
+    utc_offset_hours : float
+        Where a day begins: local time minus UTC.
+
     Raises
     ------
     SchemaError
@@ -109,6 +140,8 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     features: tuple[Feature, ...]
     tasks: tuple[Task, ...]
     timestamp: str | None = None
+    timestamp_unit: TimeUnit = "s"
+    utc_offset_hours: Annotated[float, msgspec.Meta(ge=-24, le=24)] = 0.0
 
     def __post_init__(self) -> None:
         _refuse_repeats("feature", [f.name for f in self.features])
@@ -123,20 +156,41 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             self.chain(task.name)
 
     def _check_feature(self, feature: Feature) -> None:
-        if feature.kind != "sequence":
-            if feature.of is not None or feature.event is not None:
-                raise SchemaError(f"feature {feature.name!r}: 'of' and 'event' belong to kind 'sequence', not {feature.kind!r}")
-            return
-        if feature.entity != "user":
-            raise SchemaError(f"feature {feature.name!r}: a sequence belongs to entity 'user', found {feature.entity!r}")
-        items = {f.name for f in self.features if f.entity == "item" and f.kind == "categorical"}
-        if feature.of not in items:
-            raise SchemaError(
-                f"feature {feature.name!r}: 'of' must name a categorical item feature (one of {sorted(items)}), found {feature.of!r}"
-            )
+        def refuse(problem: str) -> NoReturn:
+            raise SchemaError(f"feature {feature.name!r}: {problem}")
+
+        if feature.derive is not None:
+            if (feature.entity, feature.kind) != ("context", "categorical"):
+                refuse(f"'derive' belongs to a categorical of entity 'context', not a {feature.kind} of {feature.entity!r}")
+            if self.timestamp is None:
+                refuse(f"'derive' = {feature.derive!r} needs the schema's 'timestamp' column")
         if feature.event is not None and feature.event not in {t.name for t in self.tasks}:
+            refuse(f"'event' must name a task (one of {[t.name for t in self.tasks]}), found {feature.event!r}")
+        if feature.kind == "sequence":
+            if feature.entity != "user":
+                refuse(f"a sequence belongs to entity 'user', found {feature.entity!r}")
+            self._check_of(feature, "item", optional=False)
+            if feature.event is not None and self.task(feature.event).kind != "binary":
+                refuse(f"a history holds the positives of a binary task; {feature.event!r} is a regression")
+        elif feature.kind == "numeric" and feature.event is not None:
+            if feature.entity not in ("user", "item"):
+                refuse(f"a past statistic belongs to entity 'user' or 'item', found {feature.entity!r}")
+            self._check_of(feature, feature.entity, optional=True)
+            if feature.statistic == "log_odds" and self.task(feature.event).kind != "binary":
+                refuse(f"log_odds need a binary task; {feature.event!r} is a regression, so choose statistic 'rate'")
+        elif feature.of is not None or feature.event is not None:
+            refuse(f"'of' and 'event' belong to kind 'sequence' or a 'numeric' with an event, not {feature.kind!r}")
+        if feature.event is not None and self.timestamp is None:
+            refuse("an 'event' needs the schema's 'timestamp' column, which orders the log")
+
+    def _check_of(self, feature: Feature, entity: str, *, optional: bool) -> None:
+        if optional and feature.of is None:
+            return
+        choices = sorted(f.name for f in self.features if f.entity == entity and f.kind == "categorical")
+        if feature.of not in choices:
             raise SchemaError(
-                f"feature {feature.name!r}: 'event' must name a task (one of {[t.name for t in self.tasks]}), found {feature.event!r}"
+                f"feature {feature.name!r}: 'of' must name a categorical {entity} feature (one of {choices}), "
+                f"found {feature.of!r}"
             )
 
     def feature(self, name: str) -> Feature:

@@ -1,0 +1,389 @@
+"""The feature pipeline: fitted once on training data, saved in the bundle, the same for tables and for one request."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmtr.errors import SchemaError
+from fastmtr.features import hashing, values
+from fastmtr.features.encoders import MISSING, Categories, Scale, encode_lists, tokens, weigh
+from fastmtr.graph import Domain, Input, Packed
+from fastmtr.schema import Entity, Feature, Schema
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["STATE_VERSION", "FeaturePipeline"]
+
+STATE_VERSION = 1
+
+_ENTITIES: dict[Domain, tuple[Entity, ...]] = {
+    "request": ("user", "context"),
+    "item": ("item",),
+    "candidate": ("candidate",),
+}
+
+
+class FeaturePipeline:
+    """Turns raw columns into the packed inputs of a model.
+
+    What it learns is independent of the order of the rows. Rules for values:
+
+    * A category is a whole number, a boolean or text. Null (None, NaN) is row 0, one that was not seen often enough row 1.
+    * A number that is null becomes the fitted mean, or an error (``nulls = "error"``); see :class:`fastmtr.schema.Feature`
+      for values out of range.
+    * A ``multi`` drops nulls and repeats, a ``sequence`` drops nulls; both keep the first ``length`` values.
+    * A value of the wrong kind (text for a number) is an error in both :meth:`transform` and :meth:`transform_row`.
+
+    Parameters
+    ----------
+    schema : Schema
+    """
+
+    def __init__(self, schema: Schema) -> None:
+        self.schema = schema
+        self._encoders: dict[str, Categories | Scale] = {}
+
+    # ------------------------------------------------------------------ fitting
+
+    def fit(
+        self,
+        *,
+        users: pa.Table | None = None,
+        items: pa.Table | None = None,
+        interactions: pa.Table | None = None,
+    ) -> FeaturePipeline:
+        """Learn vocabularies and scales.
+
+        Parameters
+        ----------
+        users, items : pyarrow.Table, optional
+            One row an entity. If `interactions` has the key column, a row counts as often as its key occurs there; so a
+            user or item that never occurs teaches nothing.
+        interactions : pyarrow.Table, optional
+            One row an event. Features of context and candidate, statistics of the past, and whatever column the other two
+            tables lack are taken from here.
+
+        Raises
+        ------
+        SchemaError
+            A feature's column is nowhere, or holds values of the wrong kind.
+        """
+        fitted: dict[str, Categories | Scale] = {}
+        for feature in self.schema.features:
+            if feature.kind == "sequence":
+                continue
+            column, weights = self._find_column(feature, users, items, interactions)
+            fitted[feature.name] = _fit(feature, column, weights)
+        self._encoders = fitted
+        return self
+
+    def _find_column(
+        self, feature: Feature, users: pa.Table | None, items: pa.Table | None, interactions: pa.Table | None
+    ) -> tuple[pa.ChunkedArray, NDArray[np.int64] | None]:
+        table, key = {"user": (users, self.schema.user), "item": (items, self.schema.item)}.get(feature.entity, (None, ""))
+        if table is not None and feature.name in table.column_names and not feature.from_log:
+            weights = None
+            if interactions is not None and key in interactions.column_names and key in table.column_names:
+                kind, keys = values.category_column(table.column(key), name=key, expected=None)
+                _, occurring = values.category_column(interactions.column(key), name=key, expected=kind)
+                weights = weigh(keys, occurring)
+            return table.column(feature.name), weights
+        if interactions is not None:
+            found = self._column(feature, interactions)
+            if found is not None:
+                return found, None
+        tables = {"users": users, "items": items, "interactions": interactions}
+        seen = {name: table.column_names for name, table in tables.items() if table is not None}
+        raise SchemaError(f"feature {feature.name!r} of entity {feature.entity!r} has no column; the tables have {seen}")
+
+    # ------------------------------------------------------------------ what the model sees
+
+    @property
+    def inputs(self) -> tuple[Input, ...]:
+        """Where each feature stands in the packed matrices; known after :meth:`fit`."""
+        found: list[Input] = []
+        for domain in _ENTITIES:
+            offsets = {"ids": 0, "dense": 0}
+            for feature in self.features(domain):
+                width = _width(feature)
+                if feature.kind == "numeric":
+                    found.append(Input(feature.name, domain, "dense", offsets["dense"], width))
+                    offsets["dense"] += width
+                    continue
+                padding = None if feature.kind == "categorical" else MISSING
+                rows = self._categories(feature).rows
+                found.append(Input(feature.name, domain, "ids", offsets["ids"], width, rows=rows, padding=padding))
+                offsets["ids"] += width
+        return tuple(found)
+
+    def features(self, domain: Domain) -> tuple[Feature, ...]:
+        """The features of a domain in the order in which they are packed."""
+        return self.schema.of_entity(*_ENTITIES[domain])
+
+    # ------------------------------------------------------------------ tables
+
+    def transform(self, domain: Domain, table: pa.Table, *, missing: Literal["error", "null"] = "error") -> Packed:
+        """Pack the rows of a table.
+
+        Parameters
+        ----------
+        domain : {"request", "item", "candidate"}
+        table : pyarrow.Table
+            One column a feature; others are ignored.
+        missing : {"error", "null"}
+            What a feature without a column does: raise, or count as null.
+
+        Returns
+        -------
+        Packed
+        """
+        blocks = self.transform_blocks(self.features(domain), table, missing=missing)
+        return self.assemble(domain, blocks, n_rows=table.num_rows)
+
+    def transform_blocks(
+        self, features: Iterable[Feature], table: pa.Table, *, missing: Literal["error", "null"] = "error"
+    ) -> dict[str, NDArray[Any]]:
+        """The blocks of some features by name, for :meth:`assemble`."""
+        blocks = {}
+        for feature in features:
+            column = self._column(feature, table)
+            if column is not None:
+                blocks[feature.name] = self.encode(feature.name, column)
+            elif missing == "error":
+                raise SchemaError(f"the table has no column for feature {feature.name!r}; it has {table.column_names}")
+        return blocks
+
+    def encode(self, name: str, column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
+        """The ids (int32) or scaled numbers (float32) of one feature, shape (n, width)."""
+        feature = self.schema.feature(name)
+        encoder = self._encoder(feature)
+        if isinstance(encoder, Scale):
+            return encoder.encode(values.number_column(column, name=name))[:, None]
+        if feature.kind == "categorical":
+            return encoder.encode(column)[:, None]
+        return _encode_many(feature, encoder, column)
+
+    def assemble(self, domain: Domain, blocks: Mapping[str, NDArray[Any]], *, n_rows: int) -> Packed:
+        """Put blocks of :meth:`encode` side by side; a feature without a block counts as null."""
+        ids: list[NDArray[Any]] = [np.empty((n_rows, 0), np.int32)]
+        dense: list[NDArray[Any]] = [np.empty((n_rows, 0), np.float32)]
+        for feature in self.features(domain):
+            block = blocks.get(feature.name)
+            if block is None:
+                block = np.broadcast_to(self._null(feature), (n_rows, _width(feature)))
+            (dense if feature.kind == "numeric" else ids).append(block)
+        return Packed(np.concatenate(ids, axis=1, dtype=np.int32), np.concatenate(dense, axis=1, dtype=np.float32))
+
+    def _column(self, feature: Feature, table: pa.Table) -> pa.ChunkedArray | None:
+        if feature.name in table.column_names:
+            return table.column(feature.name)
+        if feature.derive is None or self.schema.timestamp not in table.column_names:
+            return None
+        import pyarrow as pa
+
+        column = table.column(self.schema.timestamp)
+        ticks = values.ticks_column(column, name=self.schema.timestamp, unit=self.schema.timestamp_unit)
+        absent = ticks.is_null().to_numpy(zero_copy_only=False)
+        derived = self._derive(feature, ticks.fill_null(0).to_numpy(zero_copy_only=False))
+        return pa.chunked_array([pa.array(derived, pa.int64(), mask=absent)])
+
+    # ------------------------------------------------------------------ one row
+
+    def transform_row(self, domain: Domain, row: Mapping[str, Any], *, base: Packed | None = None) -> Packed:
+        """Pack one row; the same ids and bits as :meth:`transform` of a table of that row. Needs no pyarrow.
+
+        Parameters
+        ----------
+        domain : {"request", "item", "candidate"}
+        row : mapping
+            Raw values by feature name. The key and timestamp columns of the schema may be there too.
+        base : Packed, optional
+            One packed row that gives the features that `row` does not name (a known user, whose context is new). Without
+            it they count as null.
+
+        Raises
+        ------
+        SchemaError
+            A name is no feature of this domain (a likely spelling is suggested), or a value is of the wrong kind.
+        """
+        self._refuse_strangers(domain, row)
+        ids: list[NDArray[Any] | list[int]] = []
+        dense: list[np.float32] = []
+        id_at = 0
+        for feature in self.features(domain):
+            encoder = self._encoder(feature)
+            present, value = self._value(feature, row)
+            if isinstance(encoder, Scale):
+                if present:
+                    dense.append(encoder.encode_value(value))
+                else:
+                    dense.append(self._null(feature) if base is None else base.dense[0, len(dense)])
+                continue
+            width = _width(feature)
+            if not present:
+                ids.append([MISSING] * width if base is None else base.ids[0, id_at : id_at + width])
+            elif feature.kind == "categorical":
+                ids.append([encoder.encode_value(value)])
+            else:
+                ids.append(_encode_one(feature, encoder, value))
+            id_at += width
+        packed_ids = np.array([one for block in ids for one in block], np.int32).reshape(1, -1)
+        return Packed(packed_ids, np.array(dense, np.float32).reshape(1, -1))
+
+    def _value(self, feature: Feature, row: Mapping[str, Any]) -> tuple[bool, Any]:
+        if feature.name in row:
+            return True, row[feature.name]
+        if feature.derive is None or self.schema.timestamp not in row:
+            return False, None
+        tick = values.ticks(row[self.schema.timestamp], name=self.schema.timestamp, unit=self.schema.timestamp_unit)
+        return True, None if tick is None else int(self._derive(feature, np.array([tick], np.int64))[0])
+
+    def _refuse_strangers(self, domain: Domain, row: Mapping[str, Any]) -> None:
+        names = [feature.name for feature in self.features(domain)]
+        allowed = {*names, self.schema.user, self.schema.item, self.schema.timestamp}
+        for name in row:
+            if name not in allowed:
+                near = difflib.get_close_matches(str(name), names, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"they are {names}"
+                raise SchemaError(f"{name!r} is no feature of the {domain}; {hint}")
+
+    # ------------------------------------------------------------------ state
+
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """Everything learned: what JSON can hold, and arrays for safetensors. Equal data give equal state."""
+        heads: dict[str, Any] = {}
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, encoder in self._encoders.items():
+            heads[name], parts = encoder.state()
+            arrays |= {f"{name}/{part}": array for part, array in parts.items()}
+        return {"version": STATE_VERSION, "hash": hashing.HASH_NAME, "features": heads}, arrays
+
+    @classmethod
+    def from_state(cls, schema: Schema, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FeaturePipeline:
+        """Read what :meth:`state` wrote.
+
+        Raises
+        ------
+        SchemaError
+            The state is of another version or hash, does not cover the schema's features, or was altered.
+        """
+        found = (state.get("version"), state.get("hash"))
+        if found != (STATE_VERSION, hashing.HASH_NAME):
+            raise SchemaError(f"the pipeline's state is {found}, this fastmtr reads {(STATE_VERSION, hashing.HASH_NAME)}")
+        pipeline = cls(schema)
+        heads = state.get("features", {})
+        for feature in schema.features:
+            if feature.kind == "sequence":
+                continue
+            head = heads.get(feature.name)
+            if not isinstance(head, Mapping):
+                raise SchemaError(f"the pipeline's state has nothing for feature {feature.name!r}")
+            prefix = f"{feature.name}/"
+            parts = {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}
+            kind = Scale if feature.kind == "numeric" else Categories
+            pipeline._encoders[feature.name] = kind.from_state(feature.name, head, parts)
+        return pipeline
+
+    # ------------------------------------------------------------------ small parts
+
+    def _encoder(self, feature: Feature) -> Categories | Scale:
+        try:
+            return self._encoders[feature.of if feature.kind == "sequence" and feature.of else feature.name]
+        except KeyError:
+            raise SchemaError("the feature pipeline is not fitted yet; call fit first") from None
+
+    def _categories(self, feature: Feature) -> Categories:
+        encoder = self._encoder(feature)
+        assert isinstance(encoder, Categories)
+        return encoder
+
+    def _null(self, feature: Feature) -> Any:
+        encoder = self._encoder(feature)
+        return encoder.filler if isinstance(encoder, Scale) else np.int32(MISSING)
+
+    def _derive(self, feature: Feature, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
+        hour_ticks = 3600 * values.TICKS_A_SECOND[self.schema.timestamp_unit]
+        hours = ticks // hour_ticks if not self.schema.utc_offset_hours % 1 else None
+        if hours is None:
+            quarter = hour_ticks // 60
+            hours = (ticks // quarter + round(self.schema.utc_offset_hours * 60)) // 60
+        else:
+            hours = hours + int(self.schema.utc_offset_hours)
+        # 1970-01-01 was a Thursday, and Monday is 0.
+        return hours % 24 if feature.derive == "hour" else (hours // 24 + 3) % 7
+
+
+def _fit(feature: Feature, column: pa.ChunkedArray, weights: NDArray[np.int64] | None) -> Categories | Scale:
+    if feature.kind == "numeric":
+        return Scale.fit(feature, values.number_column(column, name=feature.name), weights)
+    if feature.kind == "categorical":
+        return Categories.fit(feature, column, weights)
+    parts, parents, take = _split(feature, column, None)
+    if take is not None:
+        weights = np.bincount(take[take >= 0], weights=None if weights is None else weights[take >= 0]).astype(np.int64)
+    return Categories.fit(feature, parts, None if weights is None else weights[parents])
+
+
+def _encode_many(feature: Feature, encoder: Categories, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+    parts, parents, take = _split(feature, column, encoder.type)
+    n_rows = len(column) if take is None else int(take.max(initial=-1)) + 1
+    block = encode_lists(encoder.encode(parts), parents, n_rows, length=feature.length, as_set=feature.kind == "multi")
+    if take is None:
+        return block
+    with_null = np.vstack([block, np.full((1, feature.length), MISSING, np.int32)])
+    result: NDArray[np.int32] = with_null[take]
+    return result
+
+
+def _split(
+    feature: Feature, column: pa.Array | pa.ChunkedArray, expected: values.ValueType | None
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64] | None]:
+    """The values of a many-valued column, the row of each, and (for text) which of these rows each row of the column is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if feature.kind == "text":
+            raise SchemaError(f"column {feature.name!r} should hold text, found a column of type {kind}")
+        return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy().astype(np.int64), None
+    if array.null_count == len(array):
+        return pa.nulls(0), np.zeros(0, np.int64), None
+    if feature.kind != "sequence" and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        coded = array.dictionary_encode()
+        try:
+            split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"column {feature.name!r} holds text that is not valid UTF-8: {error}") from error
+        parents = np.repeat(np.arange(len(split)), [len(each) for each in split])
+        flat = pa.array([part for each in split for part in each], pa.large_string())
+        return flat, parents, coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    what = {"text": "text", "sequence": "lists"}.get(feature.kind, f"lists, or text with {feature.separator!r} between values")
+    raise SchemaError(f"column {feature.name!r} should hold {what}, found a column of type {kind}")
+
+
+def _encode_one(feature: Feature, encoder: Categories, value: Any) -> list[int]:
+    if isinstance(value, str) and feature.kind != "sequence":
+        parts: Iterable[Any] = tokens(feature, value)
+    elif isinstance(value, list | tuple | np.ndarray) and feature.kind != "text":
+        parts = value
+    elif values.is_null(value):
+        parts = ()
+    else:
+        what = {"text": "text", "sequence": "a list"}.get(feature.kind, "a list or text")
+        raise SchemaError(f"column {feature.name!r} should hold {what}, found {value!r}")
+    ids = [one for one in map(encoder.encode_value, parts) if one != MISSING]
+    if feature.kind == "multi":
+        ids = list(dict.fromkeys(ids))
+    return ids[: feature.length] + [MISSING] * (feature.length - len(ids))
+
+
+def _width(feature: Feature) -> int:
+    return 1 if feature.kind in ("categorical", "numeric") else feature.length

@@ -1,0 +1,176 @@
+"""One meaning for a value, whether it comes in a column or alone in a request.
+
+A category is a whole number (booleans and floats without a fraction included) or text; NaN is null. A column and a single
+value go through two functions here that must agree; everything after them is shared.
+"""
+
+from __future__ import annotations
+
+import datetime
+import math
+import numbers
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmtr.errors import SchemaError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = [
+    "TICKS_A_SECOND",
+    "ValueType",
+    "category",
+    "category_column",
+    "is_null",
+    "number",
+    "number_column",
+    "text_bytes",
+    "ticks",
+    "ticks_column",
+]
+
+ValueType = Literal["int", "str"]
+
+_INT64 = (-(2**63), 2**63 - 1)
+TICKS_A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
+_EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
+
+
+def is_null(value: Any) -> bool:
+    """None, NaN, or the missing value of pandas."""
+    return value is None or (isinstance(value, float | np.floating) and math.isnan(value)) or type(value).__name__ == "NAType"
+
+
+def category(value: Any, *, name: str, expected: ValueType | None) -> int | str | None:
+    """One category of feature `name` in its canonical form; None is null. SchemaError if it is no category."""
+    if isinstance(value, str):
+        if expected == "int":
+            _refuse_type(name, "whole numbers", f"the text {value!r}")
+        return str(value)
+    if is_null(value):
+        return None
+    if not isinstance(value, numbers.Real | np.bool_):
+        _refuse_type(name, "whole numbers or text", f"a {type(value).__name__}")
+    whole = _whole(value, name)
+    if expected == "str":
+        _refuse_type(name, "text", f"the number {whole}")
+    return whole
+
+
+def _whole(value: Any, name: str) -> int:
+    if isinstance(value, float | np.floating) and not float(value).is_integer():
+        _refuse_type(name, "whole numbers or text", f"the number {value}")
+    whole = int(value)
+    if whole != value or not _INT64[0] <= whole <= _INT64[1]:
+        _refuse_type(name, "whole numbers of 64 bits", f"the number {value}")
+    return whole
+
+
+def category_column(column: pa.Array | pa.ChunkedArray, *, name: str, expected: ValueType | None) -> tuple[ValueType, pa.Array]:
+    """A column of categories as an int64 or string array, with its type."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = _combined(column)
+    kind = array.type
+    if pa.types.is_floating(kind):
+        array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
+    if array.null_count == len(array):
+        nothing = expected or ("str" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else "int")
+        return nothing, pa.nulls(len(array), pa.int64() if nothing == "int" else pa.large_string())
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        if expected == "int":
+            _refuse_type(name, "whole numbers", f"text ({_example(array)!r})")
+        return "str", array.cast(pa.large_string())
+    if pa.types.is_floating(kind):
+        values = array.drop_null().to_numpy(zero_copy_only=False).astype(np.float64)
+        wrong = values[~((values == np.floor(values)) & (values >= -(2.0**63)) & (values < 2.0**63))]
+        if len(wrong):
+            _refuse_type(name, "whole numbers of 64 bits, or text", f"the number {wrong[0]}")
+        array = array.cast(pa.float64()).cast(pa.int64(), safe=False)
+    elif pa.types.is_boolean(kind) or pa.types.is_integer(kind):
+        try:
+            array = array.cast(pa.int64())
+        except pa.ArrowInvalid as error:
+            _refuse_type(name, "whole numbers of 64 bits", str(error))
+    else:
+        _refuse_type(name, "whole numbers or text", f"a column of type {kind}")
+    if expected == "str":
+        _refuse_type(name, "text", f"a column of type {kind}")
+    return "int", array
+
+
+def number(value: Any, *, name: str) -> float:
+    """One number as float64; NaN is null. SchemaError if it is no number."""
+    if is_null(value):
+        return math.nan
+    if isinstance(value, str) or not isinstance(value, numbers.Number | np.bool_) or isinstance(value, complex):
+        _refuse_type(name, "numbers", f"{value!r}" if isinstance(value, str) else f"a {type(value).__name__}")
+    try:
+        return float(value)  # type: ignore[arg-type]
+    except OverflowError:
+        return math.inf if value > 0 else -math.inf  # type: ignore[operator]
+
+
+def number_column(column: pa.Array | pa.ChunkedArray, *, name: str) -> NDArray[np.float64]:
+    """A column of numbers as float64; NaN is null."""
+    import pyarrow as pa
+
+    array = _combined(column)
+    kind = array.type
+    if pa.types.is_boolean(kind):
+        array = array.cast(pa.int8())
+    elif not (pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+        _refuse_type(name, "numbers", f"a column of type {kind}")
+    return np.array(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
+
+
+def ticks(value: Any, *, name: str, unit: str) -> int | None:
+    """One point in time, a whole number of `unit` since 1970 or a datetime (UTC where it names no zone); None is null."""
+    if isinstance(value, datetime.datetime):
+        aware = value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)
+        return (aware - _EPOCH) // datetime.timedelta(microseconds=1) * TICKS_A_SECOND[unit] // TICKS_A_SECOND["us"]
+    whole = category(value, name=name, expected="int")
+    assert not isinstance(whole, str)
+    return whole
+
+
+def ticks_column(column: pa.Array | pa.ChunkedArray, *, name: str, unit: str) -> pa.Array:
+    """A column of points in time as int64 `unit` since 1970, nulls kept."""
+    import pyarrow as pa
+
+    array = _combined(column)
+    if pa.types.is_timestamp(array.type):
+        return array.cast(pa.timestamp(unit, tz=array.type.tz), safe=False).cast(pa.int64())
+    return category_column(array, name=name, expected="int")[1]
+
+
+def text_bytes(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    """The UTF-8 bytes of a text column without nulls, and where each value begins (one more offset than values)."""
+    import pyarrow as pa
+
+    large = array.cast(pa.large_string())
+    _, offsets_buffer, data = large.buffers()
+    offsets = np.frombuffer(offsets_buffer, np.int64)[large.offset : large.offset + len(large) + 1] if len(large) else np.zeros(1, np.int64)
+    start, end = int(offsets[0]), int(offsets[-1])
+    content = np.frombuffer(data, np.uint8)[start:end] if data is not None else np.zeros(0, np.uint8)
+    return content, offsets - start
+
+
+def _combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    import pyarrow as pa
+
+    if isinstance(column, pa.ChunkedArray):
+        return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
+    return column
+
+
+def _example(array: pa.Array) -> Any:
+    return array.drop_null()[0].as_py() if array.null_count < len(array) else None
+
+
+def _refuse_type(name: str, expected: str, found: str) -> NoReturn:
+    raise SchemaError(f"column {name!r} should hold {expected}, found {found}")
