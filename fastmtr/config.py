@@ -13,12 +13,14 @@ import msgspec
 from msgspec import inspect
 
 from fastmtr.errors import ConfigError, FastMTRError
+from fastmtr.features.past import HistoryRules
 from fastmtr.fusion import Fusion
 from fastmtr.models.config import ModelConfig
 from fastmtr.retrieval import RetrievalConfig
 from fastmtr.schema import Schema
 from fastmtr.tables import DataRules
 from fastmtr.training.cleaning import CleaningRules
+from fastmtr.training.samples import HistoryRules
 from fastmtr.training.splits import SplitRules
 from fastmtr.training.tasks import TaskRules
 from fastmtr.training.trainer import TrainerConfig
@@ -38,6 +40,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         How labels are made from the log.
     cleaning : CleaningRules
     split : SplitRules
+    history : HistoryRules
+        How the past of users and items becomes features.
+    history : HistoryRules
+        How histories and past rates are made from the log.
     model : ModelConfig
     training : TrainerConfig
     retrieval : RetrievalConfig
@@ -46,9 +52,11 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     data: DataRules
     schema: Schema
-    tasks: TaskRules
     split: SplitRules
+    tasks: TaskRules = TaskRules()
     cleaning: CleaningRules = CleaningRules()
+    history: HistoryRules = HistoryRules()
+    history: HistoryRules = HistoryRules()
     model: ModelConfig = ModelConfig(type="mmoe")
     training: TrainerConfig = TrainerConfig()
     retrieval: RetrievalConfig = RetrievalConfig()
@@ -56,6 +64,10 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
     def __post_init__(self) -> None:
         self.fusion.to_plan(self.schema)
+        head = self.model.two_tower
+        binary = [t.name for t in self.schema.tasks if t.kind == "binary"]
+        if head is not None and head.task is not None and head.task not in binary:
+            raise ConfigError(f"model.two_tower.task: must be a binary task, one of {binary}; found {head.task!r}")
 
 
 def load_config(path: str | os.PathLike[str]) -> Config:
@@ -72,7 +84,9 @@ def load_config(path: str | os.PathLike[str]) -> Config:
         text = file.read_text(encoding="utf-8")
     except FileNotFoundError:
         near = difflib.get_close_matches(file.name, [p.name for p in file.parent.glob("*.toml")], n=1)
-        raise ConfigError(f"{file} does not exist{f'; did you mean {file.parent / near[0]}?' if near else ''}") from None
+        raise ConfigError(
+            f"{file} does not exist{f'; did you mean {file.parent / near[0]}?' if near else ''}"
+        ) from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{file} cannot be read: {error}") from error
     return parse_config(text, name=str(file), folder=file.parent)
@@ -94,9 +108,9 @@ def parse_config(text: str, *, name: str = "configuration", folder: str | os.Pat
         tree = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise ConfigError(f"{name}: not valid TOML: {error}") from error
-    unknown = _unknown_keys(tree, inspect.type_info(Config), "")
-    if unknown:
-        raise ConfigError(f"{name}: " + "; ".join(unknown))
+    wrong = _misspelt(tree, inspect.type_info(Config), "")
+    if wrong:
+        raise ConfigError(f"{name}: " + "; ".join(wrong))
     try:
         config = msgspec.convert(tree, Config)
     except msgspec.ValidationError as error:
@@ -106,62 +120,65 @@ def parse_config(text: str, *, name: str = "configuration", folder: str | os.Pat
             path = getattr(config.data, key)
             if path is not None and not (Path(folder) / path).is_file():
                 raise ConfigError(
-                    f"{name}: data.{key}: there is no file {Path(folder) / path} (paths are relative to the configuration file)"
+                    f"{name}: data.{key}: there is no file {Path(folder) / path} "
+                    "(paths are relative to the configuration file)"
                 )
     return config
 
 
-def _unknown_keys(value: Any, kind: inspect.Type, path: str) -> list[str]:
-    """What is wrong with the keys below `path`; types are checked afterwards."""
+def _misspelt(value: Any, kind: inspect.Type, path: str) -> list[str]:
+    """Keys and choices below `path` that do not exist, with what was meant; types are checked afterwards."""
     if isinstance(kind, inspect.Metadata):
         kind = kind.type
     if isinstance(kind, inspect.UnionType):
-        # Of a union of structures there is one that may be a table.
-        fitting = [t for t in kind.types if isinstance(t, _TABLES if isinstance(value, dict) else _ARRAYS)]
-        return _unknown_keys(value, fitting[0], path) if len(fitting) == 1 else []
+        # Everywhere a value or nothing.
+        kind = next(t for t in kind.types if not isinstance(t, inspect.NoneType))
     if isinstance(kind, inspect.StructType) and isinstance(value, dict):
         fields = {field.encode_name: field.type for field in kind.fields}
         found = []
         for key, inner in value.items():
             where = f"{path}.{key}" if path else key
             if key in fields:
-                found += _unknown_keys(inner, fields[key], where)
+                found += _misspelt(inner, fields[key], where)
                 continue
-            near = difflib.get_close_matches(key, fields, n=1)
-            found.append(f"unknown key {where!r}; " + (f"did you mean {near[0]!r}?" if near else f"there are {sorted(fields)}"))
+            found.append(f"unknown key {where!r}; {_meant(key, list(fields))}")
         return found
     if isinstance(kind, inspect.DictType) and isinstance(value, dict):
-        return [each for key, inner in value.items() for each in _unknown_keys(inner, kind.value_type, f"{path}.{key}")]
+        return [each for key, inner in value.items() for each in _misspelt(inner, kind.value_type, f"{path}.{key}")]
     if isinstance(kind, inspect.VarTupleType | inspect.ListType) and isinstance(value, list):
-        return [each for i, v in enumerate(value) for each in _unknown_keys(v, kind.item_type, f"{path}[{i}]")]
+        return [each for i, v in enumerate(value) for each in _misspelt(v, kind.item_type, f"{path}[{i}]")]
+    if isinstance(kind, inspect.LiteralType) and isinstance(value, str) and value not in kind.values:
+        return [f"{path}: {value!r} is no choice; {_meant(value, list(kind.values))}"]
     return []
 
 
-_TABLES = (inspect.StructType, inspect.DictType)
-_ARRAYS = (inspect.VarTupleType, inspect.ListType)
+def _meant(word: str, known: list[Any]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"did you mean {near[0]!r}?" if near else f"there are {', '.join(map(str, sorted(known)))}"
 
 
 def _explain(error: msgspec.ValidationError, tree: dict[str, Any]) -> str:
     """The same with the key's name in front and the value that was found."""
-    if isinstance(error.__cause__, FastMTRError) and " - at `$" not in str(error):
-        return str(error.__cause__)
     found = re.fullmatch(r"(?s)(.*?)(?: - at `\$(.*)`)?", str(error))
     assert found is not None
     problem, path = found[1], (found[2] or "").lstrip(".")
+    if isinstance(error.__cause__, FastMTRError):
+        return problem if not path or problem.startswith(f"{path}: ") else f"{path}: {problem}"
     missing = re.fullmatch(r"Object missing required field `(.+)`", problem)
     if missing:
-        return f"key {f'{path}.{missing[1]}' if path else missing[1]!r} is missing"
-    problem = problem[0].lower() + problem[1:]
+        return f"key '{path}{'.' if path else ''}{missing[1]}' is missing"
+    problem = problem[0].lower() + problem[1:].replace("`", "").replace("object", "table")
+    path = path.split("[...]")[0]  # msgspec does not tell which value of a table it was
     if not path:
         return problem
     value = _at(tree, path)
-    shown = f"; found {value!r}" if isinstance(value, str | int | float | bool) else ""
-    return f"{path}: {problem.replace('`', '')}{shown}"
+    shown = "" if value is None else f"; found {value!r}"
+    return f"{path}: {problem}{shown}"
 
 
 def _at(tree: Any, path: str) -> Any:
     """The value at a path such as ``schema.features[0].kind``; None where it cannot be followed."""
-    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+|\.\.\.)\]", path):
+    for name, index in re.findall(r"([^.\[\]]+)|\[(\d+)\]", path):
         try:
             tree = tree[name] if name else tree[int(index)]
         except (KeyError, IndexError, TypeError, ValueError):

@@ -21,8 +21,9 @@ class Fusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     Parameters
     ----------
     kind : {"product", "sum"}
-        ``product``: ``exp(sum of w_t * log(p_t + o_t))``, so that a weight is an exponent and rare tasks count as much as
-        frequent ones; ``sum``: ``sum of w_t * p_t``, the expected value when a weight is what one such action is worth.
+        ``product``: ``exp(sum of w_t * log(p_t + o_t))``, so that a weight is an exponent and rare tasks count as
+        much as frequent ones; ``sum``: ``sum of w_t * p_t``, the expected value when a weight is what one such action
+        is worth.
     weights : dict of task to float
         A task that is not named does not count. Empty: every binary task counts with weight 1.
     offsets : dict of task to float
@@ -54,11 +55,13 @@ class Fusion(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         tasks = [name for name in known if name in weights]
         if not any(weights[name] for name in tasks):
             raise ConfigError(
-                "fusion.weights: no task counts, so there is nothing to rank by; give at least one task a weight that is not 0"
+                "fusion.weights: no task counts, so there is nothing to rank by; give a task a weight other than 0"
             )
         for task in self.offsets:
             if task not in weights:
-                raise ConfigError(f"fusion.offsets: task {task!r} has an offset but no weight; there are weights of {tasks}")
+                raise ConfigError(
+                    f"fusion.offsets: task {task!r} has an offset but no weight; there are weights of {tasks}"
+                )
         return {
             "kind": self.kind,
             "tasks": tasks,

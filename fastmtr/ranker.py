@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -19,107 +19,20 @@ from fastmtr.errors import BackendError, ConfigError, SchemaError
 from fastmtr.features import FeaturePipeline
 from fastmtr.fusion import fusion_weights as weights_of
 from fastmtr.graph import Packed
+from fastmtr.keys import Keys, unknown_items_error
+from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
 
 if TYPE_CHECKING:
-    import pandas as pd
-
     from fastmtr.training.samples import Samples
 
 __all__ = ["Ranker", "Ranking", "Scores", "User", "Users"]
 
-User: TypeAlias = int | str | Mapping[str, Any]
 Users: TypeAlias = list[Any] | tuple[Any, ...] | NDArray[Any]
 Items: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 UnknownItems: TypeAlias = Literal["error", "skip"]
 
 _NO_ROWS = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True, repr=False)
-class _Result:
-    """Candidates of one request with their scores.
-
-    Attributes
-    ----------
-    user : int, str or mapping
-        As it was given.
-    known_user : bool
-        False for a key that the bundle does not have: then the request's features are those of an unseen user, without a
-        history. True for a user given by features.
-    items : array of int64 (or of str, if the items' keys are text), shape (n,)
-        The items' keys.
-    fused : array of float32, shape (n,)
-    values : array of float32, shape (n, tasks)
-        The tasks' scores side by side.
-    tasks : tuple of str
-        The columns of ``values``.
-    """
-
-    user: User
-    known_user: bool
-    items: NDArray[Any]
-    fused: NDArray[np.float32]
-    values: NDArray[np.float32]
-    tasks: tuple[str, ...]
-    _label: Callable[[Any], str] = field(compare=False)
-
-    @property
-    def scores(self) -> dict[str, NDArray[np.float32]]:
-        """Each task's scores, shape (n,): a probability for a binary task."""
-        return {task: self.values[:, i] for i, task in enumerate(self.tasks)}
-
-    @property
-    def labels(self) -> list[str]:
-        """How each item is shown."""
-        return [self._label(item) for item in self.items.tolist()]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def to_pandas(self) -> pd.DataFrame:
-        """One row a candidate: ``item``, ``label``, ``fused`` and one column a task."""
-        import pandas as pd
-
-        return pd.DataFrame({"item": self.items, "label": self.labels, "fused": self.fused} | self.scores)
-
-    def __repr__(self) -> str:
-        user = "user given by features" if isinstance(self.user, Mapping) else f"user {self.user!r}"
-        head = f"{type(self).__name__}: {len(self)} items for {user}{'' if self.known_user else ' (unknown)'}"
-        return "\n".join([head, *_text_table(self._rows(10))])
-
-    def __rich__(self) -> Any:
-        from rich.table import Table
-        from rich.text import Text
-
-        header, *rows = self._rows(20)
-        table = Table(title=f"user {self.user}{'' if self.known_user else ' (unknown)'}", title_justify="left")
-        for i, name in enumerate(header):
-            table.add_column(Text(name), justify="left" if i == 1 else "right")
-        for row in rows:
-            table.add_row(*map(Text, row))
-        return table
-
-    def _rows(self, most: int) -> list[list[str]]:
-        rows = [["", "item", "fused", *self.tasks]]
-        for i, item in enumerate(self.items[:most].tolist()):
-            numbers = (self.fused[i], *self.values[i])
-            rows.append([str(i + 1), self._label(item), *(f"{number:.4g}" for number in numbers)])
-        if len(self) > most:
-            rows.append(["", f"... and {len(self) - most} more", "", *("" for _ in self.tasks)])
-        return rows
-
-
-class Scores(_Result):
-    """What :meth:`Ranker.score` gives: every candidate, in the order in which they were given."""
-
-    __slots__ = ()
-
-
-class Ranking(_Result):
-    """What :meth:`Ranker.rank` and :meth:`Ranker.recommend` give: the best candidates, best first."""
-
-    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,9 +79,9 @@ class Ranker:
         self._lock = threading.Lock()
         self._retriever: Retriever | None = None
         self._pipeline = self._load_pipeline()
-        self._items = _Keys(model.keys(), bundle.item_names)
+        self._items = Keys(model.keys(), bundle.item_names)
         users = bundle.users
-        self._users = None if users is None else _Keys(users.keys, bundle.user_names)
+        self._users = None if users is None else Keys(users.keys, bundle.user_names)
         self._user_ids = None if users is None else np.ascontiguousarray(users.packed.ids)
         self._user_dense = None if users is None else np.ascontiguousarray(users.packed.dense)
 
@@ -436,7 +349,7 @@ class Ranker:
         Raises
         ------
         SchemaError
-            The model has no retrieval head, or needs candidate features, which only the caller of :meth:`rank` can give.
+            The model has no retrieval head, or needs candidate features: give those to :meth:`rank`.
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, found {k}")
@@ -504,9 +417,7 @@ class Ranker:
                     self._retriever = Retriever(vectors, config=self._retrieval, threads=self.threads)
         return self._retriever
 
-    def user_vectors(
-        self, user: User | Users, *, context: Mapping[str, Any] | None = None
-    ) -> NDArray[np.float32]:
+    def user_vectors(self, user: User | Users, *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
         """The retrieval head's vectors of one or many users, shape (users, dim)."""
         self._need_head()
         return self._vectors(self._requests(user, context).packed)
@@ -518,8 +429,8 @@ class Ranker:
         outputs = {each["name"] for each in self.bundle.plan["outputs"]}
         if not {"user_vector", "item_vector"} <= outputs:
             raise SchemaError(
-                "the model of this bundle has no retrieval head; pass retrieve=None to rank the whole catalogue, or train it "
-                "with [model.two_tower]"
+                "the model of this bundle has no retrieval head; pass retrieve=None to rank the whole catalogue, "
+                "or train it with [model.two_tower]"
             )
 
     def _retrieve(
@@ -585,7 +496,7 @@ class Ranker:
             unknown = np.unique(keys[self._items.rows_of_keys(keys) < 0])
             if not len(unknown):
                 raise
-            raise _unknown_items(unknown.tolist()) from error
+            raise unknown_items_error(unknown.tolist()) from error
 
     def _requests(self, user: User | Users, context: Mapping[str, Any] | None) -> _Requests:
         users: Sequence[User] = list(user) if _is_many(user) else [user]  # type: ignore[arg-type,list-item]
@@ -611,7 +522,8 @@ class Ranker:
             return -1, self._need_pipeline().transform_row("request", {**user, **(context or {})})
         row = -1 if self._users is None else self._users.row(user)
         if row >= 0:
-            assert self._user_ids is not None and self._user_dense is not None
+            assert self._user_ids is not None
+            assert self._user_dense is not None
             stored = Packed(self._user_ids[row : row + 1], self._user_dense[row : row + 1])
             if not context:
                 return row, stored
@@ -630,10 +542,10 @@ class Ranker:
         if items is None:
             offsets = np.arange(n_users + 1, dtype=np.uint64) * np.uint64(self.n_items)
             return None, offsets, lambda _: self._items.all
-        if n_users == 1 and isinstance(items, np.ndarray) and items.dtype == np.int64 and items.ndim == 1:
-            if self._items.names is None:
-                keys = np.ascontiguousarray(items)
-                return keys, np.array([0, len(keys)], np.uint64), lambda _: keys
+        plain = isinstance(items, np.ndarray) and items.dtype == np.int64 and items.ndim == 1
+        if plain and n_users == 1 and self._items.names is None:
+            keys = np.ascontiguousarray(items)
+            return keys, np.array([0, len(keys)], np.uint64), lambda _: keys
         lists = _lists(items, n_users)
         shown = [self._items.as_keys(each) for each in lists]
         parts = [self._items.to_engine(each, skip=unknown_items == "skip") for each in shown]
@@ -652,7 +564,9 @@ class Ranker:
             if name not in given:
                 raise SchemaError(f"the model needs the candidate features {wanted}; give {name!r} in candidates=")
             if given[name].shape[:1] != (n,):
-                raise SchemaError(f"candidates[{name!r}] must have one value for each of {n} candidates, found {given[name].shape}")
+                raise SchemaError(
+                    f"candidates[{name!r}] must have one value for each of {n} candidates, found {given[name].shape}"
+                )
         pipeline = self._need_pipeline()
         if find_spec("pyarrow") is not None:
             from fastmtr.tables import read_table
@@ -677,85 +591,6 @@ class Ranker:
         return self._pipeline
 
 
-class _Keys:
-    """Keys of users or items and their rows. Text keys have a row number in the engine in place of the key."""
-
-    def __init__(self, keys: NDArray[np.int64], names: Sequence[str] | None) -> None:
-        self.keys = keys
-        self.names = names
-        self.all: NDArray[Any] = keys if names is None else np.array(names, dtype=object)
-        if names is None:
-            self._order = np.argsort(keys, kind="stable")
-            self._sorted = keys[self._order]
-        else:
-            self._by_name = {name: row for row, name in enumerate(names)}
-
-    def row(self, key: Any) -> int:
-        """The key's row, -1 if there is none."""
-        if self.names is not None:
-            return self._by_name.get(key, -1) if isinstance(key, str) else self._refuse(key)
-        if isinstance(key, bool) or not isinstance(key, int | np.integer):
-            return self._refuse(key)
-        if not -(2**63) <= key < 2**63:
-            return -1
-        at = int(self._sorted.searchsorted(key))
-        return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == key else -1
-
-    def rows(self, keys: ArrayLike) -> NDArray[np.int64]:
-        """The row of each key, -1 where there is none."""
-        given = self.as_keys(keys)
-        if self.names is not None:
-            return np.array([self._by_name.get(name, -1) for name in given.tolist()], np.int64)
-        return self.rows_of_keys(given)
-
-    def rows_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
-        """The same of the engine's keys."""
-        if self.names is not None:
-            return np.where((keys >= 0) & (keys < len(self.names)), keys, -1)
-        if not len(self._sorted):
-            return np.full(len(keys), -1, np.int64)
-        at = np.minimum(self._sorted.searchsorted(keys), len(self._sorted) - 1)
-        return np.where(self._sorted[at] == keys, self._order[at], -1)
-
-    def as_keys(self, keys: ArrayLike) -> NDArray[Any]:
-        """A one-dimensional array of keys of the right kind."""
-        given = np.asarray(keys, dtype=object if self.names is not None else None)
-        if given.ndim != 1:
-            raise SchemaError(f"items must be one-dimensional, found shape {list(given.shape)}")
-        if self.names is not None:
-            wrong = next((key for key in given.tolist() if not isinstance(key, str)), None)
-            if wrong is not None:
-                self._refuse(wrong)
-            return given
-        if not len(given):
-            return _NO_ROWS
-        if given.dtype.kind not in "iu":
-            self._refuse(given[0])
-        if given.dtype.kind == "u" and given.max() > np.iinfo(np.int64).max:
-            raise SchemaError(f"a key must be below 2**63, found {given.max()}")
-        return np.ascontiguousarray(given, np.int64)
-
-    def to_engine(self, keys: NDArray[Any], *, skip: bool) -> NDArray[np.int64]:
-        """What the engine knows these keys by."""
-        if self.names is None:
-            return keys
-        rows = self.rows(keys)
-        if not skip and (rows < 0).any():
-            raise _unknown_items(sorted(set(keys[rows < 0].tolist())))
-        return rows
-
-    def _refuse(self, key: Any) -> int:
-        kind = "whole numbers" if self.names is None else "text"
-        raise SchemaError(f"keys of this bundle are {kind}, found {key!r} of type {type(key).__name__}")
-
-
-def _unknown_items(unknown: list[Any]) -> SchemaError:
-    shown = ", ".join(map(repr, unknown[:10])) + (", ..." if len(unknown) > 10 else "")
-    return SchemaError(
-        f"{len(unknown)} item(s) are not in the bundle's catalogue: {shown}; leave them out, or pass unknown_items='skip'"
-    )
-
-
 def _is_many(user: Any) -> bool:
     return isinstance(user, list | tuple | np.ndarray)
 
@@ -766,19 +601,12 @@ def _lists(items: Any, n_users: int) -> list[Any]:
     if not nested:
         return [items] * n_users
     if len(items) != n_users:
-        raise SchemaError(f"there are {len(items)} lists of items for {n_users} user(s); give one for each, or one array for all")
+        raise SchemaError(
+            f"there are {len(items)} lists of items for {n_users} user(s); give one for each, or one array for all"
+        )
     return list(items)
 
 
 def _stored_retrieval(bundle: Bundle) -> RetrievalConfig:
     stored = bundle.manifest.get("metadata", {}).get("retrieval")
     return RetrievalConfig() if stored is None else msgspec.convert(stored, RetrievalConfig)
-
-
-def _text_table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -1,4 +1,4 @@
-"""Finding the items whose vectors are nearest to a user's: Faiss, or exact search in NumPy where Faiss is not installed.
+"""Finding the items whose vectors are nearest to a user's: Faiss, or exact search in NumPy where it is not installed.
 
 Both vectors come from the same compiled graph that ranks, so they cannot drift apart from it.
 """
@@ -157,16 +157,12 @@ class Retriever:
         scores[rows < 0] = np.nan
         return rows, scores
 
-    def _nearest(
-        self, queries: NDArray[np.float32], reach: int
-    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    def _nearest(self, queries: NDArray[np.float32], reach: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         if self._index is None:
             return _exact(self._vectors, queries, reach)
         params = None
         if self.kind == "hnsw":
-            import faiss
-
-            params = faiss.SearchParametersHNSW(efSearch=max(self.config.ef_search, reach))
+            params = _faiss().SearchParametersHNSW(efSearch=max(self.config.ef_search, reach))
         if len(queries) == 1:  # Faiss searches one query with one thread
             scores, rows = self._index.search(queries, reach, params=params)
         else:
@@ -188,8 +184,7 @@ class Retriever:
         return wanted
 
     def _build(self) -> Any:
-        import faiss
-
+        faiss = _faiss()
         if self.kind == "flat":
             index = faiss.IndexFlatIP(self.dim)
         elif self.kind == "ivf":
@@ -207,11 +202,16 @@ class Retriever:
         return index
 
 
+def _faiss() -> Any:
+    import faiss
+
+    return faiss
+
+
 @contextmanager
 def _faiss_threads(threads: int) -> Iterator[None]:
     """Faiss with so many threads in this thread, and as before afterwards."""
-    import faiss
-
+    faiss = _faiss()
     before = faiss.omp_get_max_threads()
     faiss.omp_set_num_threads(threads)
     try:
