@@ -49,7 +49,9 @@ def _fuse(graph: Graph, node: Node, nodes: dict[str, Node]) -> tuple[str | None,
         inner = nodes.get(node.inputs[0])
         if inner is not None and _is_linear(inner):
             attrs = {**inner.attrs, "activation": node.attr("activation"), "alpha": node.attr("alpha")}
-            return inner.output, replace(inner, output=node.output, attrs=attrs, weights={**inner.weights, **node.weights})
+            return inner.output, replace(
+                inner, output=node.output, attrs=attrs, weights={**inner.weights, **node.weights}
+            )
     if node.op == "binary" and node.attr("fn") == "add":
         a, b = node.inputs
         for mine, other in ((a, b), (b, a)):

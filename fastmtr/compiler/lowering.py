@@ -137,7 +137,7 @@ class _Lowering:
         rows = i.rows
         if i.kind == "ids" and rows is None:
             tables = [n.weights["table"] for n in self.graph.nodes if "table" in n.weights and n.inputs[0] == i.name]
-            rows = min((self.graph.weights[t].shape[0] for t in tables), default=None)
+            rows = min((self.graph.weights[t].shape[0] for t in tables), default=2**31 - 1)
         made = {"name": i.name, "domain": i.domain, "kind": i.kind, "offset": i.offset, "width": i.width}
         return {**made, "rows": rows, "padding": i.padding, "buffer": buffer}
 
@@ -281,7 +281,9 @@ class _Lowering:
         domain = self.graph.domain(node.output)
         if domain == "item":
             unit = node.output
-            return f"item value, not stored: {self.storage.refused.get(unit, 'needed to compute one that is not stored')}"
+            return (
+                f"item value, not stored: {self.storage.refused.get(unit, 'needed to compute one that is not stored')}"
+            )
         if node.op == "affine" and "w" not in node.weights:
             return "split: sum of the request's part and the item's"
         if node.op == "affine":
