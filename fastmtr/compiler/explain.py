@@ -1,6 +1,278 @@
+"""What a plan does, where, and what it costs: the text and the picture behind ``fastmtr explain``."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import TYPE_CHECKING, Any
+
+from fastmtr.compiler.costs import flops
+from fastmtr.graph import Domain
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+__all__ = ["Explanation", "StepCost", "explain"]
+
+_DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
+_ONCE = {"request": "once a request", "item": "once an item, ahead of time", "candidate": "for every candidate"}
+_HEADER = ("step", "operator", "width", "FLOPs", "table bytes", "weight bytes", "stored bytes", "remark")
+
+
+@dataclass(frozen=True)
+class StepCost:
+    """One step of a plan, with what it costs for one row of its domain.
+
+    Parameters
+    ----------
+    name, op : str
+    domain : {"request", "item", "candidate"}
+    width : int
+        Columns it writes.
+    flops : int
+    table_bytes : int
+        Read from rows of tables: embeddings, and stored values of the catalogue's items.
+    weight_bytes : int
+        Of the dense weights, which are read once a tile of rows.
+    stored_bytes : int
+        Kept for each catalogue item.
+    remark : str
+        Why it is in this domain.
+    reads : tuple of int
+        The steps whose results it reads.
+    """
+
+    name: str
+    op: str
+    domain: Domain
+    width: int
+    flops: int
+    table_bytes: int
+    weight_bytes: int
+    stored_bytes: int
+    remark: str
+    reads: tuple[int, ...]
+
+
+@dataclass(frozen=True)
 class Explanation:
-    pass
+    """The steps of a plan with their costs. ``print`` it, or write :meth:`to_html` to a file.
+
+    Parameters
+    ----------
+    steps : tuple of StepCost
+    n_items : int
+        Size of the catalogue; 0: not known.
+    input_bytes : int
+        Of one item's packed inputs.
+    """
+
+    steps: tuple[StepCost, ...]
+    n_items: int
+    input_bytes: int
+
+    def flops(self, domain: Domain) -> int:
+        """FLOPs for one row of the domain."""
+        return sum(s.flops for s in self.steps if s.domain == domain)
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes kept for one catalogue item besides its inputs."""
+        return sum(s.stored_bytes for s in self.steps)
+
+    def summary(self) -> list[str]:
+        """The totals, in a few sentences."""
+        request, item, candidate = (self.flops(d) for d in _DOMAINS)
+        whole = request + item + candidate
+        lines = [
+            f"FLOPs: {request:,} once a request, {item:,} once an item ahead of time, {candidate:,} a candidate.",
+            f"Without factoring, each candidate would cost {whole:,}: {whole / max(candidate, 1):.2f} times as much.",
+            f"Kept for each item: {self.stored_bytes:,} bytes of values and {self.input_bytes:,} of inputs"
+            + (
+                f"; {self.n_items * (self.stored_bytes + self.input_bytes):,} for {self.n_items:,} items."
+                if self.n_items
+                else "."
+            ),
+        ]
+        return lines
+
+    def rows(self, domain: Domain) -> list[tuple[str, ...]]:
+        """The table of one domain as text, without its header."""
+        return [
+            (s.name, s.op, str(s.width), *(f"{n:,}" if n else "" for n in _numbers(s)))
+            for s in self.steps
+            if s.domain == domain
+        ]
+
+    def remarks(self, domain: Domain) -> list[str]:
+        """Why steps are in this domain; steps with one reason together."""
+        because: dict[str, list[str]] = {}
+        for s in self.steps:
+            if s.domain == domain and s.remark:
+                because.setdefault(s.remark, []).append(s.name)
+        return [f"{', '.join(names)}: {remark}" for remark, names in because.items()]
+
+    def __str__(self) -> str:
+        lines = []
+        for domain in _DOMAINS:
+            rows = self.rows(domain)
+            if rows:
+                lines += [f"{domain}: {_ONCE[domain]}", *_aligned([_HEADER, *rows])]
+                lines += [*(f"  * {remark}" for remark in self.remarks(domain)), ""]
+        return "\n".join([*lines, *self.summary()])
+
+    def __rich__(self) -> Group:
+        from rich import box
+        from rich.console import Group
+        from rich.padding import Padding
+        from rich.table import Table
+        from rich.text import Text
+
+        parts: list[Any] = []
+        for domain in _DOMAINS:
+            rows = self.rows(domain)
+            if not rows:
+                continue
+            table = Table(box=box.SIMPLE_HEAD, title=f"{domain}: {_ONCE[domain]}", title_justify="left")
+            for i, title in enumerate(_HEADER):
+                table.add_column(title, justify="left" if i < 2 else "right", overflow="fold")
+            for row in rows:
+                table.add_row(*map(Text, row))
+            parts.append(table)
+            parts += [Padding(Text(f"* {remark}"), (0, 2)) for remark in self.remarks(domain)]
+        return Group(*parts, Text(), *map(Text, self.summary()))
+
+    def to_html(self) -> str:
+        """A page with the diagram and the tables; it loads nothing from elsewhere."""
+        parts = [_PAGE_HEAD, *(f"<p>{html.escape(line)}</p>" for line in self.summary()), _diagram(self.steps)]
+        for domain in _DOMAINS:
+            rows = self.rows(domain)
+            if not rows:
+                continue
+            parts.append(f"<h2>{domain}: {_ONCE[domain]}</h2><table><tr>")
+            parts += [f"<th>{title}</th>" for title in _HEADER]
+            parts.append("</tr>")
+            for row in rows:
+                parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
+            parts.append("</table>")
+        return "\n".join([*parts, "</body></html>", ""])
 
 
-def explain():
-    pass
+def explain(plan: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, n_items: int = 0) -> Explanation:
+    """Cost and reason of every step of a plan.
+
+    Parameters
+    ----------
+    plan : mapping
+        ``plan.json``.
+    shapes : mapping of str to shape
+        Of the weights that the plan names.
+    n_items : int
+        Size of the catalogue.
+    """
+    buffers = plan["buffers"]
+    writers: dict[int, list[tuple[int, int, int]]] = {}
+    steps = []
+    for index, step in enumerate(plan["steps"]):
+        reads = set()
+        for buffer, offset, width in step["inputs"]:
+            reads |= {i for i, o, w in writers.get(buffer, ()) if o < offset + width and offset < o + w}
+        steps.append(_cost(step, buffers, shapes, tuple(sorted(reads))))
+        buffer, offset, width = step["output"]
+        writers.setdefault(buffer, []).append((index, offset, width))
+    input_bytes = sum(4 * i["width"] for i in plan["inputs"] if i["domain"] == "item")
+    return Explanation(tuple(steps), n_items, input_bytes)
+
+
+def _cost(
+    step: Mapping[str, Any],
+    buffers: Sequence[Mapping[str, Any]],
+    shapes: Mapping[str, Sequence[int]],
+    reads: tuple[int, ...],
+) -> StepCost:
+    op, domain = step["op"], step["domain"]
+    widths = [width for _, _, width in step["inputs"]]
+    output, _, width = step["output"]
+    own = {role: tuple(shapes[name]) for role, name in step["weights"].items()}
+    table_bytes = 4 * widths[0] * own["table"][1] if "table" in own else 0
+    if domain == "candidate":
+        table_bytes += sum(4 * w for b, _, w in step["inputs"] if buffers[b]["domain"] == "item")
+    return StepCost(
+        name=step["name"],
+        op=op + ("" if step["attrs"].get("activation", "none") == "none" else f" + {step['attrs']['activation']}"),
+        domain=domain,
+        width=width,
+        flops=flops(op, widths, width, own, step["attrs"]),
+        table_bytes=table_bytes,
+        weight_bytes=sum(4 * _count(shape) for role, shape in own.items() if role != "table"),
+        stored_bytes=4 * width if buffers[output]["stored"] else 0,
+        remark=step.get("remark", ""),
+        reads=reads,
+    )
+
+
+def _count(shape: Sequence[int]) -> int:
+    return list(accumulate(shape, lambda a, b: a * b, initial=1))[-1]
+
+
+def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
+    return [
+        "  ".join(
+            c.rjust(w) if 2 <= i <= 6 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]
+
+
+# ---- the diagram -----------------------------------------------------------------------------------------------------
+
+_PAGE_HEAD = """<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><title>fastmtr plan</title>
+<style>
+body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #1d2733; }
+table { border-collapse: collapse; margin-bottom: 2em; }
+th, td { padding: 2px 10px; text-align: left; border-bottom: 1px solid #d8dee6; }
+td:nth-child(n+3):nth-child(-n+7) { text-align: right; }
+svg text { font: 12px system-ui, sans-serif; }
+</style></head><body>
+<h1>What is computed, where, and what it costs</h1>"""
+
+_BOX_WIDTH, _BOX_HEIGHT, _LANE, _GAP, _TOP = 230, 34, 290, 20, 40
+_COLOURS = {"request": "#dcebfa", "item": "#e3f4e0", "candidate": "#fbe9d7"}
+
+
+def _diagram(steps: Sequence[StepCost]) -> str:
+    """A lane a domain; each step stands below what it reads."""
+    free = dict.fromkeys(_DOMAINS, 0)
+    level: list[int] = []
+    for s in steps:
+        level.append(max([free[s.domain], *(level[i] + 1 for i in s.reads)]))
+        free[s.domain] = level[-1] + 1
+    height = _TOP + (max(level, default=0) + 1) * (_BOX_HEIGHT + _GAP)
+    parts = [f'<svg width="{3 * _LANE}" height="{height}" role="img" aria-label="steps of the plan by domain">']
+    for lane, domain in enumerate(_DOMAINS):
+        parts.append(f'<text x="{lane * _LANE + 10}" y="20" font-weight="bold">{domain}: {_ONCE[domain]}</text>')
+    corner = [
+        (_DOMAINS.index(s.domain) * _LANE + 10, _TOP + y * (_BOX_HEIGHT + _GAP))
+        for s, y in zip(steps, level, strict=True)
+    ]
+    for s, (x, y) in zip(steps, corner, strict=True):
+        for i in s.reads:
+            x0, y0 = corner[i][0] + _BOX_WIDTH // 2, corner[i][1] + _BOX_HEIGHT
+            x1, middle = x + _BOX_WIDTH // 2, (y0 + y) // 2
+            parts.append(
+                f'<path d="M {x0} {y0} C {x0} {middle}, {x1} {middle}, {x1} {y}" fill="none" stroke="#8795a5"/>'
+            )
+    for s, (x, y) in zip(steps, corner, strict=True):
+        title = f"{s.op}, {s.flops:,} FLOPs, {s.width} columns. {s.remark}".strip()
+        name = s.name if len(s.name) <= 30 else s.name[:29] + "…"
+        parts.append(
+            f'<g><title>{html.escape(title)}</title><rect x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" '
+            f'rx="5" fill="{_COLOURS[s.domain]}" stroke="#8795a5"/>'
+            f'<text x="{x + 8}" y="{y + 15}">{html.escape(name)}</text>'
+            f'<text x="{x + 8}" y="{y + 29}" fill="#5b6b7c">{html.escape(s.op)} → {s.width}</text></g>'
+        )
+    return "\n".join([*parts, "</svg>"])

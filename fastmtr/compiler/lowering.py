@@ -1,7 +1,7 @@
 """From graph to plan: every value gets its place in a buffer, every node becomes a step of a phase.
 
-A concat costs nothing where it can be avoided: what is concatenated is written side by side in the first place. A slice is
-an operand. An item value that is not stored is computed in the candidate phase from item values that are.
+A concat costs nothing where it can be avoided: what is concatenated is written side by side in the first place. A slice
+is an operand. An item value that is not stored is computed in the candidate phase from item values that are.
 """
 
 from __future__ import annotations

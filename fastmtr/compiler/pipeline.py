@@ -18,7 +18,7 @@ from fastmtr.compiler.split_by_domain import ITEM_PART, split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
 from fastmtr.compiler.storage import Storage, choose_storage
 from fastmtr.errors import ConversionError
-from fastmtr.graph import Graph
+from fastmtr.graph import Domain, Graph
 
 __all__ = ["PASSES", "Compiled", "compile_graph", "normal_fusion"]
 
@@ -104,9 +104,10 @@ def compile_graph(
 def _split_and_store(graph: Graph, n_items: int, item_memory: int | Literal["auto"]) -> tuple[Graph, Storage]:
     """Split by domain, but leave together what is not worth storing apart."""
     keep: set[str] = set()
+    request: tuple[Domain, ...] = ("request",)
     reasons: dict[str, str] = {}
     while True:
-        split = stack_siblings(split_by_domain(graph, keep_item=keep), domains=("request",))
+        split = stack_siblings(split_by_domain(graph, keep_item=keep), domains=request)
         split = remove_dead_code(flatten(remove_dead_code(split)))
         storage = choose_storage(split, n_items=n_items, item_memory=item_memory)
         reasons |= storage.refused

@@ -1,4 +1,7 @@
-"""``W [u; i; c] + b`` becomes ``(W_u u + b) + W_i i + W_c c``: the user's part once a request, the item's once an item."""
+"""``W [u; i; c] + b`` becomes ``(W_u u + b) + W_i i + W_c c``.
+
+So the user's part is computed once a request, and the item's part once an item.
+"""
 
 from __future__ import annotations
 

@@ -14,8 +14,8 @@ __all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "stored_unit"]
 
 AUTO_MEMORY = 1 << 30
 
-# Reading a stored row costs memory traffic; below so much saved work a byte, computing it again is quicker. A table that
-# fits the shared cache is read several times as fast.
+# Reading a stored row costs memory traffic; below so much saved work a byte, computing it again is quicker. A table
+# that fits the shared cache is read several times as fast.
 _CACHED_BYTES = 16 << 20
 _MIN_SAVING_CACHED, _MIN_SAVING = 1.5, 8.0
 
@@ -37,7 +37,7 @@ class Storage:
 
 
 def stored_unit(value: str, pieces: Mapping[str, tuple[Piece, ...]]) -> str:
-    """What has to be stored so that ``value`` can be read by item: a slice comes with the whole value it is cut from."""
+    """What has to be stored so that ``value`` can be read by item: a slice comes with the value it is cut from."""
     made_of = pieces[value]
     return made_of[0].source if len(made_of) == 1 else value
 
@@ -59,7 +59,7 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     budget = AUTO_MEMORY if item_memory == "auto" else item_memory
     pieces = pieces_of(graph)
     required = {stored_unit(o.value, pieces) for o in graph.outputs if o.role == "item"}
-    saved = {}
+    saved: dict[str, float] = {}
     refused: dict[str, str] = {}
     while True:
         wanted = _boundary(graph, pieces, refused) | required
