@@ -12,13 +12,14 @@ from fastmtr.compiler.costs import flops
 from fastmtr.graph import Domain
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import Group
 
 __all__ = ["Explanation", "StepCost", "explain"]
 
 _DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 _ONCE = {"request": "once a request", "item": "once an item, ahead of time", "candidate": "for every candidate"}
-_HEADER = ("step", "operator", "width", "FLOPs", "table bytes", "weight bytes", "stored bytes", "remark")
+_HEADER = ("step", "operator", "width", "FLOPs", "gathers", "weights", "keeps")
+_LEGEND = "Bytes: gathers = read from table rows, weights = read once a tile of rows, keeps = stored for each item."
 
 
 @dataclass(frozen=True)
@@ -86,17 +87,14 @@ class Explanation:
         """The totals, in a few sentences."""
         request, item, candidate = (self.flops(d) for d in _DOMAINS)
         whole = request + item + candidate
-        lines = [
+        kept = self.stored_bytes + self.input_bytes
+        catalogue = f"; {self.n_items * kept:,} for {self.n_items:,} items" if self.n_items else ""
+        return [
+            _LEGEND,
             f"FLOPs: {request:,} once a request, {item:,} once an item ahead of time, {candidate:,} a candidate.",
             f"Without factoring, each candidate would cost {whole:,}: {whole / max(candidate, 1):.2f} times as much.",
-            f"Kept for each item: {self.stored_bytes:,} bytes of values and {self.input_bytes:,} of inputs"
-            + (
-                f"; {self.n_items * (self.stored_bytes + self.input_bytes):,} for {self.n_items:,} items."
-                if self.n_items
-                else "."
-            ),
+            f"Kept for each item: {self.stored_bytes:,} bytes of values and {self.input_bytes:,} of inputs{catalogue}.",
         ]
-        return lines
 
     def rows(self, domain: Domain) -> list[tuple[str, ...]]:
         """The table of one domain as text, without its header."""
@@ -157,6 +155,7 @@ class Explanation:
             for row in rows:
                 parts.append("<tr>" + "".join(f"<td>{html.escape(cell)}</td>" for cell in row) + "</tr>")
             parts.append("</table>")
+            parts += [f"<p>{html.escape(remark)}</p>" for remark in self.remarks(domain)]
         return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -219,12 +218,15 @@ def _count(shape: Sequence[int]) -> int:
 
 def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    return [
-        "  ".join(
-            c.rjust(w) if 2 <= i <= 6 else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
+    lines = []
+    for row in rows:
+        cells = zip(row, widths, strict=True)
+        lines.append("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())
+    return lines
+
+
+def _numbers(s: StepCost) -> tuple[int, ...]:
+    return s.flops, s.table_bytes, s.weight_bytes, s.stored_bytes
 
 
 # ---- the diagram -----------------------------------------------------------------------------------------------------
@@ -235,7 +237,7 @@ _PAGE_HEAD = """<!doctype html>
 body { font: 14px/1.4 system-ui, sans-serif; margin: 2em; color: #1d2733; }
 table { border-collapse: collapse; margin-bottom: 2em; }
 th, td { padding: 2px 10px; text-align: left; border-bottom: 1px solid #d8dee6; }
-td:nth-child(n+3):nth-child(-n+7) { text-align: right; }
+td:nth-child(n+3) { text-align: right; }
 svg text { font: 12px system-ui, sans-serif; }
 </style></head><body>
 <h1>What is computed, where, and what it costs</h1>"""
