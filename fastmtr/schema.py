@@ -37,8 +37,8 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         What the value is a function of. ``user`` and ``context`` are known once a request, ``item`` once a catalogue
         item, ``candidate`` (needs both, such as the position or the retrieval score) once a candidate of a request.
     kind : {"categorical", "numeric", "multi", "sequence", "text"}
-        ``multi`` is a set of categories (a list column, or text split by ``separator``); ``sequence`` is the user's last
-        items, newest first; ``text`` is split into words.
+        ``multi`` is a set of categories (a list column, or text split by ``separator``); ``sequence`` is the user's
+        last items, newest first; ``text`` is split into words.
     dim : int
         Width of the embedding (all kinds but ``numeric``).
     min_count : int
@@ -52,15 +52,15 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     pooling : {"mean", "sum", "max"}
         How the embeddings of a ``multi``, ``sequence`` or ``text`` feature become one.
     scaling : {"none", "standard", "minmax", "log1p", "quantile"}
-        Of a ``numeric`` feature; ``log1p`` (of the magnitude, keeping the sign) is standardised afterwards. Values beyond
-        the fitted range are clipped to it by ``minmax`` and ``quantile``; one that float32 cannot hold (an infinity
-        included) counts as the end of the fitted range.
+        Of a ``numeric`` feature; ``log1p`` (of the magnitude, keeping the sign) is standardised afterwards. Values
+        beyond the fitted range are clipped to it by ``minmax`` and ``quantile``; one that float32 cannot hold (an
+        infinity included) counts as the end of the fitted range.
     nulls : {"fill", "error"}
         A null numeric becomes the fitted mean (``fill``) or raises (``error``); a null category has a row of its own.
     of : str, optional
         A ``sequence``: the categorical item feature whose values it holds; it shares that vocabulary and table.
-        A ``numeric`` with an ``event``: the categorical feature of the same entity whose past is counted (the author of a
-        video, say). None: the entity's own key.
+        A ``numeric`` with an ``event``: the categorical feature of the same entity whose past is counted (the author of
+        a video, say). None: the entity's own key.
     event : str, optional
         Built from the log instead of a given column. A ``sequence``: the task whose positives are the user's history.
         A ``numeric``: the task whose past outcomes are counted. Both see strictly earlier events only.
@@ -161,7 +161,9 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
         if feature.derive is not None:
             if (feature.entity, feature.kind) != ("context", "categorical"):
-                refuse(f"'derive' belongs to a categorical of entity 'context', not a {feature.kind} of {feature.entity!r}")
+                refuse(
+                    f"'derive' belongs to a categorical of entity 'context', not a {feature.kind} of {feature.entity!r}"
+                )
             if self.timestamp is None:
                 refuse(f"'derive' = {feature.derive!r} needs the schema's 'timestamp' column")
         if feature.event is not None and feature.event not in {t.name for t in self.tasks}:

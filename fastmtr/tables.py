@@ -43,7 +43,8 @@ class DataRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     bad_rows : {"error", "skip"}
         What a CSV row of a wrong number of columns does. Skipped rows are counted in the cleaning report.
     item_label : str, optional
-        How an item is shown, such as ``"video {video_id} (tag {tag})"``: names of columns of the items' table in braces.
+        How an item is shown, such as ``"video {video_id} (tag {tag})"``: names of columns of the items' table in
+        braces.
     """
 
     log: str
@@ -89,8 +90,8 @@ def read_table(
     Parameters
     ----------
     source : DataFrame, Table, RecordBatchReader, dict of arrays, str or Path
-        pandas, Polars and whatever else speaks the Arrow C stream protocol; or the path of a ``.csv``, ``.tsv`` (both also
-        ``.gz``) or ``.parquet`` file. Empty CSV cells and ``NULL``, ``null``, ``NaN``, ``nan`` are nulls.
+        pandas, Polars and whatever else speaks the Arrow C stream protocol; or the path of a ``.csv``, ``.tsv`` (both
+        also ``.gz``) or ``.parquet`` file. Empty CSV cells and ``NULL``, ``null``, ``NaN``, ``nan`` are nulls.
     columns : sequence of str
         Names for a CSV file that has no header.
     types : mapping, optional
@@ -139,14 +140,17 @@ def _from_memory(source: Any) -> pa.Table:
     except (pa.ArrowInvalid, pa.ArrowTypeError, pa.ArrowNotImplementedError, OverflowError) as error:
         raise SchemaError(f"the table cannot be read: {error}") from error
     raise SchemaError(
-        f"cannot read a table from a {type(source).__module__}.{type(source).__name__}; give a pandas or Polars DataFrame, "
-        "an Arrow table, a dictionary of arrays, or the path of a .csv, .csv.gz, .tsv, .tsv.gz or .parquet file"
+        f"cannot read a table from a {type(source).__module__}.{type(source).__name__}; give a pandas or "
+        "Polars DataFrame, an Arrow table, a dictionary of arrays, "
+        "or the path of a .csv, .csv.gz, .tsv, .tsv.gz or .parquet file"
     )
 
 
 def _column(values: Any) -> Any:
     if getattr(values, "ndim", 1) != 1:
-        raise SchemaError(f"a column is one-dimensional, found an array of shape {values.shape}; give lists, or a column each")
+        raise SchemaError(
+            f"a column is one-dimensional, found an array of shape {values.shape}; give lists, or a column each"
+        )
     return values
 
 

@@ -1,9 +1,9 @@
 """The stable 64-bit hash of feature values.
 
-FNV-1a over the bytes (Fowler, Noll and Vo; draft-eastlake-fnv), then the finaliser of MurmurHash3 (Appleby), because the
-rows are taken modulo a number and plain FNV-1a mixes its low bits weakly. An integer is hashed as its eight little-endian
-bytes, a text as its UTF-8 bytes. The result depends on neither platform nor process, and is part of the bundle format:
-``HASH_NAME`` is saved with every pipeline.
+FNV-1a over the bytes (Fowler, Noll and Vo; draft-eastlake-fnv), then the finaliser of MurmurHash3 (Appleby), because
+the rows are taken modulo a number and plain FNV-1a mixes its low bits weakly. An integer is hashed as its eight
+little-endian bytes, a text as its UTF-8 bytes. The result depends on neither platform nor process, and is part of the
+bundle format: ``HASH_NAME`` is saved with every pipeline.
 """
 
 from __future__ import annotations

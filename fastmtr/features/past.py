@@ -46,7 +46,9 @@ class PastEvents:
         What happened (an item's row); breaks ties in time, so that the order of the rows does not matter.
     """
 
-    def __init__(self, owners: NDArray[np.int64], times: NDArray[np.int64], payload: NDArray[np.int64] | None = None) -> None:
+    def __init__(
+        self, owners: NDArray[np.int64], times: NDArray[np.int64], payload: NDArray[np.int64] | None = None
+    ) -> None:
         tie = np.zeros(len(owners), np.int64) if payload is None else payload
         order = np.lexsort((tie, times, owners))
         self.order: NDArray[np.int64] = order[np.searchsorted(owners[order], 0) :]
@@ -93,12 +95,12 @@ class PastRates:
         self, owners: NDArray[np.int64], times: NDArray[np.int64], outcomes: NDArray[np.floating], *, strength: float
     ) -> None:
         known = ~np.isnan(outcomes)
-        outcomes = outcomes[known].astype(np.float64)
+        summands = outcomes[known].astype(np.float64)
         self._events = PastEvents(np.where(owners[known] < 0, -1, owners[known]), times[known])
-        self._sums = _cumulative(outcomes[self._events.order])
+        self._sums = _cumulative(summands[self._events.order])
         by_time = np.argsort(times[known], kind="stable")
         self._all_times = times[known][by_time]
-        self._all_sums = _cumulative(outcomes[by_time])
+        self._all_sums = _cumulative(summands[by_time])
         self._strength = strength
 
     def at(
@@ -115,7 +117,9 @@ class PastRates:
             return count
         everything = np.searchsorted(self._all_times, before)
         mean = np.divide(self._all_sums[everything], everything, out=np.full(len(count), np.nan), where=everything > 0)
-        rate: NDArray[np.float64] = (self._sums[end] - self._sums[start] + self._strength * mean) / (count + self._strength)
+        rate: NDArray[np.float64] = (self._sums[end] - self._sums[start] + self._strength * mean) / (
+            count + self._strength
+        )
         if statistic == "rate":
             return rate
         # Half an event of each kind keeps the odds of a task that never happened so far finite.

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
-from fastmtr.features.encoders import MISSING, Categories, Scale, encode_lists, tokens, weigh
+from fastmtr.features.categories import MISSING, Categories, encode_lists, tokens, weigh
+from fastmtr.features.scales import RowScales, Scale
 from fastmtr.graph import Domain, Input, Packed
 from fastmtr.schema import Entity, Feature, Schema
 
@@ -29,14 +30,24 @@ _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
 }
 
 
+class _RowPlan(NamedTuple):
+    """What :meth:`FeaturePipeline.transform_row` looks up for a domain, made once."""
+
+    allowed: frozenset[str]
+    categories: tuple[tuple[Feature, Categories], ...]
+    numbers: tuple[str, ...]
+    scales: RowScales
+
+
 class FeaturePipeline:
     """Turns raw columns into the packed inputs of a model.
 
     What it learns is independent of the order of the rows. Rules for values:
 
-    * A category is a whole number, a boolean or text. Null (None, NaN) is row 0, one that was not seen often enough row 1.
-    * A number that is null becomes the fitted mean, or an error (``nulls = "error"``); see :class:`fastmtr.schema.Feature`
-      for values out of range.
+    * A category is a whole number, a boolean or text. Null (None, NaN) is row 0, one that was not seen often enough row
+      1.
+    * A number that is null becomes the fitted mean, or an error (``nulls = "error"``); see
+      :class:`fastmtr.schema.Feature` for values out of range.
     * A ``multi`` drops nulls and repeats, a ``sequence`` drops nulls; both keep the first ``length`` values.
     * A value of the wrong kind (text for a number) is an error in both :meth:`transform` and :meth:`transform_row`.
 
@@ -48,6 +59,7 @@ class FeaturePipeline:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._encoders: dict[str, Categories | Scale] = {}
+        self._plans: dict[Domain, _RowPlan] = {}
 
     # ------------------------------------------------------------------ fitting
 
@@ -66,8 +78,8 @@ class FeaturePipeline:
             One row an entity. If `interactions` has the key column, a row counts as often as its key occurs there; so a
             user or item that never occurs teaches nothing.
         interactions : pyarrow.Table, optional
-            One row an event. Features of context and candidate, statistics of the past, and whatever column the other two
-            tables lack are taken from here.
+            One row an event. Features of context and candidate, statistics of the past, and whatever column the other
+            two tables lack are taken from here.
 
         Raises
         ------
@@ -80,13 +92,15 @@ class FeaturePipeline:
                 continue
             column, weights = self._find_column(feature, users, items, interactions)
             fitted[feature.name] = _fit(feature, column, weights)
-        self._encoders = fitted
+        self._encoders, self._plans = fitted, {}
         return self
 
     def _find_column(
         self, feature: Feature, users: pa.Table | None, items: pa.Table | None, interactions: pa.Table | None
     ) -> tuple[pa.ChunkedArray, NDArray[np.int64] | None]:
-        table, key = {"user": (users, self.schema.user), "item": (items, self.schema.item)}.get(feature.entity, (None, ""))
+        table, key = {"user": (users, self.schema.user), "item": (items, self.schema.item)}.get(
+            feature.entity, (None, "")
+        )
         if table is not None and feature.name in table.column_names and not feature.from_log:
             weights = None
             if interactions is not None and key in interactions.column_names and key in table.column_names:
@@ -100,7 +114,9 @@ class FeaturePipeline:
                 return found, None
         tables = {"users": users, "items": items, "interactions": interactions}
         seen = {name: table.column_names for name, table in tables.items() if table is not None}
-        raise SchemaError(f"feature {feature.name!r} of entity {feature.entity!r} has no column; the tables have {seen}")
+        raise SchemaError(
+            f"feature {feature.name!r} of entity {feature.entity!r} has no column; the tables have {seen}"
+        )
 
     # ------------------------------------------------------------------ what the model sees
 
@@ -183,7 +199,7 @@ class FeaturePipeline:
     def _column(self, feature: Feature, table: pa.Table) -> pa.ChunkedArray | None:
         if feature.name in table.column_names:
             return table.column(feature.name)
-        if feature.derive is None or self.schema.timestamp not in table.column_names:
+        if feature.derive is None or self.schema.timestamp is None or self.schema.timestamp not in table.column_names:
             return None
         import pyarrow as pa
 
@@ -204,54 +220,62 @@ class FeaturePipeline:
         row : mapping
             Raw values by feature name. The key and timestamp columns of the schema may be there too.
         base : Packed, optional
-            One packed row that gives the features that `row` does not name (a known user, whose context is new). Without
-            it they count as null.
+            One packed row that gives the features that `row` does not name (a known user, whose context is new).
+            Without it they count as null.
 
         Raises
         ------
         SchemaError
             A name is no feature of this domain (a likely spelling is suggested), or a value is of the wrong kind.
         """
-        self._refuse_strangers(domain, row)
-        ids: list[NDArray[Any] | list[int]] = []
-        dense: list[np.float32] = []
-        id_at = 0
-        for feature in self.features(domain):
-            encoder = self._encoder(feature)
+        plan = self._plan(domain)
+        for name in row:
+            if name not in plan.allowed:
+                self._refuse_stranger(domain, name)
+        ids: list[int] = []
+        for feature, encoder in plan.categories:
             present, value = self._value(feature, row)
-            if isinstance(encoder, Scale):
-                if present:
-                    dense.append(encoder.encode_value(value))
-                else:
-                    dense.append(self._null(feature) if base is None else base.dense[0, len(dense)])
-                continue
-            width = _width(feature)
             if not present:
-                ids.append([MISSING] * width if base is None else base.ids[0, id_at : id_at + width])
+                width = _width(feature)
+                ids += [MISSING] * width if base is None else base.ids[0, len(ids) : len(ids) + width].tolist()
             elif feature.kind == "categorical":
-                ids.append([encoder.encode_value(value)])
+                ids.append(encoder.encode_value(value))
             else:
-                ids.append(_encode_one(feature, encoder, value))
-            id_at += width
-        packed_ids = np.array([one for block in ids for one in block], np.int32).reshape(1, -1)
-        return Packed(packed_ids, np.array(dense, np.float32).reshape(1, -1))
+                ids += _encode_one(feature, encoder, value)
+        numbers = np.array([values.number(row.get(name), name=name) for name in plan.numbers], np.float64)
+        dense = plan.scales.encode(numbers)
+        if base is not None:
+            dense = np.where([name in row for name in plan.numbers], dense, base.dense[0])
+        return Packed(np.array(ids, np.int32).reshape(1, -1), dense.reshape(1, -1))
+
+    def _plan(self, domain: Domain) -> _RowPlan:
+        plan = self._plans.get(domain)
+        if plan is None:
+            features = self.features(domain)
+            numeric = [f for f in features if f.kind == "numeric"]
+            scales = [encoder for encoder in map(self._encoder, numeric) if isinstance(encoder, Scale)]
+            keys = [self.schema.user, self.schema.item, self.schema.timestamp]
+            plan = self._plans[domain] = _RowPlan(
+                allowed=frozenset([*(f.name for f in features), *(key for key in keys if key is not None)]),
+                categories=tuple((f, self._categories(f)) for f in features if f.kind != "numeric"),
+                numbers=tuple(f.name for f in numeric),
+                scales=RowScales(scales),
+            )
+        return plan
 
     def _value(self, feature: Feature, row: Mapping[str, Any]) -> tuple[bool, Any]:
         if feature.name in row:
             return True, row[feature.name]
-        if feature.derive is None or self.schema.timestamp not in row:
+        if feature.derive is None or self.schema.timestamp is None or self.schema.timestamp not in row:
             return False, None
         tick = values.ticks(row[self.schema.timestamp], name=self.schema.timestamp, unit=self.schema.timestamp_unit)
         return True, None if tick is None else int(self._derive(feature, np.array([tick], np.int64))[0])
 
-    def _refuse_strangers(self, domain: Domain, row: Mapping[str, Any]) -> None:
+    def _refuse_stranger(self, domain: Domain, name: Any) -> NoReturn:
         names = [feature.name for feature in self.features(domain)]
-        allowed = {*names, self.schema.user, self.schema.item, self.schema.timestamp}
-        for name in row:
-            if name not in allowed:
-                near = difflib.get_close_matches(str(name), names, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"they are {names}"
-                raise SchemaError(f"{name!r} is no feature of the {domain}; {hint}")
+        near = difflib.get_close_matches(str(name), names, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"they are {names}"
+        raise SchemaError(f"{name!r} is no feature of the {domain}; {hint}")
 
     # ------------------------------------------------------------------ state
 
@@ -265,7 +289,9 @@ class FeaturePipeline:
         return {"version": STATE_VERSION, "hash": hashing.HASH_NAME, "features": heads}, arrays
 
     @classmethod
-    def from_state(cls, schema: Schema, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> FeaturePipeline:
+    def from_state(
+        cls, schema: Schema, state: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> FeaturePipeline:
         """Read what :meth:`state` wrote.
 
         Raises
@@ -275,7 +301,9 @@ class FeaturePipeline:
         """
         found = (state.get("version"), state.get("hash"))
         if found != (STATE_VERSION, hashing.HASH_NAME):
-            raise SchemaError(f"the pipeline's state is {found}, this fastmtr reads {(STATE_VERSION, hashing.HASH_NAME)}")
+            raise SchemaError(
+                f"the pipeline's state is {found}, this fastmtr reads {(STATE_VERSION, hashing.HASH_NAME)}"
+            )
         pipeline = cls(schema)
         heads = state.get("features", {})
         for feature in schema.features:
@@ -287,7 +315,7 @@ class FeaturePipeline:
             prefix = f"{feature.name}/"
             parts = {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}
             kind = Scale if feature.kind == "numeric" else Categories
-            pipeline._encoders[feature.name] = kind.from_state(feature.name, head, parts)
+            pipeline._encoders[feature.name] = kind.from_state(feature, head, parts)
         return pipeline
 
     # ------------------------------------------------------------------ small parts
@@ -308,13 +336,8 @@ class FeaturePipeline:
         return encoder.filler if isinstance(encoder, Scale) else np.int32(MISSING)
 
     def _derive(self, feature: Feature, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
-        hour_ticks = 3600 * values.TICKS_A_SECOND[self.schema.timestamp_unit]
-        hours = ticks // hour_ticks if not self.schema.utc_offset_hours % 1 else None
-        if hours is None:
-            quarter = hour_ticks // 60
-            hours = (ticks // quarter + round(self.schema.utc_offset_hours * 60)) // 60
-        else:
-            hours = hours + int(self.schema.utc_offset_hours)
+        minutes = ticks // (60 * values.TICKS_A_SECOND[self.schema.timestamp_unit])
+        hours = (minutes + round(self.schema.utc_offset_hours * 60)) // 60
         # 1970-01-01 was a Thursday, and Monday is 0.
         return hours % 24 if feature.derive == "hour" else (hours // 24 + 3) % 7
 
@@ -344,7 +367,7 @@ def _encode_many(feature: Feature, encoder: Categories, column: pa.Array | pa.Ch
 def _split(
     feature: Feature, column: pa.Array | pa.ChunkedArray, expected: values.ValueType | None
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64] | None]:
-    """The values of a many-valued column, the row of each, and (for text) which of these rows each row of the column is."""
+    """The values of a many-valued column and the row of each; for text, also which of these rows each one of it is."""
     import pyarrow as pa
     import pyarrow.compute as pc
 
@@ -365,7 +388,9 @@ def _split(
         parents = np.repeat(np.arange(len(split)), [len(each) for each in split])
         flat = pa.array([part for each in split for part in each], pa.large_string())
         return flat, parents, coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    what = {"text": "text", "sequence": "lists"}.get(feature.kind, f"lists, or text with {feature.separator!r} between values")
+    what = {"text": "text", "sequence": "lists"}.get(
+        feature.kind, f"lists, or text with {feature.separator!r} between values"
+    )
     raise SchemaError(f"column {feature.name!r} should hold {what}, found a column of type {kind}")
 
 

@@ -1,7 +1,7 @@
 """One meaning for a value, whether it comes in a column or alone in a request.
 
-A category is a whole number (booleans and floats without a fraction included) or text; NaN is null. A column and a single
-value go through two functions here that must agree; everything after them is shared.
+A category is a whole number (booleans and floats without a fraction included) or text; NaN is null. A column and a
+single value go through two functions here that must agree; everything after them is shared.
 """
 
 from __future__ import annotations
@@ -41,7 +41,11 @@ _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 def is_null(value: Any) -> bool:
     """None, NaN, or the missing value of pandas."""
-    return value is None or (isinstance(value, float | np.floating) and math.isnan(value)) or type(value).__name__ == "NAType"
+    return (
+        value is None
+        or (isinstance(value, float | np.floating) and math.isnan(value))
+        or type(value).__name__ == "NAType"
+    )
 
 
 def category(value: Any, *, name: str, expected: ValueType | None) -> int | str | None:
@@ -69,7 +73,9 @@ def _whole(value: Any, name: str) -> int:
     return whole
 
 
-def category_column(column: pa.Array | pa.ChunkedArray, *, name: str, expected: ValueType | None) -> tuple[ValueType, pa.Array]:
+def category_column(
+    column: pa.Array | pa.ChunkedArray, *, name: str, expected: ValueType | None
+) -> tuple[ValueType, pa.Array]:
     """A column of categories as an int64 or string array, with its type."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -123,13 +129,15 @@ def number_column(column: pa.Array | pa.ChunkedArray, *, name: str) -> NDArray[n
     kind = array.type
     if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
-    elif not (pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)):
+    elif not (
+        pa.types.is_null(kind) or pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind)
+    ):
         _refuse_type(name, "numbers", f"a column of type {kind}")
     return np.array(array.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False), dtype=np.float64)
 
 
 def ticks(value: Any, *, name: str, unit: str) -> int | None:
-    """One point in time, a whole number of `unit` since 1970 or a datetime (UTC where it names no zone); None is null."""
+    """One point in time: a whole number of `unit` since 1970, or a datetime (UTC where it names no zone)."""
     if isinstance(value, datetime.datetime):
         aware = value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)
         return (aware - _EPOCH) // datetime.timedelta(microseconds=1) * TICKS_A_SECOND[unit] // TICKS_A_SECOND["us"]
@@ -154,7 +162,11 @@ def text_bytes(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
 
     large = array.cast(pa.large_string())
     _, offsets_buffer, data = large.buffers()
-    offsets = np.frombuffer(offsets_buffer, np.int64)[large.offset : large.offset + len(large) + 1] if len(large) else np.zeros(1, np.int64)
+    offsets = (
+        np.frombuffer(offsets_buffer, np.int64)[large.offset : large.offset + len(large) + 1]
+        if len(large)
+        else np.zeros(1, np.int64)
+    )
     start, end = int(offsets[0]), int(offsets[-1])
     content = np.frombuffer(data, np.uint8)[start:end] if data is not None else np.zeros(0, np.uint8)
     return content, offsets - start

@@ -120,7 +120,9 @@ def clean(log: pa.Table, rules: CleaningRules, *, schema: Schema) -> tuple[pa.Ta
         apply(f"{name} outside {_show(allowed)}", ~outside)
     _apply_times(log, rules, schema, apply, lambda: log)
     if log.num_rows == 0:
-        raise SchemaError("cleaning left no row of the log; its steps: " + "; ".join(f"{s.rule}: {s.removed}" for s in steps))
+        raise SchemaError(
+            "cleaning left no row of the log; its steps: " + "; ".join(f"{s.rule}: {s.removed}" for s in steps)
+        )
     return log, CleaningReport(tuple(steps))
 
 
@@ -131,9 +133,15 @@ def _apply_times(log: pa.Table, rules: CleaningRules, schema: Schema, apply: Any
     if schema.timestamp is None:
         raise ConfigError(f"cleaning.{wants[0]} needs the schema's 'timestamp' column, and the schema names none")
     if rules.time_from is not None:
-        apply(f"before {rules.time_from}", times_of(current(), schema) >= parse_time(rules.time_from, schema, "cleaning.time_from"))
+        apply(
+            f"before {rules.time_from}",
+            times_of(current(), schema) >= parse_time(rules.time_from, schema, "cleaning.time_from"),
+        )
     if rules.time_until is not None:
-        apply(f"from {rules.time_until} on", times_of(current(), schema) < parse_time(rules.time_until, schema, "cleaning.time_until"))
+        apply(
+            f"from {rules.time_until} on",
+            times_of(current(), schema) < parse_time(rules.time_until, schema, "cleaning.time_until"),
+        )
     if rules.max_events_a_day is not None:
         table = current()
         _, users = values.category_column(table.column(schema.user), name=schema.user, expected=None)

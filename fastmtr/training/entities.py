@@ -96,11 +96,17 @@ def make_entities(
         raise SchemaError(f"the {entity}s' table and the log disagree: {error}") from error
     unknown = pc.unique(logged.filter(pc.invert(pc.is_in(logged, value_set=keys))))
     order = pc.sort_indices(pa.concat_arrays([keys, unknown]))
-    extended = pa.concat_tables([table, pa.table({key: unknown.cast(table.schema.field(key).type)})], promote_options="default")
+    extended = pa.concat_tables(
+        [table, pa.table({key: unknown.cast(table.schema.field(key).type)})], promote_options="default"
+    )
     missing = [name for name in wanted if name not in extended.column_names]
     if missing:
-        raise SchemaError(f"feature {missing[0]!r} of entity {entity!r} has no column; the {entity}s' table has {table.column_names}")
-    return Entities(key, extended.take(order).combine_chunks(), pa.concat_arrays([keys, unknown]).take(order), described)
+        raise SchemaError(
+            f"feature {missing[0]!r} of entity {entity!r} has no column; the {entity}s' table has {table.column_names}"
+        )
+    return Entities(
+        key, extended.take(order).combine_chunks(), pa.concat_arrays([keys, unknown]).take(order), described
+    )
 
 
 def _given(entity: str, key: str, source: Any) -> pa.Table:
@@ -113,7 +119,9 @@ def _given(entity: str, key: str, source: Any) -> pa.Table:
     counted = pc.value_counts(keys)
     repeated = counted.field("values").filter(pc.greater(counted.field("counts"), 1))
     if len(repeated):
-        raise SchemaError(f"the {entity}s' table has {len(repeated)} keys in column {key!r} that stand twice, {repeated[0]} among them")
+        raise SchemaError(
+            f"the {entity}s' table has {len(repeated)} keys in column {key!r} that stand twice: {repeated[0]}, ..."
+        )
     return table
 
 
@@ -121,7 +129,9 @@ def _from_log(key: str, wanted: list[str], log: pa.Table, schema: Schema, before
     names = [key, *(name for name in wanted if name != key)]
     missing = [name for name in names if name not in log.column_names]
     if missing:
-        raise SchemaError(f"feature {missing[0]!r} has no column; there is no table for {key!r}, and the log has {log.column_names}")
+        raise SchemaError(
+            f"feature {missing[0]!r} has no column; there is no table for {key!r}, and the log has {log.column_names}"
+        )
     _, keys = values.category_column(log.column(key), name=key, expected=None)
     codes = keys.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
     times = times_of(log, schema)

@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from fastmtr.bundle import Catalogue
 from fastmtr.errors import ConfigError, SchemaError
 from fastmtr.features import FeaturePipeline
 from fastmtr.features.past import HistoryRules, PastEvents, PastRates
@@ -23,14 +24,6 @@ from fastmtr.training.splits import Boundaries, SplitRules, boundaries, day_star
 from fastmtr.training.tasks import TaskLog, TaskReport, TaskRules, label_log
 
 __all__ = ["HistoryRules", "Prepared", "PreparedReport", "Samples", "Seen", "SplitReport", "prepare"]
-
-
-class Catalogue(NamedTuple):
-    """Keys, packed inputs and display strings of items (or users), one row each."""
-
-    keys: NDArray[Any]
-    packed: Packed
-    labels: tuple[str, ...] | None = None
 
 
 _PARTS = ("train", "valid", "test")
@@ -271,8 +264,8 @@ class _Builder:
         chosen = self._chosen(0)
         if not len(chosen):
             raise SchemaError(
-                f"no training sample: the log runs from {self.times.min()} to {self.times.max()} ({self.schema.timestamp}), "
-                f"and training ends before {self.cuts.valid}"
+                f"no training sample: the log runs from {self.times.min()} to {self.times.max()} "
+                f"({self.schema.timestamp}), and training ends before {self.cuts.valid}"
             )
         interactions = self.log.samples.take(pa.array(chosen))
         cutoffs = self._cutoffs(chosen, 0)
@@ -349,7 +342,8 @@ class _Builder:
             return fixed
         if feature.kind == "sequence":
             past = self._past[feature.name]
-            assert isinstance(past, PastEvents) and feature.of is not None
+            assert isinstance(past, PastEvents)
+            assert feature.of is not None
             # Row -1 of the ids is the padding.
             ids = np.append(self._fixed[feature.of][:, 0], np.int32(0))
             history: NDArray[np.int32] = ids[past.last(rows, cutoffs, length=feature.length)]
@@ -370,7 +364,8 @@ def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:
 
 def _keys(entities: Entities) -> NDArray[Any]:
     keys = entities.keys.to_numpy(zero_copy_only=False)
-    return keys.astype(np.int64) if pa.types.is_integer(entities.keys.type) else keys.astype(str)
+    typed: NDArray[Any] = keys.astype(np.int64 if pa.types.is_integer(entities.keys.type) else object)
+    return typed
 
 
 def _labels(template: str | None, items: Entities) -> tuple[str, ...] | None:
@@ -379,7 +374,9 @@ def _labels(template: str | None, items: Entities) -> tuple[str, ...] | None:
     names = [name for _, name, _, _ in string.Formatter().parse(template) if name is not None]
     absent = [name for name in names if name not in items.table.column_names]
     if absent:
-        raise ConfigError(f"item_label: the items' table has no column {absent[0]!r}; it has {items.table.column_names}")
+        raise ConfigError(
+            f"item_label: the items' table has no column {absent[0]!r}; it has {items.table.column_names}"
+        )
     columns = {name: items.table.column(name).to_pylist() for name in names}
     return tuple(template.format(**{name: columns[name][i] for name in names}) for i in range(items.n_rows))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+from itertools import pairwise
 
 import msgspec
 import numpy as np
@@ -36,7 +37,7 @@ class SplitRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
 
 
 class Boundaries(msgspec.Struct, frozen=True):
-    """The same in the schema's ticks; train, valid and test begin at `train`, `valid` and `test`, and all ends at `end`."""
+    """The same in the schema's ticks: where train, valid and test begin, and where all ends."""
 
     train: int
     valid: int
@@ -45,7 +46,9 @@ class Boundaries(msgspec.Struct, frozen=True):
 
     def part_of(self, times: NDArray[np.int64]) -> NDArray[np.int64]:
         """-1 too early, 0 train, 1 valid, 2 test, 3 too late."""
-        result: NDArray[np.int64] = np.searchsorted([self.train, self.valid, self.test, self.end], times, side="right") - 1
+        result: NDArray[np.int64] = (
+            np.searchsorted([self.train, self.valid, self.test, self.end], times, side="right") - 1
+        )
         return result
 
 
@@ -58,8 +61,10 @@ def boundaries(rules: SplitRules, schema: Schema) -> Boundaries:
         text = getattr(rules, name)
         found.append(absent if text is None else parse_time(text, schema, f"split.{name}"))
     ticks = [int(tick) for tick in found if tick is not None]
-    if any(a >= b for a, b in zip(ticks[:-1], ticks[1:], strict=True)):
-        raise ConfigError(f"split: the times must ascend, found {', '.join(f'{n} = {getattr(rules, n)}' for n in names)}")
+    if any(a >= b for a, b in pairwise(ticks)):
+        raise ConfigError(
+            f"split: the times must ascend, found {', '.join(f'{n} = {getattr(rules, n)}' for n in names)}"
+        )
     return Boundaries(*ticks)
 
 
@@ -68,7 +73,9 @@ def parse_time(text: str, schema: Schema, key: str) -> int:
     try:
         moment = datetime.datetime.fromisoformat(text)
     except ValueError:
-        raise ConfigError(f"{key} should be an ISO date or time such as '2022-05-05' or '2022-05-05T12:00', found {text!r}") from None
+        raise ConfigError(
+            f"{key} should be an ISO date or time such as '2022-05-05' or '2022-05-05T12:00', found {text!r}"
+        ) from None
     if moment.tzinfo is None:
         moment = moment.replace(tzinfo=datetime.timezone(datetime.timedelta(hours=schema.utc_offset_hours)))
     since = moment - datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)

@@ -1,8 +1,8 @@
 """From behaviour to labels: which rows of a log are samples, and what happened to each for every task.
 
-Two shapes of log are understood. *wide*: one row an impression, with columns that say what the user did. *long*: one row an
-action (user, item, action, time); a sample is then the first impression of an item by a user on a day, and its labels are
-what that user did to that item within a window.
+Two shapes of log are understood. *wide*: one row an impression, with columns that say what the user did. *long*: one
+row an action (user, item, action, time); a sample is then the first impression of an item by a user on a day, and its
+labels are what that user did to that item within a window.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class TaskRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     impressions : tuple of str
         *long*: the actions that make a sample. Empty: any.
     window_days : float, optional
-        *long*: an action counts within so many days of the sample. None: until the sample's part (train, valid, test) ends;
-        actions after that never count, so that training does not see what came later.
+        *long*: an action counts within so many days of the sample. None: until the sample's part (train, valid, test)
+        ends; actions after that never count, so that training does not see what came later.
     negatives : int
         *long*: items drawn for each sample, which the user never touched; every label is 0. For logs that do not record
         what was shown and ignored.
@@ -168,7 +168,9 @@ def _label_wide(log: pa.Table, rules: TaskRules, schema: Schema) -> TaskLog:
         label, texts[task.name] = _wide_label(log, rules.rules.get(task.name, TaskRule()), task)
         columns.append(label)
     labels = np.stack(columns, axis=1).astype(np.float32)
-    positives = {t.name: (log, np.flatnonzero(labels[:, i] == 1)) for i, t in enumerate(schema.tasks) if t.kind == "binary"}
+    positives = {
+        t.name: (log, np.flatnonzero(labels[:, i] == 1)) for i, t in enumerate(schema.tasks) if t.kind == "binary"
+    }
     return TaskLog(
         samples=log,
         labels=labels,
@@ -215,14 +217,18 @@ def _numbers(log: pa.Table, name: str, task: Task) -> NDArray[np.float64]:
 
 def _label_long(log: pa.Table, rules: TaskRules, schema: Schema, cuts: Boundaries) -> TaskLog:
     if rules.action not in log.column_names:
-        raise SchemaError(f"the log has no column {rules.action!r} for the action (tasks.action); it has {log.column_names}")
+        raise SchemaError(
+            f"the log has no column {rules.action!r} for the action (tasks.action); it has {log.column_names}"
+        )
     _, actions = values.category_column(log.column(rules.action), name=rules.action, expected="str")
     users, items = (_codes(log, key) for key in (schema.user, schema.item))
     times = times_of(log, schema)
     # One number for the user and the item together.
     pairs = np.unique(np.stack([users, items]), axis=1, return_inverse=True)[1].ravel()
 
-    shown = _matches(actions, rules.impressions, "tasks.impressions") if rules.impressions else np.ones(len(times), bool)
+    shown = (
+        _matches(actions, rules.impressions, "tasks.impressions") if rules.impressions else np.ones(len(times), bool)
+    )
     chosen = _first_of_day(pairs, times, shown, schema)
     part = np.clip(cuts.part_of(times[chosen]), 0, 2)
     ends = np.array([cuts.valid, cuts.test, cuts.end])[part]
@@ -321,7 +327,9 @@ def _matches(actions: pa.Array, wanted: tuple[str, ...], key: str) -> NDArray[np
     absent = [name for name in wanted if name not in known]
     if absent:
         raise SchemaError(f"{key}: the log has no action {absent[0]!r}; it has {sorted(map(str, known))[:20]}")
-    found: NDArray[np.bool_] = pc.is_in(actions, value_set=pa.array(wanted, actions.type)).to_numpy(zero_copy_only=False)
+    found: NDArray[np.bool_] = pc.is_in(actions, value_set=pa.array(wanted, actions.type)).to_numpy(
+        zero_copy_only=False
+    )
     return found
 
 
@@ -336,4 +344,8 @@ def _codes(log: pa.Table, key: str) -> NDArray[np.int64]:
 
 
 def _window_text(rules: TaskRules) -> str:
-    return "the sample's part" if rules.window_days is None else f"{rules.window_days:g} days, and within the sample's part"
+    return (
+        "the sample's part"
+        if rules.window_days is None
+        else f"{rules.window_days:g} days, and within the sample's part"
+    )

@@ -1,0 +1,236 @@
+"""The ids of categories: a vocabulary or a hash.
+
+Row 0 of every table of embeddings is "missing" (and padding), row 1 "unseen", the rest is the vocabulary, most frequent
+first. A column and a single value get the same ids.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from functools import cached_property
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmtr.errors import SchemaError
+from fastmtr.features import hashing, values
+from fastmtr.features.scales import saved_vector
+from fastmtr.schema import Feature
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "encode_lists", "tokens", "weigh"]
+
+MISSING, UNSEEN, FIRST_ROW = 0, 1, 2
+
+_WORD = re.compile(r"\w+")
+
+
+class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
+    """The ids of one set of categories.
+
+    Parameters
+    ----------
+    name : str
+        The feature's, for messages.
+    type : {"int", "str"}
+    known : ndarray of int64, or tuple of str
+        The vocabulary: id 2, 3, ...; empty if hashed.
+    hash_rows : int, optional
+        The values are hashed into so many ids from 2 on.
+    """
+
+    name: str
+    type: values.ValueType
+    known: Any
+    hash_rows: int | None = None
+
+    @property
+    def rows(self) -> int:
+        """Rows of the table of embeddings: one more than the largest id."""
+        return FIRST_ROW + (self.hash_rows if self.hash_rows is not None else len(self.known))
+
+    @classmethod
+    def fit(cls, feature: Feature, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None) -> Categories:
+        """Count the values of a column, each row as often as its weight says."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind, array = values.category_column(column, name=feature.name, expected=None)
+        if feature.hash_rows is not None:
+            return cls(name=feature.name, type=kind, known=(), hash_rows=feature.hash_rows)
+        coded = array.dictionary_encode()
+        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
+        present = codes >= 0
+        counts = np.bincount(
+            codes[present], weights=None if weights is None else weights[present], minlength=len(coded.dictionary)
+        ).astype(np.int64)
+        ascending = pc.sort_indices(coded.dictionary).to_numpy()
+        by_count = ascending[np.argsort(-counts[ascending], kind="stable")]
+        kept = coded.dictionary.take(pa.array(by_count[counts[by_count] >= feature.min_count]))
+        known = (
+            kept.to_numpy(zero_copy_only=False).astype(np.int64) if kind == "int" else tuple(_texts(kept, feature.name))
+        )
+        return cls(name=feature.name, type=kind, known=known)
+
+    def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+        """The id of each value of a column, shape (n,)."""
+        import pyarrow.compute as pc
+
+        _, array = values.category_column(column, name=self.name, expected=self.type)
+        missing = array.is_null().to_numpy(zero_copy_only=False)
+        ids: NDArray[np.int32]
+        if self.hash_rows is None:
+            found = pc.index_in(array, value_set=self._value_set).fill_null(UNSEEN - FIRST_ROW)
+            ids = found.to_numpy(zero_copy_only=False).astype(np.int32) + np.int32(FIRST_ROW)
+        else:
+            coded = array.dictionary_encode()
+            if self.type == "int":
+                hashes = hashing.hash_integers(coded.dictionary.to_numpy(zero_copy_only=False).astype(np.int64))
+            else:
+                hashes = hashing.hash_packed_bytes(*values.text_bytes(coded.dictionary))
+            of_unique = (hashes % np.uint64(self.hash_rows)).astype(np.int32) + np.int32(FIRST_ROW)
+            codes = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
+            ids = of_unique[codes] if len(of_unique) else np.zeros(len(array), np.int32)
+        ids[missing] = MISSING
+        return ids
+
+    def encode_value(self, value: Any) -> int:
+        """The id of one value."""
+        one = values.category(value, name=self.name, expected=self.type)
+        if one is None:
+            return MISSING
+        if self.hash_rows is None:
+            found = self._ids.get(one)
+            if found is not None:
+                return found
+            if isinstance(one, str):
+                _checked(one, self.name)
+            return UNSEEN
+        return (
+            FIRST_ROW + hashing.hash_value(_checked(one, self.name) if isinstance(one, str) else one) % self.hash_rows
+        )
+
+    @cached_property
+    def _ids(self) -> dict[int | str, int]:
+        known = self.known.tolist() if isinstance(self.known, np.ndarray) else self.known
+        return {value: i for i, value in enumerate(known, FIRST_ROW)}
+
+    @cached_property
+    def _value_set(self) -> pa.Array:
+        import pyarrow as pa
+
+        return pa.array(self.known, pa.int64() if self.type == "int" else pa.large_string())
+
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What JSON holds, and the arrays beside it."""
+        head = {"type": self.type, "hash_rows": self.hash_rows}
+        if self.hash_rows is not None:
+            return head, {}
+        if self.type == "int":
+            return head, {"values": np.asarray(self.known, np.int64)}
+        encoded = [text.encode() for text in self.known]
+        offsets = np.zeros(len(encoded) + 1, np.int64)
+        np.cumsum([len(text) for text in encoded], out=offsets[1:])
+        return head, {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
+
+    @classmethod
+    def from_state(cls, feature: Feature, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Categories:
+        """Read what :meth:`state` wrote; SchemaError if it was altered."""
+        name, kind, hash_rows = feature.name, head.get("type"), head.get("hash_rows")
+        if kind not in ("int", "str") or hash_rows != feature.hash_rows:
+            raise SchemaError(f"the saved state of feature {name!r} is damaged: {dict(head)}")
+        known: Any = ()
+        if hash_rows is None and kind == "int":
+            known = saved_vector(name, arrays, "values", np.int64)
+        elif hash_rows is None:
+            known = _saved_texts(
+                name, saved_vector(name, arrays, "bytes", np.uint8), saved_vector(name, arrays, "offsets", np.int64)
+            )
+        categories = cls(name=name, type=kind, known=known, hash_rows=hash_rows)
+        if len(categories._ids) != len(known):
+            raise SchemaError(f"the saved state of feature {name!r} is damaged: a category stands twice")
+        return categories
+
+
+def tokens(feature: Feature, text: str) -> list[str]:
+    """The parts of a text: a ``multi`` split at its separator, or the words of a ``text``."""
+    _checked(text, feature.name)
+    if feature.kind == "text":
+        return _WORD.findall(text.lower())
+    return [part for part in (piece.strip() for piece in text.split(feature.separator)) if part]
+
+
+def encode_lists(
+    ids: NDArray[np.int32], parents: NDArray[np.int64], n_rows: int, *, length: int, as_set: bool
+) -> NDArray[np.int32]:
+    """Rows of ids, padded at the end.
+
+    Parameters
+    ----------
+    ids : ndarray of int32, shape (m,)
+        Missing ones are left out.
+    parents : ndarray of int64, shape (m,)
+        The row of each, ascending.
+    n_rows, length : int
+    as_set : bool
+        Keep the first of equal ids of a row only.
+
+    Returns
+    -------
+    ndarray of int32, shape (n_rows, length)
+    """
+    keep = ids != MISSING
+    ids, parents = ids[keep], parents[keep]
+    if as_set and len(ids):
+        _, first = np.unique(parents * (int(ids.max()) + 1) + ids, return_index=True)
+        first.sort()
+        ids, parents = ids[first], parents[first]
+    places = np.arange(len(ids)) - np.searchsorted(parents, parents, side="left")
+    fits = places < length
+    out = np.full((n_rows, length), MISSING, np.int32)
+    out[parents[fits], places[fits]] = ids[fits]
+    return out
+
+
+def weigh(column: pa.Array, keys: pa.Array) -> NDArray[np.int64]:
+    """How often each value of `column` occurs in `keys`."""
+    import pyarrow.compute as pc
+
+    counted = pc.value_counts(keys.drop_null())
+    place = pc.index_in(column, value_set=counted.field("values")).fill_null(-1).to_numpy(zero_copy_only=False)
+    counts = np.append(counted.field("counts").to_numpy(zero_copy_only=False), 0)
+    result: NDArray[np.int64] = counts[place].astype(np.int64)
+    return result
+
+
+def _checked(text: str, name: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError(
+            f"column {name!r} holds text that is not valid Unicode: {error.reason} in {text!r}"
+        ) from error
+    return text
+
+
+def _texts(array: pa.Array, name: str) -> list[str]:
+    try:
+        return [str(text) for text in array.to_pylist()]
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"column {name!r} holds text that is not valid UTF-8: {error}") from error
+
+
+def _saved_texts(name: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[str, ...]:
+    content = data.tobytes()
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(content) or (np.diff(offsets) < 0).any():
+        raise SchemaError(f"the saved state of feature {name!r} is damaged: its texts do not lie within their bytes")
+    try:
+        return tuple(content[start:end].decode() for start, end in pairwise(offsets.tolist()))
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"the saved state of feature {name!r} is damaged: {error}") from error
