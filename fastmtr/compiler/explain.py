@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import html
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import TYPE_CHECKING, Any
@@ -43,6 +43,8 @@ class StepCost:
         Why it is in this domain.
     reads : tuple of int
         The steps whose results it reads.
+    for_tasks : bool
+        A task's score depends on it; other steps are for request and item outputs (retrieval) alone.
     """
 
     name: str
@@ -55,6 +57,7 @@ class StepCost:
     stored_bytes: int
     remark: str
     reads: tuple[int, ...]
+    for_tasks: bool
 
 
 @dataclass(frozen=True)
@@ -75,8 +78,8 @@ class Explanation:
     input_bytes: int
 
     def flops(self, domain: Domain) -> int:
-        """FLOPs for one row of the domain."""
-        return sum(s.flops for s in self.steps if s.domain == domain)
+        """FLOPs for one row of the domain, of the steps that the tasks' scores depend on."""
+        return sum(s.flops for s in self.steps if s.domain == domain and s.for_tasks)
 
     @property
     def stored_bytes(self) -> int:
@@ -91,8 +94,8 @@ class Explanation:
         catalogue = f"; {self.n_items * kept:,} for {self.n_items:,} items" if self.n_items else ""
         return [
             _LEGEND,
-            f"FLOPs: {request:,} once a request, {item:,} once an item ahead of time, {candidate:,} a candidate.",
-            f"Without factoring, each candidate would cost {whole:,}: {whole / max(candidate, 1):.2f} times as much.",
+            f"FLOPs of the tasks' scores: {request:,} once a request, {item:,} once an item ahead of time, {candidate:,} a candidate.",
+            f"Without factoring, all of it for each candidate: {whole:,}, {whole / max(candidate, 1):.2f} times as many.",
             f"Kept for each item: {self.stored_bytes:,} bytes of values and {self.input_bytes:,} of inputs{catalogue}.",
         ]
 
@@ -173,14 +176,25 @@ def explain(plan: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, n_i
     """
     buffers = plan["buffers"]
     writers: dict[int, list[tuple[int, int, int]]] = {}
-    steps = []
+
+    def sources(operands: Iterable[Sequence[int]]) -> tuple[int, ...]:
+        found = set[int]()
+        for buffer, offset, width in operands:
+            found |= {i for i, o, w in writers.get(buffer, ()) if o < offset + width and offset < o + w}
+        return tuple(sorted(found))
+
+    reads = []
     for index, step in enumerate(plan["steps"]):
-        reads = set()
-        for buffer, offset, width in step["inputs"]:
-            reads |= {i for i, o, w in writers.get(buffer, ()) if o < offset + width and offset < o + w}
-        steps.append(_cost(step, buffers, shapes, tuple(sorted(reads))))
+        reads.append(sources(step["inputs"]))
         buffer, offset, width = step["output"]
         writers.setdefault(buffer, []).append((index, offset, width))
+    for_tasks = set(sources(o["operand"] for o in plan["outputs"] if o["role"] == "task"))
+    for index in reversed(range(len(reads))):
+        if index in for_tasks:
+            for_tasks.update(reads[index])
+    steps = [
+        _cost(step, buffers, shapes, reads[index], index in for_tasks) for index, step in enumerate(plan["steps"])
+    ]
     input_bytes = sum(4 * i["width"] for i in plan["inputs"] if i["domain"] == "item")
     return Explanation(tuple(steps), n_items, input_bytes)
 
@@ -190,6 +204,7 @@ def _cost(
     buffers: Sequence[Mapping[str, Any]],
     shapes: Mapping[str, Sequence[int]],
     reads: tuple[int, ...],
+    for_tasks: bool,
 ) -> StepCost:
     op, domain = step["op"], step["domain"]
     widths = [width for _, _, width in step["inputs"]]
@@ -209,6 +224,7 @@ def _cost(
         stored_bytes=4 * width if buffers[output]["stored"] else 0,
         remark=step.get("remark", ""),
         reads=reads,
+        for_tasks=for_tasks,
     )
 
 

@@ -1,0 +1,450 @@
+"""One table of operator cases, models in the shape of those people train, and random graphs.
+
+Shared by the tests of reference, compiler and engine, and by ``bench``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from fastmtr.graph import Domain, Graph, GraphBuilder, Input, Packed
+from fastmtr.operators import ACTIVATIONS, BINARY_FUNCTIONS
+
+__all__ = ["CASES", "MODELS", "Case", "fill", "model_graph", "random_graphs"]
+
+DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A graph of one operator over candidate inputs; its task outputs are the columns of the result."""
+
+    name: str
+    graph: Graph
+
+
+class _Weights:
+    """Registers random weights in a builder."""
+
+    def __init__(self, g: GraphBuilder, rng: np.random.Generator) -> None:
+        self.g, self.rng, self.count = g, rng, 0
+
+    def __call__(self, *shape: int) -> str:
+        self.count += 1
+        return self.g.weight(f"w{self.count}", self.rng.normal(size=shape) / np.sqrt(shape[-1] if len(shape) > 1 else 1))
+
+    def positive(self, n: int) -> str:
+        self.count += 1
+        return self.g.weight(f"w{self.count}", self.rng.uniform(0.2, 2, size=n))
+
+
+def _case(name: str, widths: tuple[int, ...], build: Callable[..., str]) -> Case:
+    inputs = []
+    for i, width in enumerate(widths):
+        inputs.append(Input(f"x{i}", "candidate", "dense", sum(widths[:i]), width))
+    inputs.append(Input("ids", "candidate", "ids", 0, 4, rows=9, padding=0))
+    g = GraphBuilder(inputs)
+    value = build(g, _Weights(g, np.random.default_rng(len(name))), *[i.name for i in inputs])
+    for column in range(g.width(value)):
+        g.output(f"column{column}", g.slice(value, column, 1))
+    return Case(name, g.build())
+
+
+def _make_cases() -> list[Case]:
+    cases = []
+    for n, k in ((1, 1), (3, 5), (16, 16), (17, 33), (40, 7)):
+        cases.append(_case(f"affine-{n}x{k}", (k,), lambda g, w, x, _, n=n, k=k: g.affine(x, w=w(n, k), b=w(n))))
+    cases.append(_case("affine-no-bias", (6,), lambda g, w, x, _: g.affine(x, w=w(5, 6))))
+    cases.append(_case("affine-addends", (6, 5, 5), lambda g, w, x, y, z, _: g.affine(x, w=w(5, 6), b=w(5), addends=[y, z])))
+    cases.append(_case("affine-only-addends", (5, 5), lambda g, w, y, z, _: g.affine(addends=[y, z], activation="relu")))
+    cases.append(_case("affine-groups", (12,), lambda g, w, x, _: g.affine(x, w=w(3, 5, 4), b=w(15), groups=3)))
+    cases.append(
+        _case("affine-groups-shared", (4,), lambda g, w, x, _: g.affine(x, w=w(3, 5, 4), b=w(15), groups=3, shared_x=True))
+    )
+    for fn in ACTIVATIONS:
+        for n in (1, 19):
+            slope = {"prelu": True}.get(fn, False)
+            cases.append(
+                _case(
+                    f"activation-{fn}-{n}",
+                    (n,),
+                    lambda g, w, x, _, fn=fn, n=n, slope=slope: g.activation(
+                        x, fn, alpha=0.3, slope=w(n) if slope else None
+                    ),
+                )
+            )
+            cases.append(
+                _case(
+                    f"affine-{fn}-{n}",
+                    (4,),
+                    lambda g, w, x, _, fn=fn, n=n, slope=slope: g.affine(
+                        x, w=w(n, 4), b=w(n), activation=fn, alpha=0.3, slope=w(n) if slope else None
+                    ),
+                )
+            )
+    for size, n in ((1, 3), (4, 4), (3, 9), (17, 34)):
+        cases.append(_case(f"softmax-{size}-{n}", (n,), lambda g, w, x, _, size=size: g.softmax(x, size=size)))
+    for e, d in ((1, 1), (3, 4), (8, 17)):
+        cases.append(_case(f"mixture-{e}-{d}", (e, *[d] * e), lambda g, w, gate, *x: g.mixture(gate, x[:-1])))
+    for fn in BINARY_FUNCTIONS:
+        method = {"max": "maximum", "min": "minimum"}.get(fn, fn)
+        for a, b in ((1, 1), (18, 18), (1, 18), (18, 1)):
+            cases.append(_case(f"{fn}-{a}-{b}", (a, b), lambda g, w, x, y, _, m=method: getattr(g, m)(x, y)))
+    cases.append(_case("scale_shift", (18,), lambda g, w, x, _: g.scale_shift(x, scale=w(18), shift=w(18))))
+    cases.append(
+        _case(
+            "batch_norm",
+            (18,),
+            lambda g, w, x, _: g.batch_norm(x, scale=w(18), shift=w(18), mean=w(18), var=w.positive(18)),
+        )
+    )
+    for fn in ("sum", "mean", "max"):
+        for outer, axis, inner in ((1, 7, 1), (2, 3, 4), (3, 1, 5), (1, 4, 17), (1, 1, 1)):
+            cases.append(
+                _case(
+                    f"reduce-{fn}-{outer}-{axis}-{inner}",
+                    (outer * axis * inner,),
+                    lambda g, w, x, _, fn=fn, o=outer, a=axis, i=inner: g.reduce(x, fn, outer=o, axis=a, inner=i),
+                )
+            )
+    for n in (1, 2, 21):
+        cases.append(_case(f"layer_norm-{n}", (n,), lambda g, w, x, _, n=n: g.layer_norm(x, scale=w(n), shift=w(n))))
+        cases.append(_case(f"layer_norm-plain-{n}", (n,), lambda g, w, x, _: g.layer_norm(x)))
+        cases.append(_case(f"l2_normalize-{n}", (n,), lambda g, w, x, _: g.l2_normalize(x)))
+        cases.append(_case(f"dot-{n}", (n, n), lambda g, w, x, y, _: g.dot(x, y)))
+    for d in (1, 5, 16):
+        for padding in (None, 0):
+            cases.append(
+                _case(
+                    f"embedding-{d}-{padding}",
+                    (1,),
+                    lambda g, w, x, ids, d=d, p=padding: g.embedding(ids, w(9, d), padding=p),
+                )
+            )
+            for mode in ("sum", "mean", "max"):
+                cases.append(
+                    _case(
+                        f"embedding_bag-{mode}-{d}-{padding}",
+                        (1,),
+                        lambda g, w, x, ids, d=d, p=padding, m=mode: g.embedding_bag(ids, w(9, d), mode=m, padding=p),
+                    )
+                )
+    cases.append(_case("concat", (2, 1, 3), lambda g, w, x, y, z, _: g.concat([z, x, y, x])))
+    return cases
+
+
+CASES = {case.name: case for case in _make_cases()}
+
+
+def fill(graph: Graph, *, n_items: int = 11, n_candidates: int = 7, seed: int = 0) -> dict[Domain, Packed]:
+    """Random packed inputs: one request, a catalogue, and candidates; some ids are the padding."""
+    rng = np.random.default_rng(seed)
+    rows = {"request": 1, "item": n_items, "candidate": n_candidates}
+    packed: dict[Domain, Packed] = {}
+    for domain in DOMAINS:
+        ids = np.zeros((rows[domain], graph.packed_width(domain, "ids")), np.int32)
+        dense = rng.normal(size=(rows[domain], graph.packed_width(domain, "dense"))).astype(np.float32)
+        for i in graph.inputs:
+            if i.domain == domain and i.kind == "ids":
+                drawn = rng.integers(0, _rows_of(graph, i), size=(rows[domain], i.width))
+                if i.padding is not None:
+                    drawn[rng.random(drawn.shape) < 0.4] = i.padding
+                ids[:, i.offset : i.offset + i.width] = drawn
+        packed[domain] = Packed(ids, dense)
+    return packed
+
+
+def _rows_of(graph: Graph, i: Input) -> int:
+    tables = [n.weights["table"] for n in graph.nodes if n.inputs[0] == i.name and "table" in n.weights]
+    return min([i.rows or 2**31 - 1, *(graph.weights[t].shape[0] for t in tables)])
+
+
+# ---- models ----------------------------------------------------------------------------------------------------------
+
+MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross")
+Model = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross"]
+
+MODEL_INPUTS = (
+    Input("user_id", "request", "ids", 0, 1, rows=50),
+    Input("history", "request", "ids", 1, 5, rows=40, padding=0),
+    Input("age", "request", "dense", 0, 2),
+    Input("item_id", "item", "ids", 0, 1, rows=40),
+    Input("category", "item", "ids", 1, 1, rows=9),
+    Input("price", "item", "dense", 0, 1),
+)
+
+
+class _Layers:
+    def __init__(self, seed: int, batch_norm: bool) -> None:
+        self.g = GraphBuilder(MODEL_INPUTS)
+        self.w = _Weights(self.g, np.random.default_rng(seed))
+        self.batch_norm = batch_norm
+        g, w = self.g, self.w
+        items = w(40, 16)
+        self.user = g.concat([g.embedding("user_id", w(50, 16)), g.embedding_bag("history", items), "age"], name="user")
+        self.item = g.concat([g.embedding("item_id", items), g.embedding("category", w(9, 8)), "price"], name="item")
+
+    def linear(self, x: str, n: int, name: str) -> str:
+        return self.g.affine(x, w=self.w(n, self.g.width(x)), b=self.w(n), name=name)
+
+    def mlp(self, x: str, widths: tuple[int, ...], name: str) -> str:
+        for i, n in enumerate(widths):
+            x = self.linear(x, n, f"{name}.{i}")
+            if self.batch_norm:
+                x = self.g.batch_norm(x, scale=self.w(n), shift=self.w(n), mean=self.w(n), var=self.w.positive(n))
+            x = self.g.activation(x, "relu")
+        return x
+
+    def gate(self, x: str, experts: list[str], name: str) -> str:
+        return self.g.mixture(self.g.softmax(self.linear(x, len(experts), name)), experts)
+
+    def tower(self, x: str, name: str) -> str:
+        return self.g.activation(self.linear(self.mlp(x, (16,), name), 1, f"{name}.out"), "sigmoid")
+
+
+def model_graph(kind: Model, *, tasks: int = 3, seed: int = 0, batch_norm: bool = False) -> Graph:
+    """A small model of that architecture over ``MODEL_INPUTS``, built as a converter builds it."""
+    m = _Layers(seed, batch_norm)
+    g = m.g
+    x = g.concat([m.user, m.item], name="x")
+    if kind == "shared_bottom":
+        bottom = m.mlp(x, (32, 16), "bottom")
+        for t in range(tasks):
+            g.output(f"task{t}", m.tower(bottom, f"tower{t}"))
+    elif kind == "mmoe":
+        experts = [m.mlp(x, (32, 16), f"expert{e}") for e in range(8)]
+        for t in range(tasks):
+            g.output(f"task{t}", m.tower(m.gate(x, experts, f"gate{t}"), f"tower{t}"))
+    elif kind == "ple":
+        level: list[str] = [x] * (tasks + 1)
+        for depth in range(2):
+            own = [[m.mlp(x, (32, 16), f"level{depth}.task{t}.{e}") for e in range(2)] for t, x in enumerate(level)]
+            everyone = [expert for experts in own for expert in experts]
+            mixed = [
+                m.gate(level[t], [*own[t], *own[-1]] if t < tasks else everyone, f"level{depth}.gate{t}")
+                for t in range(tasks + (depth == 0))
+            ]
+            level = mixed
+        for t in range(tasks):
+            g.output(f"task{t}", m.tower(level[t], f"tower{t}"))
+    elif kind == "esmm":
+        click, convert = m.tower(x, "click"), m.tower(x, "convert")
+        g.output("click", click)
+        g.output("buy", g.mul(click, convert))
+    elif kind == "two_tower":
+        user = g.l2_normalize(m.mlp(m.user, (32, 8), "user_tower"))
+        item = g.l2_normalize(m.mlp(m.item, (32, 8), "item_tower"))
+        g.output("click", g.activation(g.dot(user, item), "sigmoid"))
+        g.output("user_vector", user, role="request")
+        g.output("item_vector", item, role="item")
+    else:
+        n = g.width(x)
+        crossed = x
+        for i in range(2):
+            crossed = g.add(g.mul(x, m.linear(crossed, n, f"cross{i}")), crossed)
+        g.output("click", m.tower(crossed, "deep"))
+        g.output("popular", g.activation(m.linear(m.item, 1, "popular"), "sigmoid"))
+        g.output("active", g.activation(m.linear(m.user, 1, "active"), "sigmoid"))
+    return g.build()
+
+
+# ---- random graphs ---------------------------------------------------------------------------------------------------
+
+_BOUNDED = ("tanh", "sigmoid")
+
+
+class _Grower:
+    """Adds random nodes; values stay of moderate size, so that a comparison to 1e-10 means something."""
+
+    def __init__(self, draw: Callable[[st.SearchStrategy[Any]], Any], inputs: list[Input], seed: int) -> None:
+        self.draw = draw
+        self.g = GraphBuilder(inputs)
+        self.w = _Weights(self.g, np.random.default_rng(seed))
+        self.inputs = inputs
+        self.values: list[str] = [i.name for i in inputs if i.kind == "dense"]
+
+    def pick(self, width: int | None = None) -> str:
+        fitting = [v for v in self.values if width is None or self.g.width(v) == width]
+        if not fitting:
+            x = self.pick()
+            return self.keep(self.g.affine(x, w=self.w(width or 1, self.g.width(x))))
+        # Prefer late values, so that graphs grow deep.
+        return fitting[-1 - min(self.draw(st.integers(0, 5)), len(fitting) - 1)]
+
+    def keep(self, value: str) -> str:
+        self.values.append(value)
+        return value
+
+    def bounded(self, x: str) -> str:
+        return self.g.activation(x, self.draw(st.sampled_from(_BOUNDED)))
+
+    def width(self) -> int:
+        return int(self.draw(st.sampled_from([1, 1, 2, 3, 4, 7])))
+
+    def embedding(self) -> None:
+        ids = [i for i in self.inputs if i.kind == "ids"]
+        if not ids:
+            return
+        i = self.draw(st.sampled_from(ids))
+        table = self.w((i.rows or 6) + self.draw(st.integers(0, 2)), self.width())
+        if self.draw(st.booleans()):
+            self.keep(self.g.embedding(i.name, table, padding=self.draw(st.sampled_from([None, i.padding]))))
+        else:
+            mode = self.draw(st.sampled_from(["sum", "mean", "max"]))
+            self.keep(self.g.embedding_bag(i.name, table, mode=mode, padding=self.draw(st.sampled_from([None, 0]))))
+
+    def concat(self) -> None:
+        self.keep(self.g.concat([self.pick() for _ in range(self.draw(st.integers(1, 4)))]))
+
+    def slice(self) -> None:
+        x = self.pick()
+        offset = self.draw(st.integers(0, self.g.width(x) - 1))
+        self.keep(self.g.slice(x, offset, self.draw(st.integers(1, self.g.width(x) - offset))))
+
+    def _activation(self, n: int) -> dict[str, Any]:
+        fn = self.draw(st.sampled_from([a for a in ACTIVATIONS if a != "exp"]))
+        return {"activation": fn, "alpha": 0.25, "slope": self.w(n) if fn == "prelu" else None}
+
+    def affine(self) -> None:
+        x = self.pick()
+        k, groups, shared = self.g.width(x), 1, self.draw(st.booleans())
+        if self.draw(st.booleans()):
+            groups = self.draw(st.sampled_from([d for d in (1, 2, 3) if shared or k % d == 0]))
+        n = self.width()
+        w = self.w(groups, n, k if shared else k // groups) if groups > 1 else self.w(n, k)
+        addends = [self.pick(n * groups) for _ in range(self.draw(st.sampled_from([0, 0, 1, 2])))]
+        bias = self.w(n * groups) if self.draw(st.booleans()) else None
+        act = self._activation(n * groups)
+        self.keep(
+            self.g.affine(x, w=w, b=bias, addends=addends, groups=groups, shared_x=shared and groups > 1, **act)
+        )
+
+    def addends(self) -> None:
+        x = self.pick()
+        n = self.g.width(x)
+        self.keep(self.g.affine(addends=[x, self.pick(n)], b=self.w(n), **self._activation(n)))
+
+    def experts(self) -> None:
+        """Siblings: experts over one input, gates, mixtures and towers."""
+        x = self.pick()
+        e, d, act = self.draw(st.integers(1, 3)), self.width(), self.draw(st.sampled_from(["relu", "tanh"]))
+        hidden = [self.g.affine(x, w=self.w(d, self.g.width(x)), b=self.w(d), activation=act) for _ in range(e)]
+        if self.draw(st.booleans()):
+            n = self.width()
+            hidden = [self.g.affine(h, w=self.w(n, d), b=self.w(n), activation=act) for h in hidden]
+        towers = []
+        for _ in range(self.draw(st.integers(1, 3))):
+            gate = self.g.softmax(self.g.affine(x, w=self.w(e, self.g.width(x))))
+            towers.append(self.g.mixture(gate, hidden))
+        n = self.width()
+        for t in towers:
+            self.keep(self.g.affine(t, w=self.w(n, self.g.width(t)), b=self.w(n), activation="sigmoid"))
+
+    def activation(self) -> None:
+        x = self.pick()
+        fn = self.draw(st.sampled_from(ACTIVATIONS))
+        if fn == "exp":
+            x = self.bounded(x)
+        slope = self.w(self.g.width(x)) if fn == "prelu" else None
+        self.keep(self.g.activation(x, fn, alpha=0.25, slope=slope))
+
+    def softmax(self) -> None:
+        x = self.pick()
+        n = self.g.width(x)
+        self.keep(self.g.softmax(x, size=self.draw(st.sampled_from([d for d in range(1, n + 1) if n % d == 0]))))
+
+    def binary(self) -> None:
+        a = self.pick()
+        b = self.draw(st.sampled_from([self.pick(self.g.width(a)), self.pick(1)]))
+        fn = self.draw(st.sampled_from(["add", "sub", "mul", "div", "maximum", "minimum"]))
+        if fn == "mul":
+            a, b = self.bounded(a), self.bounded(b)
+        if fn == "div":  # by a number not below a half
+            b = self.g.activation(b, "sigmoid")
+            half = self.g.weight(f"half{len(self.values)}", np.full(self.g.width(b), 0.5))
+            one = self.g.weight(f"one{len(self.values)}", np.ones(self.g.width(b)))
+            b = self.g.scale_shift(b, scale=one, shift=half)
+        self.keep(getattr(self.g, fn)(a, b))
+
+    def scale_shift(self) -> None:
+        x = self.pick()
+        n = self.g.width(x)
+        self.keep(self.g.scale_shift(x, scale=self.w(n), shift=self.w(n)))
+
+    def batch_norm(self) -> None:
+        x = self.pick()
+        n = self.g.width(x)
+        learned = {"scale": self.w(n), "shift": self.w(n)} if self.draw(st.booleans()) else {}
+        self.keep(self.g.batch_norm(x, mean=self.w(n), var=self.w.positive(n), **learned))
+
+    def reduce(self) -> None:
+        x = self.pick()
+        n = self.g.width(x)
+        axis = self.draw(st.sampled_from([d for d in range(1, n + 1) if n % d == 0]))
+        outer = self.draw(st.sampled_from([d for d in range(1, n // axis + 1) if (n // axis) % d == 0]))
+        fn = self.draw(st.sampled_from(["sum", "mean", "max"]))
+        self.keep(self.g.reduce(x, fn, outer=outer, axis=axis, inner=n // axis // outer))
+
+    def layer_norm(self) -> None:
+        x = self.pick()
+        n = self.g.width(x)
+        learned = {"scale": self.w(n), "shift": self.w(n)} if self.draw(st.booleans()) else {}
+        self.keep(self.g.layer_norm(x, eps=0.1, **learned))
+
+    def l2_normalize(self) -> None:
+        self.keep(self.g.l2_normalize(self.pick(), eps=0.3))
+
+    def dot(self) -> None:
+        a = self.pick()
+        self.keep(self.g.dot(self.bounded(a), self.bounded(self.pick(self.g.width(a)))))
+
+
+_GROW = (
+    "embedding concat slice affine affine addends experts activation softmax binary scale_shift batch_norm reduce "
+    "layer_norm l2_normalize dot"
+).split()
+EXACT = tuple(name for name in _GROW if name not in ("scale_shift", "batch_norm"))
+
+
+@st.composite
+def random_graphs(draw: Any, *, grow: tuple[str, ...] = tuple(_GROW), most: int = 10) -> Graph:
+    """Graphs of all operators, domains and widths; outputs of every role where the graph has such values."""
+    inputs: list[Input] = []
+    offsets: dict[tuple[str, str], int] = {}
+    for i in range(draw(st.integers(2, 6))):
+        domain, kind = draw(st.sampled_from(DOMAINS)), draw(st.sampled_from(["dense", "ids"]))
+        width = draw(st.sampled_from([1, 1, 2, 3, 5]))
+        offset = offsets.get((domain, kind), 0)
+        offsets[domain, kind] = offset + width
+        ids = {"rows": draw(st.sampled_from([None, 4, 6])), "padding": draw(st.sampled_from([None, 0]))}
+        inputs.append(Input(f"in{i}", domain, kind, offset, width, **(ids if kind == "ids" else {})))
+    if not any(i.kind == "dense" for i in inputs):
+        inputs.append(Input("dense", "request", "dense", offsets.get(("request", "dense"), 0), 2))
+    grower = _Grower(draw, inputs, draw(st.integers(0, 2**32 - 1)))
+    for name in draw(st.lists(st.sampled_from(grow), min_size=1, max_size=most)):
+        getattr(grower, name)()
+    return _with_outputs(grower, draw)
+
+
+def _with_outputs(grower: _Grower, draw: Any) -> Graph:
+    g = grower.g
+    g.output("whole", g.reduce(grower.values[-1], "mean"))
+    probe = GraphBuilder.build(g)
+    for number, value in enumerate(reversed(grower.values[-6:])):
+        domain = probe.domain(value)
+        if domain != "candidate" and draw(st.booleans()):
+            g.output(f"vector{number}", value, role=domain)
+        elif g.width(value) == 1:
+            g.output(f"task{number}", value)
+    return g.build()
+
+
+def task_scores(outputs: Mapping[str, NDArray[Any]], graph: Graph) -> NDArray[Any]:
+    """Task outputs side by side, shape (n, tasks)."""
+    return np.concatenate([outputs[t] for t in graph.tasks], axis=1)
