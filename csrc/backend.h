@@ -36,12 +36,12 @@ struct Out {
   size_t stride;
 };
 
-// out = act(W x + b + sum of addends); see docs/bundle.md. Columns a group: n in, k out of `out`, x.
+// out = act(W x + b + sum of addends); see docs/bundle.md. Group g reads columns g * k .. of x and writes columns g * n .. of
+// out. Groups that share x are one group of groups * n columns: the same weights in the same order.
 struct AffineArgs {
   size_t rows;
   size_t groups, n, k;      // out has groups * n columns
   Rows x;                   // x.data NULL: no product
-  int32_t shared_x;         // every group reads the same k columns
   const float* packed;      // by Kernels::pack
   const float* bias;        // [groups * n] or NULL
   const Rows* addends;      // each groups * n columns wide

@@ -1,0 +1,196 @@
+// out = act(W x + b + addends): a product over tiles of rows.
+//
+// Weights are packed in panels of two vectors of columns: for each k, 2 W weights side by side. The last panel of a group is
+// one vector wide where that is enough, and filled with zeros to whole vectors. A micro kernel keeps the sums of MR rows by
+// NP panels in registers and walks k upward, one multiply-add a sum: the order, and so the bits, are the same whatever MR,
+// NP and the row's place in its tile are.
+#ifndef FASTMTR_CPU_AFFINE_H
+#define FASTMTR_CPU_AFFINE_H
+
+#include "rows.h"
+
+namespace fastmtr {
+namespace {
+
+constexpr size_t kPanel = 2 * W;
+constexpr size_t kMaxK = 512;  // columns of x copied to the stack at once; beyond, sums rest in `out` in between
+// Rows of the copy lie an odd number of cache lines apart, so that a power-of-two stride of x cannot make them meet in one
+// cache set, and at a distance that the compiler knows.
+constexpr size_t kXStride = kMaxK + kLineFloats;
+constexpr size_t kChunkBytes = 384 * 1024;  // weights that stay in L2 while all rows pass over them
+
+// Few rows take several panels at once: enough independent sums to hide the latency of a multiply-add.
+constexpr size_t panels_at_once(size_t mr) { return mr == 1 ? 4 : mr <= 3 ? 2 : 1; }
+
+FASTMTR_INLINE size_t vectors_of(size_t n) { return (n + W - 1) / W; }
+
+inline size_t packed_floats(size_t groups, size_t n, size_t k) { return groups * vectors_of(n) * W * k; }
+
+inline void pack(const float* w, size_t groups, size_t n, size_t k, float* dst) {
+  for (size_t g = 0; g < groups; ++g, w += n * k)
+    for (size_t first = 0; first < n; first += kPanel) {
+      const size_t width = less(kPanel, vectors_of(n - first) * W);
+      for (size_t j = 0; j < width; ++j)
+        for (size_t i = 0; i < k; ++i) dst[i * width + j] = first + j < n ? w[(first + j) * k + i] : 0.0f;
+      dst += width * k;
+    }
+}
+
+// tile[MR][NP * NV * W] = x[MR][kXStride] times NP panels of NV vectors; on top of what the tile has unless `fresh`.
+template <size_t MR, size_t NV, size_t NP>
+__attribute__((noinline)) void micro(const float* x, const float* panels, size_t panel_floats, size_t k, bool fresh,
+                                     float* tile) {
+  F sum[MR][NP * NV];
+#pragma GCC unroll 16
+  for (size_t r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+    for (size_t j = 0; j < NP * NV; ++j) sum[r][j] = fresh ? zero() : load(tile + (r * NP * NV + j) * W);
+
+  for (size_t i = 0; i < k; ++i) {
+    F w[NP * NV];
+#pragma GCC unroll 16
+    for (size_t p = 0; p < NP; ++p)
+#pragma GCC unroll 16
+      for (size_t v = 0; v < NV; ++v) w[p * NV + v] = load(panels + p * panel_floats + (i * NV + v) * W);
+#pragma GCC unroll 16
+    for (size_t r = 0; r < MR; ++r) {
+      const F a = set1(x[r * kXStride + i]);
+#pragma GCC unroll 16
+      for (size_t j = 0; j < NP * NV; ++j) sum[r][j] = fma(a, w[j], sum[r][j]);
+    }
+  }
+#pragma GCC unroll 16
+  for (size_t r = 0; r < MR; ++r)
+#pragma GCC unroll 16
+    for (size_t j = 0; j < NP * NV; ++j) store(tile + (r * NP * NV + j) * W, sum[r][j]);
+}
+
+// Where finished sums go: `n` columns from `first` on. Gathered addends of the row `ahead` rows on are fetched meanwhile.
+struct Columns {
+  size_t first, n, ahead;
+};
+
+// to = from + bias + A addends (from and bias may be NULL), then relu if asked.
+template <size_t A>
+inline void add_row(const float* from, const float* bias, const Rows* addends, size_t r, size_t rows, const Columns& c,
+                    bool relu, float* to) {
+  const float* here[A + 1];
+  const float* next[A + 1];
+  for (size_t a = 0; a < A; ++a) {
+    here[a] = row(addends[a], r) + c.first;
+    next[a] = addends[a].gather && r + c.ahead < rows ? row(addends[a], r + c.ahead) + c.first : nullptr;
+  }
+  for (size_t i = 0; i < c.n; i += W) {
+    const size_t m = less(W, c.n - i);
+    F x = from ? load_part(from + i, m) : zero();
+    if (bias) x = x + load_part(bias + i, m);
+    for (size_t a = 0; a < A; ++a) {
+      x = x + load_part(here[a] + i, m);
+      if (next[a]) __builtin_prefetch(next[a] + i);
+    }
+    store_part(to + i, relu ? max(zero(), x) : x, m);
+  }
+}
+
+// Rows r .. r + count of `out`: act(tile + bias + addends). tile may be NULL.
+__attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t count, const float* tile, size_t tile_stride,
+                   const Columns& c) {
+  const bool relu = args.activation == Activation::relu;
+  for (size_t i = r; i < r + count; ++i, tile += tile ? tile_stride : 0) {
+    const float* from = tile;
+    const float* bias = args.bias ? args.bias + c.first : nullptr;
+    const Rows* addends = args.addends;
+    size_t left = args.n_addends;
+    float* to = row(args.out, i) + c.first;
+    for (; left > 2; left -= 2, addends += 2, from = to, bias = nullptr)
+      add_row<2>(from, bias, addends, i, args.rows, c, false, to);
+    if (left == 2) {
+      add_row<2>(from, bias, addends, i, args.rows, c, relu, to);
+    } else if (left == 1) {
+      add_row<1>(from, bias, addends, i, args.rows, c, relu, to);
+    } else {
+      add_row<0>(from, bias, addends, i, args.rows, c, relu, to);
+    }
+  }
+  if (args.activation == Activation::none || relu) return;
+  const Out out = {row(args.out, r) + c.first, args.out.stride};
+  activate_rows(count, c.n, args.activation, args.alpha, args.slope ? args.slope + c.first : nullptr,
+                {out.data, out.stride, nullptr}, out);
+}
+
+// A block of rows times neighbouring panels of one group.
+struct Block {
+  size_t group, row;       // the first row
+  size_t column, columns;  // in the group
+  const float* panels;     // that begin with `column`
+};
+
+template <size_t MR, size_t NV, size_t NP>
+FASTMTR_INLINE void product(const AffineArgs& args, const Block& b, const float* x, size_t done, size_t k, size_t column,
+                            size_t n) {
+  constexpr size_t width = NP * NV * W;
+  alignas(64) float tile[MR * width];
+  const size_t first = b.group * args.n + b.column + column;
+  if (done > 0)
+    for (size_t r = 0; r < MR; ++r) copy_floats(tile + r * width, row(args.out, b.row + r) + first, n);
+  micro<MR, NV, NP>(x, b.panels + column * args.k + done * NV * W, args.k * NV * W, k, done == 0, tile);
+  if (done + k == args.k) return finish(args, b.row, MR, tile, width, {first, n, MR});
+  for (size_t r = 0; r < MR; ++r) copy_floats(row(args.out, b.row + r) + first, tile + r * width, n);
+}
+
+template <size_t MR>
+__attribute__((noinline)) void multiply(const AffineArgs& args, const Block& b) {
+  constexpr size_t NP = panels_at_once(MR);
+  alignas(64) float x[MR * kXStride];
+  for (size_t done = 0; done < args.k; done += kMaxK) {
+    const size_t k = less(kMaxK, args.k - done);
+    for (size_t r = 0; r < MR; ++r)
+      copy_floats(x + r * kXStride, row(args.x, b.row + r) + b.group * args.k + done, k);
+    size_t column = 0;
+    // A panel of two vectors may still be cut short by the end of the group.
+    for (; column + NP * kPanel < b.columns + W; column += NP * kPanel)
+      product<MR, 2, NP>(args, b, x, done, k, column, less(NP * kPanel, b.columns - column));
+    if constexpr (NP > 1)
+      for (; column + kPanel < b.columns + W; column += kPanel)
+        product<MR, 2, 1>(args, b, x, done, k, column, less(kPanel, b.columns - column));
+    if (column < b.columns) product<MR, 1, 1>(args, b, x, done, k, column, b.columns - column);
+  }
+}
+
+template <size_t MR = kBlockRows>
+FASTMTR_INLINE void multiply_rows(const AffineArgs& args, const Block& b, size_t rows) {
+  if (rows == MR) return multiply<MR>(args, b);
+  if constexpr (MR > 1) multiply_rows<MR - 1>(args, b, rows);
+}
+
+// No product: adds and activates, at the speed of memory.
+inline void add_only(const AffineArgs& args) {
+  const size_t width = args.groups * args.n;
+  if (width == 0) return;
+  constexpr size_t block = 16;
+  const size_t ahead = 1 + 1024 / width;  // a few KiB
+  for (size_t r = 0; r < args.rows; r += block)
+    finish(args, r, less(block, args.rows - r), nullptr, 0, {0, width, ahead});
+}
+
+inline void affine(const AffineArgs* pointer) {
+  const AffineArgs& args = *pointer;
+  if (!args.x.data || args.k == 0) return add_only(args);
+  const size_t blocks = (args.rows + kBlockRows - 1) / kBlockRows;
+  const size_t chunk_panels = kChunkBytes / sizeof(float) / (args.k * kPanel);
+  const size_t chunk = (chunk_panels < 4 ? 4 : chunk_panels / 4 * 4) * kPanel;
+  const float* packed = args.packed;
+  for (size_t g = 0; g < args.groups; ++g, packed += packed_floats(1, args.n, args.k))
+    for (size_t column = 0; column < args.n; column += chunk) {
+      Block b = {g, 0, column, less(chunk, args.n - column), packed + column * args.k};
+      for (size_t i = 0; i < blocks; ++i) {  // of equal size, give or take one row
+        const size_t end = args.rows * (i + 1) / blocks;
+        multiply_rows(args, b, end - b.row);
+        b.row = end;
+      }
+    }
+}
+
+}  // namespace
+}  // namespace fastmtr
+#endif

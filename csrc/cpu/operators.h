@@ -1,0 +1,274 @@
+// The kernels that are not a product: over the columns of each row, in an order that depends on the width alone.
+#ifndef FASTMTR_CPU_OPERATORS_H
+#define FASTMTR_CPU_OPERATORS_H
+
+#include "rows.h"
+
+namespace fastmtr {
+namespace {
+
+FASTMTR_INLINE F max_or_nan(F a, F b) { return a == a ? max(a, b) : a; }
+FASTMTR_INLINE F min_or_nan(F a, F b) { return a == a ? min(a, b) : a; }
+
+// value(i, m) gives the vector of columns i .. i + m, zeros beyond. Lanes are summed apart and then in the lane tree.
+template <class Value>
+FASTMTR_INLINE float sum_over(size_t n, Value value) {
+  F sums[4] = {zero(), zero(), zero(), zero()};
+  size_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W)
+    for (size_t j = 0; j < 4; ++j) sums[j] = sums[j] + value(i + j * W, W);
+  for (; i < n; i += W) sums[0] = sums[0] + value(i, less(W, n - i));
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+// -inf beyond m: neither a maximum nor, after exp, a sum sees those lanes.
+FASTMTR_INLINE F load_or_lowest(const float* p, size_t m) {
+  if (m == W) return load(p);
+  alignas(64) float lanes[W];
+  store(lanes, set1(-kInfinity));
+  store_n(lanes, load_n(p, m), m);
+  return load(lanes);
+}
+
+inline float max_of(const float* x, size_t n) {
+  F best = set1(-kInfinity);
+  for (size_t i = 0; i < n; i += W) best = max_or_nan(best, load_or_lowest(x + i, less(W, n - i)));
+  // The lane tree may lose a NaN; a sum of zeros and NaNs does not.
+  const F nans = best == best ? zero() : best;
+  return max_lanes(best) + sum_lanes(nans);
+}
+
+inline void softmax_run(const float* x, size_t n, float* out) {
+  const F top = set1(max_of(x, n));
+  if (n <= W) {
+    const F e = exp(load_or_lowest(x, n) - top);
+    return store_part(out, e / set1(sum_lanes(e)), n);
+  }
+  const float total = sum_over(n, [&](size_t i, size_t m) {
+    const F e = exp(load_or_lowest(x + i, m) - top);
+    store_part(out + i, e, m);
+    return e;
+  });
+  map(out, out, n, [total](F e, size_t, size_t) { return e / set1(total); });
+}
+
+inline void softmax(size_t rows, size_t width, size_t size, Rows x, Out out) {
+  for (size_t r = 0; r < rows; ++r)
+    for (size_t i = 0; i < width; i += size) softmax_run(row(x, r) + i, size, row(out, r) + i);
+}
+
+// V vectors of one row, starting at column i; the last has m lanes.
+template <size_t V>
+FASTMTR_INLINE void mix(const float* gate, const Rows* experts, size_t n_experts, size_t r, size_t i, size_t m, float* out) {
+  F sums[V] = {};
+  for (size_t e = 0; e < n_experts; ++e) {
+    const float* expert = row(experts[e], r) + i;
+    const F g = set1(gate[e]);
+    for (size_t v = 0; v < V; ++v) {
+      const F x = load_part(expert + v * W, v + 1 == V ? m : W);
+      sums[v] = e == 0 ? g * x : fma(g, x, sums[v]);
+    }
+  }
+  for (size_t v = 0; v < V; ++v) store_part(out + i + v * W, sums[v], v + 1 == V ? m : W);
+}
+
+inline void mixture(size_t rows, size_t width, size_t n_experts, Rows gate, const Rows* experts, Out out) {
+  for (size_t r = 0; r < rows; ++r) {
+    size_t i = 0;
+    for (; i + 4 * W <= width; i += 4 * W) mix<4>(row(gate, r), experts, n_experts, r, i, W, row(out, r));
+    for (; i < width; i += W) mix<1>(row(gate, r), experts, n_experts, r, i, less(W, width - i), row(out, r));
+  }
+}
+
+template <class Fn>
+FASTMTR_INLINE void combine(size_t rows, size_t width, Rows a, bool a_scalar, Rows b, bool b_scalar, Out out, Fn fn) {
+  for (size_t r = 0; r < rows; ++r) {
+    const float* x = row(a, r);
+    const float* y = row(b, r);
+    float* to = row(out, r);
+    for (size_t i = 0; i < width; i += W) {
+      const size_t m = less(W, width - i);
+      const F u = a_scalar ? set1(x[0]) : load_part(x + i, m);
+      const F v = b_scalar ? set1(y[0]) : load_part(y + i, m);
+      store_part(to + i, fn(u, v), m);
+    }
+  }
+}
+
+inline void binary(size_t rows, size_t width, Binary fn, Rows a, int32_t a_scalar, Rows b, int32_t b_scalar, Out out) {
+  const auto run = [&](auto f) { combine(rows, width, a, a_scalar != 0, b, b_scalar != 0, out, f); };
+  switch (fn) {
+    case Binary::add: return run([](F u, F v) { return u + v; });
+    case Binary::sub: return run([](F u, F v) { return u - v; });
+    case Binary::mul: return run([](F u, F v) { return u * v; });
+    case Binary::div: return run([](F u, F v) { return u / v; });
+    case Binary::max: return run([](F u, F v) { return max_or_nan(u, v); });
+    case Binary::min: return run([](F u, F v) { return min_or_nan(u, v); });
+  }
+}
+
+inline void scale_shift(size_t rows, size_t width, Rows x, const float* scale, const float* shift, Out out) {
+  for (size_t r = 0; r < rows; ++r)
+    map(row(x, r), row(out, r), width, [&](F v, size_t i, size_t m) {
+      if (scale) v = v * load_part(scale + i, m);
+      return shift ? v + load_part(shift + i, m) : v;
+    });
+}
+
+// Over the middle of [outer, axis, inner]. With inner == 1 the lanes go along the axis, else along inner, axis ascending.
+inline void reduce_row(size_t outer, size_t axis, size_t inner, Reduce fn, const float* x, float* out) {
+  const F divisor = set1(fn == Reduce::mean ? (float)axis : 1.0f);
+  for (size_t o = 0; o < outer; ++o, x += axis * inner, out += inner) {
+    if (inner == 1) {
+      out[0] = fn == Reduce::max ? max_of(x, axis)
+                                 : sum_over(axis, [&](size_t i, size_t m) { return load_part(x + i, m); }) / divisor[0];
+      continue;
+    }
+    for (size_t i = 0; i < inner; i += W) {
+      const size_t m = less(W, inner - i);
+      F total = load_part(x + i, m);
+      for (size_t a = 1; a < axis; ++a) {
+        const F v = load_part(x + a * inner + i, m);
+        total = fn == Reduce::max ? max_or_nan(total, v) : total + v;
+      }
+      store_part(out + i, total / divisor, m);
+    }
+  }
+}
+
+inline void reduce(size_t rows, size_t outer, size_t axis, size_t inner, Reduce fn, Rows x, Out out) {
+  for (size_t r = 0; r < rows; ++r) reduce_row(outer, axis, inner, fn, row(x, r), row(out, r));
+}
+
+// Mean first, then the variance around it: no cancellation.
+inline void layer_norm(size_t rows, size_t width, float eps, const float* scale, const float* shift, Rows x, Out out) {
+  const auto n = (float)width;
+  for (size_t r = 0; r < rows; ++r) {
+    const float* from = row(x, r);
+    const float mean = sum_over(width, [&](size_t i, size_t m) { return load_part(from + i, m); }) / n;
+    const float variance = sum_over(width, [&](size_t i, size_t m) {
+      alignas(64) float lanes[W] = {};  // zeros, not -mean, beyond the row
+      const F d = load_part(from + i, m) - mean;
+      if (m == W) return d * d;
+      store_n(lanes, d * d, m);
+      return load(lanes);
+    }) / n;
+    const float factor = 1.0f / __builtin_sqrtf(variance + eps);
+    map(from, row(out, r), width, [&](F v, size_t i, size_t m) {
+      v = (v - mean) * factor;
+      if (scale) v = v * load_part(scale + i, m);
+      return shift ? v + load_part(shift + i, m) : v;
+    });
+  }
+}
+
+FASTMTR_INLINE float dot_row(const float* a, const float* b, size_t n) {
+  F sums[4] = {zero(), zero(), zero(), zero()};
+  size_t i = 0;
+  for (; i + 4 * W <= n; i += 4 * W)
+    for (size_t j = 0; j < 4; ++j) sums[j] = fma(load(a + i + j * W), load(b + i + j * W), sums[j]);
+  for (; i < n; i += W) sums[0] = fma(load_part(a + i, less(W, n - i)), load_part(b + i, less(W, n - i)), sums[0]);
+  return sum_lanes((sums[0] + sums[1]) + (sums[2] + sums[3]));
+}
+
+inline void dot(size_t rows, size_t width, Rows a, Rows b, Out out) {
+  for (size_t r = 0; r < rows; ++r) row(out, r)[0] = dot_row(row(a, r), row(b, r), width);
+}
+
+inline void l2_normalize(size_t rows, size_t width, float eps, Rows x, Out out) {
+  for (size_t r = 0; r < rows; ++r) {
+    const float* from = row(x, r);
+    const float norm = __builtin_sqrtf(dot_row(from, from, width));
+    const float divisor = norm < eps ? eps : norm;  // a NaN stays
+    map(from, row(out, r), width, [divisor](F v, size_t, size_t) { return v / divisor; });
+  }
+}
+
+inline void activation(size_t rows, size_t width, Activation fn, float alpha, const float* slope, Rows x, Out out) {
+  activate_rows(rows, width, fn, alpha, slope, x, out);
+}
+
+inline void copy(size_t rows, size_t width, Rows x, Out out) {
+  const size_t ahead = 1 + 1024 / (width + 1);
+  for (size_t r = 0; r < rows; ++r) {
+    if (x.gather && r + ahead < rows) prefetch_floats(row(x, r + ahead), width);
+    copy_floats(row(out, r), row(x, r), width);
+  }
+}
+
+// ---- tables ----------------------------------------------------------------------------------------------------------
+
+constexpr size_t kIdsAhead = 16;                 // lookups that are under way while one is copied
+constexpr size_t kAheadFloats = 4 * kLineFloats; // of each: the processor's own prefetcher goes on from there
+
+inline void embedding(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out) {
+  const size_t total = rows * n_ids;
+  size_t soon_row = 0, soon_column = 0;  // the lookup kIdsAhead on
+  const auto fetch_next = [&] {
+    prefetch_floats(table + (size_t)row(ids, soon_row)[soon_column] * dim, less(dim, kAheadFloats));
+    if (++soon_column == n_ids) soon_column = 0, ++soon_row;
+  };
+  for (size_t i = 0; i < less(kIdsAhead, total); ++i) fetch_next();
+  size_t done = 0;
+  for (size_t r = 0; r < rows; ++r)
+    for (size_t i = 0; i < n_ids; ++i, ++done) {
+      if (done + kIdsAhead < total) fetch_next();
+      const int32_t id = row(ids, r)[i];
+      float* to = row(out, r) + i * dim;
+      if (id == padding)
+        map(to, to, dim, [](F, size_t, size_t) { return zero(); });
+      else
+        copy_floats(to, table + (size_t)id * dim, dim);
+    }
+}
+
+// One bag's columns i .. i + m; ids ascending by position. Returns how many ids were not padding.
+FASTMTR_INLINE size_t pool(const int32_t* ids, size_t n_ids, int64_t padding, Pooling mode, const float* table, size_t dim,
+                           size_t i, size_t m, float* out) {
+  F total = zero();
+  size_t count = 0;
+  for (size_t j = 0; j < n_ids; ++j) {
+    if (ids[j] == padding) continue;
+    const F v = load_part(table + (size_t)ids[j] * dim + i, m);
+    total = count++ == 0 ? v : mode == Pooling::max ? max_or_nan(total, v) : total + v;
+  }
+  store_part(out + i, mode == Pooling::mean && count > 0 ? total / (float)count : total, m);
+  return count;
+}
+
+inline void embedding_bag(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const float* table,
+                          size_t dim, Out out) {
+  const auto fetch = [&](size_t r) {
+    for (size_t j = 0; j < n_ids; ++j)
+      if (row(ids, r)[j] != padding) prefetch_floats(table + (size_t)row(ids, r)[j] * dim, less(dim, kAheadFloats));
+  };
+  if (rows > 0) fetch(0);
+  for (size_t r = 0; r < rows; ++r) {
+    if (r + 1 < rows) fetch(r + 1);
+    for (size_t i = 0; i < dim; i += W)
+      pool(row(ids, r), n_ids, padding, mode, table, dim, i, less(W, dim - i), row(out, r));
+  }
+}
+
+// ---- fusion ----------------------------------------------------------------------------------------------------------
+
+// W candidates side by side; tasks ascending.
+inline void fuse(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets,
+                 int32_t product, const float* scores, size_t stride, float* fused) {
+  for (size_t r = 0; r < rows; r += W) {
+    const size_t m = less(W, rows - r);
+    F total = zero();
+    for (size_t t = 0; t < n; ++t) {
+      alignas(64) float lanes[W] = {};
+      for (size_t i = 0; i < m; ++i) lanes[i] = scores[(r + i) * stride + columns[t]];
+      F p = load(lanes);
+      if (product) p = log(max(set1(1e-12f), p + set1(offsets ? offsets[t] : 0.0f)));  // a NaN stays
+      total = fma(set1(weights[t]), p, total);
+    }
+    store_part(fused + r, product ? exp(total) : total, m);
+  }
+}
+
+}  // namespace
+}  // namespace fastmtr
+#endif

@@ -1,0 +1,18 @@
+// The table of kernels of the vector type that was included before.
+#ifndef FASTMTR_CPU_TABLE_H
+#define FASTMTR_CPU_TABLE_H
+
+#include "affine.h"
+#include "operators.h"
+
+namespace fastmtr {
+namespace {
+
+constexpr Kernels kernels_for(const char* isa) {
+  return {isa,   W,           packed_floats, pack,   affine,     activation,   softmax, mixture,   binary,
+          scale_shift, reduce, layer_norm,    l2_normalize, dot,   embedding, embedding_bag, copy, fuse};
+}
+
+}  // namespace
+}  // namespace fastmtr
+#endif

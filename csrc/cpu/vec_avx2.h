@@ -1,0 +1,55 @@
+// Eight lanes: AVX2 with FMA.
+#ifndef FASTMTR_CPU_VEC_AVX2_H
+#define FASTMTR_CPU_VEC_AVX2_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "vec_x86.h"
+
+namespace fastmtr {
+namespace {
+constexpr size_t kBlockRows = 6;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t W = 8;
+typedef __m256 F;
+typedef uint32_t U __attribute__((vector_size(32)));
+typedef int32_t S __attribute__((vector_size(32)));
+}  // namespace
+}  // namespace fastmtr
+
+#include "vec_ops.h"
+
+namespace fastmtr {
+namespace {
+
+FASTMTR_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
+FASTMTR_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
+FASTMTR_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+
+FASTMTR_INLINE F load_n(const float* p, size_t n) {
+  const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
+  return _mm256_maskload_ps(p, _mm256_cmpgt_epi32(_mm256_set1_epi32((int)n), lane));
+}
+// By halves: a masked store is microcode on AMD processors.
+FASTMTR_INLINE void store_n(float* p, F x, size_t n) {
+  if (n >= W) return store(p, x);
+  __m128 part = _mm256_castps256_ps128(x);
+  if (n & 4) {
+    _mm_storeu_ps(p, part);
+    part = _mm256_extractf128_ps(x, 1);
+    p += 4;
+  }
+  if (n & 2) {
+    memcpy(p, &part, 2 * sizeof(float));
+    part = _mm_movehl_ps(part, part);
+    p += 2;
+  }
+  if (n & 1) _mm_store_ss(p, part);
+}
+
+FASTMTR_INLINE float sum_lanes(F x) { return sum_lanes_256(x); }
+FASTMTR_INLINE float max_lanes(F x) { return max_lanes_256(x); }
+
+}  // namespace
+}  // namespace fastmtr
+#endif

@@ -1,0 +1,48 @@
+// Sixteen lanes: AVX-512 F, BW, DQ, VL.
+#ifndef FASTMTR_CPU_VEC_AVX512_H
+#define FASTMTR_CPU_VEC_AVX512_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// GCC sees its own _mm512_undefined_ps() as a mistake (GCC bug 105593).
+#if defined(__GNUC__) && !defined(__clang__)
+#pragma GCC diagnostic ignored "-Wmaybe-uninitialized"
+#pragma GCC diagnostic ignored "-Wuninitialized"
+#endif
+
+#include "vec_x86.h"
+
+namespace fastmtr {
+namespace {
+constexpr size_t kBlockRows = 14;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t W = 16;
+typedef __m512 F;
+typedef uint32_t U __attribute__((vector_size(64)));
+typedef int32_t S __attribute__((vector_size(64)));
+}  // namespace
+}  // namespace fastmtr
+
+#include "vec_ops.h"
+
+namespace fastmtr {
+namespace {
+
+FASTMTR_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
+FASTMTR_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
+FASTMTR_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+
+FASTMTR_INLINE __mmask16 first_lanes(size_t n) { return (__mmask16)((1u << n) - 1u); }
+FASTMTR_INLINE F load_n(const float* p, size_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
+FASTMTR_INLINE void store_n(float* p, F x, size_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+
+FASTMTR_INLINE float sum_lanes(F x) {
+  return sum_lanes_256(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+FASTMTR_INLINE float max_lanes(F x) {
+  return max_lanes_256(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
+}
+
+}  // namespace
+}  // namespace fastmtr
+#endif

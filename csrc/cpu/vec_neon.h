@@ -1,0 +1,45 @@
+// Four lanes: AArch64 NEON, which always has FMA.
+#ifndef FASTMTR_CPU_VEC_NEON_H
+#define FASTMTR_CPU_VEC_NEON_H
+
+#include <arm_neon.h>
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fastmtr {
+namespace {
+constexpr size_t kBlockRows = 8;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t W = 4;
+typedef float F __attribute__((vector_size(16)));
+typedef uint32_t U __attribute__((vector_size(16)));
+typedef int32_t S __attribute__((vector_size(16)));
+}  // namespace
+}  // namespace fastmtr
+
+#include "vec_ops.h"
+
+namespace fastmtr {
+namespace {
+
+FASTMTR_INLINE F fma(F a, F b, F c) { return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+// As x86 has them, b where either is NaN: the kernels count on it.
+FASTMTR_INLINE F min(F a, F b) {
+  return (F)vbslq_f32(vcltq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
+}
+FASTMTR_INLINE F max(F a, F b) {
+  return (F)vbslq_f32(vcgtq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
+}
+
+FASTMTR_INLINE F load_n(const float* p, size_t n) {
+  F x = zero();
+  memcpy(&x, p, n * sizeof(float));
+  return x;
+}
+FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
+
+FASTMTR_INLINE float sum_lanes(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+FASTMTR_INLINE float max_lanes(F x) { return vmaxvq_f32((float32x4_t)x); }
+
+}  // namespace
+}  // namespace fastmtr
+#endif

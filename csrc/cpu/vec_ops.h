@@ -1,0 +1,45 @@
+// What every vector has in common, by the compilers' vector extensions. A vec_<isa>.h defines before this header the types
+// F (floats) and U (uint32 bits), the lanes W, and afterwards fma, min, max, load_n, store_n, sum_lanes, max_lanes.
+//
+// Everything below csrc/cpu/*.h is in an unnamed namespace: each ISA file has its own copy, and no symbol that the linker
+// could merge with a copy compiled for another instruction set.
+#ifndef FASTMTR_CPU_VEC_OPS_H
+#define FASTMTR_CPU_VEC_OPS_H
+
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+
+#define FASTMTR_INLINE inline __attribute__((always_inline))
+
+namespace fastmtr {
+namespace {
+
+constexpr float kInfinity = __builtin_inff();
+
+FASTMTR_INLINE F set1(float x) { return x - F{}; }  // x - 0 is x, also for -0: no arithmetic remains
+FASTMTR_INLINE F zero() { return F{}; }
+
+// Tables come from a memory-mapped file: no alignment is assumed.
+FASTMTR_INLINE F load(const float* p) {
+  F x;
+  memcpy(&x, p, sizeof(F));
+  return x;
+}
+FASTMTR_INLINE void store(float* p, F x) { memcpy(p, &x, sizeof(F)); }
+
+FASTMTR_INLINE U bits(F x) { return (U)x; }
+FASTMTR_INLINE F from_bits(U x) { return (F)x; }
+FASTMTR_INLINE U set1_bits(uint32_t x) { return U{} + x; }
+FASTMTR_INLINE U shift_right_signed(U x, int n) { return (U)((S)x >> n); }
+
+FASTMTR_INLINE F abs(F x) { return from_bits(bits(x) & set1_bits(0x7fffffffu)); }
+FASTMTR_INLINE F copy_sign(F magnitude, F sign) {
+  return from_bits((bits(magnitude) & set1_bits(0x7fffffffu)) | (bits(sign) & set1_bits(0x80000000u)));
+}
+
+FASTMTR_INLINE size_t less(size_t a, size_t b) { return a < b ? a : b; }
+
+}  // namespace
+}  // namespace fastmtr
+#endif

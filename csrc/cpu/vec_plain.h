@@ -1,0 +1,52 @@
+// Vectors without intrinsics: the compiler lowers them to what the target has (SSE2 on x86-64). A multiply-add rounds twice.
+// Set FASTMTR_PLAIN_LANES and FASTMTR_PLAIN_ROWS (of a block of sums) first.
+#ifndef FASTMTR_CPU_VEC_PLAIN_H
+#define FASTMTR_CPU_VEC_PLAIN_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+namespace fastmtr {
+namespace {
+constexpr size_t W = FASTMTR_PLAIN_LANES;
+constexpr size_t kBlockRows = FASTMTR_PLAIN_ROWS;
+typedef float F __attribute__((vector_size(4 * FASTMTR_PLAIN_LANES)));
+typedef uint32_t U __attribute__((vector_size(4 * FASTMTR_PLAIN_LANES)));
+typedef int32_t S __attribute__((vector_size(4 * FASTMTR_PLAIN_LANES)));
+}  // namespace
+}  // namespace fastmtr
+
+#include "vec_ops.h"
+
+namespace fastmtr {
+namespace {
+
+FASTMTR_INLINE F fma(F a, F b, F c) { return a * b + c; }
+
+// As x86 has them: b where either is NaN.
+FASTMTR_INLINE F min(F a, F b) { return a < b ? a : b; }
+FASTMTR_INLINE F max(F a, F b) { return a > b ? a : b; }
+
+// The first n lanes; zeros beyond.
+FASTMTR_INLINE F load_n(const float* p, size_t n) {
+  F x = zero();
+  memcpy(&x, p, n * sizeof(float));
+  return x;
+}
+FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
+
+// Halves onto halves: a fixed tree.
+FASTMTR_INLINE float sum_lanes(F x) {
+  for (size_t half = W / 2; half > 0; half /= 2)
+    for (size_t i = 0; i < half; ++i) x[i] += x[i + half];
+  return x[0];
+}
+FASTMTR_INLINE float max_lanes(F x) {
+  for (size_t half = W / 2; half > 0; half /= 2)
+    for (size_t i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+  return x[0];
+}
+
+}  // namespace
+}  // namespace fastmtr
+#endif
