@@ -38,7 +38,8 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     ----------
     name : str
         The feature's, for messages.
-    type : {"int", "str"}
+    type : {"int", "str"}, optional
+        None: the fitted data held nulls only, so either comes as unseen.
     known : ndarray of int64, or tuple of str
         The vocabulary: id 2, 3, ...; empty if hashed.
     hash_rows : int, optional
@@ -46,7 +47,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     """
 
     name: str
-    type: values.ValueType
+    type: values.ValueType | None
     known: Any
     hash_rows: int | None = None
 
@@ -62,8 +63,9 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         import pyarrow.compute as pc
 
         kind, array = values.category_column(column, name=feature.name, expected=None)
-        if feature.hash_rows is not None:
-            return cls(name=feature.name, type=kind, known=(), hash_rows=feature.hash_rows)
+        nothing = array.null_count == len(array) and kind == "int"
+        if nothing or feature.hash_rows is not None:
+            return cls(name=feature.name, type=None if nothing else kind, known=(), hash_rows=feature.hash_rows)
         coded = array.dictionary_encode()
         codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
         present = codes >= 0
@@ -86,11 +88,11 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         missing = array.is_null().to_numpy(zero_copy_only=False)
         ids: NDArray[np.int32]
         if self.hash_rows is None:
-            found = pc.index_in(array, value_set=self._value_set).fill_null(UNSEEN - FIRST_ROW)
+            found = pc.index_in(array, value_set=self._value_set.cast(array.type)).fill_null(UNSEEN - FIRST_ROW)
             ids = found.to_numpy(zero_copy_only=False).astype(np.int32) + np.int32(FIRST_ROW)
         else:
             coded = array.dictionary_encode()
-            if self.type == "int":
+            if not values.is_text(array.type):
                 hashes = hashing.hash_integers(coded.dictionary.to_numpy(zero_copy_only=False).astype(np.int64))
             else:
                 hashes = hashing.hash_packed_bytes(*values.text_bytes(coded.dictionary))
@@ -125,12 +127,12 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _value_set(self) -> pa.Array:
         import pyarrow as pa
 
-        return pa.array(self.known, pa.int64() if self.type == "int" else pa.large_string())
+        return pa.array(self.known, pa.large_string() if self.type == "str" else pa.int64())
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
         head = {"type": self.type, "hash_rows": self.hash_rows}
-        if self.hash_rows is not None:
+        if self.hash_rows is not None or self.type is None:
             return head, {}
         if self.type == "int":
             return head, {"values": np.asarray(self.known, np.int64)}
@@ -143,12 +145,12 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def from_state(cls, feature: Feature, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Categories:
         """Read what :meth:`state` wrote; SchemaError if it was altered."""
         name, kind, hash_rows = feature.name, head.get("type"), head.get("hash_rows")
-        if kind not in ("int", "str") or hash_rows != feature.hash_rows:
+        if kind not in ("int", "str", None) or hash_rows != feature.hash_rows:
             raise SchemaError(f"the saved state of feature {name!r} is damaged: {dict(head)}")
         known: Any = ()
         if hash_rows is None and kind == "int":
             known = saved_vector(name, arrays, "values", np.int64)
-        elif hash_rows is None:
+        elif hash_rows is None and kind == "str":
             known = _saved_texts(
                 name, saved_vector(name, arrays, "bytes", np.uint8), saved_vector(name, arrays, "offsets", np.int64)
             )

@@ -96,9 +96,11 @@ class PastRates:
     ) -> None:
         known = ~np.isnan(outcomes)
         summands = outcomes[known].astype(np.float64)
-        self._events = PastEvents(np.where(owners[known] < 0, -1, owners[known]), times[known])
+        # Equal times by outcome, so that no sum depends on the order of the rows.
+        level = np.unique(summands, return_inverse=True)[1]
+        self._events = PastEvents(owners[known], times[known], level)
         self._sums = _cumulative(summands[self._events.order])
-        by_time = np.argsort(times[known], kind="stable")
+        by_time = np.lexsort((level, times[known]))
         self._all_times = times[known][by_time]
         self._all_sums = _cumulative(summands[by_time])
         self._strength = strength

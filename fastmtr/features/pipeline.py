@@ -378,8 +378,9 @@ def _split(
             raise SchemaError(f"column {feature.name!r} should hold text, found a column of type {kind}")
         return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy().astype(np.int64), None
     if array.null_count == len(array):
-        return pa.nulls(0), np.zeros(0, np.int64), None
-    if feature.kind != "sequence" and (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+        nothing = pa.large_string() if values.is_text(kind) else pa.null()
+        return pa.nulls(0, nothing), np.zeros(0, np.int64), None
+    if feature.kind != "sequence" and values.is_text(kind):
         coded = array.dictionary_encode()
         try:
             split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]

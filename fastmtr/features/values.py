@@ -25,6 +25,7 @@ __all__ = [
     "category",
     "category_column",
     "is_null",
+    "is_text",
     "number",
     "number_column",
     "text_bytes",
@@ -85,9 +86,9 @@ def category_column(
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
     if array.null_count == len(array):
-        nothing = expected or ("str" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else "int")
+        nothing = expected or ("str" if is_text(kind) else "int")
         return nothing, pa.nulls(len(array), pa.int64() if nothing == "int" else pa.large_string())
-    if pa.types.is_string(kind) or pa.types.is_large_string(kind):
+    if is_text(kind):
         if expected == "int":
             _refuse_type(name, "whole numbers", f"text ({_example(array)!r})")
         return "str", array.cast(pa.large_string())
@@ -107,6 +108,13 @@ def category_column(
     if expected == "str":
         _refuse_type(name, "text", f"a column of type {kind}")
     return "int", array
+
+
+def is_text(kind: pa.DataType) -> bool:
+    """Whether a column type holds text."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
 def number(value: Any, *, name: str) -> float:

@@ -155,9 +155,13 @@ def _apply_times(log: pa.Table, rules: CleaningRules, schema: Schema, apply: Any
 def first_of_equals(table: pa.Table) -> NDArray[np.bool_]:
     """True for the first of the rows that are equal in every column."""
     place = "fastmtr row number"
-    plain = [name for name in table.column_names if not pa.types.is_nested(table.schema.field(name).type)]
-    numbered = table.select(plain).append_column(place, pa.array(np.arange(table.num_rows)))
-    firsts = numbered.group_by(plain, use_threads=False).aggregate([(place, "min")]).column(f"{place}_min")
+    names = table.column_names
+    for i, name in enumerate(names):
+        if pa.types.is_nested(table.schema.field(name).type):
+            # Arrow does not group by lists.
+            table = table.set_column(i, name, pa.array([repr(value) for value in table.column(i).to_pylist()]))
+    numbered = table.append_column(place, pa.array(np.arange(table.num_rows)))
+    firsts = numbered.group_by(names, use_threads=False).aggregate([(place, "min")]).column(f"{place}_min")
     keep = np.zeros(table.num_rows, bool)
     keep[firsts.to_numpy()] = True
     return keep

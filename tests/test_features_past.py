@@ -1,0 +1,62 @@
+"""What was known of somebody at a moment: checked against plain loops."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastmtr.features.past import PastEvents, PastRates
+
+EVENT = st.tuples(st.integers(-1, 3), st.integers(-5, 5), st.integers(0, 9), st.sampled_from([0.0, 1.0, math.nan]))
+QUERY = st.tuples(st.integers(-1, 4), st.sampled_from([-(2**63), -6, -2, 0, 1, 5, 6, 2**63 - 1]))
+
+
+def _columns(rows: list[tuple[int, ...]], n: int) -> list[np.ndarray]:
+    return [np.array([row[i] for row in rows], np.int64) for i in range(n)]
+
+
+@given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10))
+def test_last_events(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]]) -> None:
+    owners, times, payload = _columns(events, 3)
+    asked, before = _columns(queries, 2)
+    found = PastEvents(owners, times, payload).last(asked, before, length=3)
+    assert found.shape == (len(queries), 3)
+    for row, owner, moment in zip(found.tolist(), asked, before, strict=True):
+        own = sorted((t, p) for o, t, p, _ in events if o == owner and o >= 0 and t < moment)
+        expected = [p for _, p in reversed(own)][:3]
+        assert row == expected + [-1] * (3 - len(expected))
+
+
+@given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10))
+def test_rates(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]]) -> None:
+    owners, times, _ = _columns(events, 3)
+    outcomes = np.array([event[3] for event in events])
+    asked, before = _columns(queries, 2)
+    past = PastRates(owners, times, outcomes, strength=2.0)
+    counts, rates, odds = (past.at(asked, before, statistic=s) for s in ("count", "rate", "log_odds"))
+    for i, (owner, moment) in enumerate(queries):
+        known = [(o, y) for o, t, _, y in events if t < moment and not math.isnan(y)]
+        own = [y for o, y in known if o == owner and o >= 0]
+        assert counts[i] == len(own)
+        if not known:
+            assert np.isnan([rates[i], odds[i]]).all()
+            continue
+        mean = sum(y for _, y in known) / len(known)
+        rate = (sum(own) + 2 * mean) / (len(own) + 2)
+        assert rates[i] == pytest.approx(rate)
+        floor = 0.5 / (len(known) + 1)
+        kept = min(max(rate, floor), 1 - floor)
+        assert odds[i] == pytest.approx(math.log(kept / (1 - kept)))
+
+
+@given(st.lists(EVENT, min_size=1, max_size=20), st.randoms(use_true_random=False))
+def test_the_order_of_rows_does_not_matter(events: list[tuple[int, int, int, float]], random: object) -> None:
+    shuffled = list(events)
+    random.shuffle(shuffled)  # type: ignore[attr-defined]
+    asked, before = np.arange(4), np.full(4, 3)
+    results = [PastEvents(*_columns(rows, 3)).last(asked, before, length=5).tolist() for rows in (events, shuffled)]
+    assert results[0] == results[1]
