@@ -1,9 +1,10 @@
 // How close the kernels come to what one core can do: share of the measured FMA peak for products, GB/s for gathers.
 //
-//   g++ -std=c++20 -O3 -Icsrc bench/bench_kernels.cpp <the objects of csrc/cpu> -o bench_kernels && ./bench_kernels [isa...]
+//   g++ -std=c++20 -O3 -Icsrc bench/bench_kernels.cpp <the objects of csrc/cpu> -o bench_kernels && ./bench_kernels
+//   [isa...]
 //
-// Or by CMake with -DFASTMTR_NATIVE_TESTS=ON: see bench/README.md. Every number is the best of several repetitions: it asks what
-// the code can do, not what the machine's neighbours left over.
+// Or by CMake with -DFASTMTR_NATIVE_TESTS=ON: see bench/README.md. Every number is the best of several repetitions: it
+// asks what the code can do, not what the machine's neighbours left over.
 #include <algorithm>
 #include <chrono>
 #include <cstdint>
@@ -42,7 +43,8 @@ double seconds_of_best(const std::function<void()>& run) {
   return best;
 }
 
-// ---- peak: as many independent multiply-adds as the registers hold ----------------------------------------------------
+// ---- peak: as many independent multiply-adds as the registers hold
+// ----------------------------------------------------
 
 constexpr int kPeakSteps = 4096;
 volatile float sink;
@@ -94,7 +96,8 @@ double peak_gflops(const std::string& isa) {
   return 2.0 * 12 * 4 * kPeakSteps / seconds_of_best(peak_plain) * 1e-9;
 }
 
-// ---- cases -----------------------------------------------------------------------------------------------------------
+// ---- cases
+// -----------------------------------------------------------------------------------------------------------
 
 struct Floats {  // 64-byte aligned
   explicit Floats(size_t n) : data(static_cast<float*>(std::aligned_alloc(64, (n * 4 + 63) / 64 * 64))) {
@@ -110,7 +113,8 @@ struct Floats {  // 64-byte aligned
 
 void product(const Kernels& kernels, double peak, size_t rows, size_t groups, size_t n, size_t k, Activation fn) {
   const size_t width = groups * n;
-  Floats x(rows * groups * k), w(width * k), bias(width), out(rows * width), packed(kernels.packed_floats(groups, n, k));
+  Floats x(rows * groups * k), w(width * k), bias(width), out(rows * width),
+      packed(kernels.packed_floats(groups, n, k));
   kernels.pack(w.data, groups, n, k, packed.data);
   AffineArgs args = {};
   args.rows = rows, args.groups = groups, args.n = n, args.k = k;
@@ -121,9 +125,14 @@ void product(const Kernels& kernels, double peak, size_t rows, size_t groups, si
   args.out = {out.data, width};
   const double seconds = seconds_of_best([&] { kernels.affine(&args); });
   const double flops = 2.0 * static_cast<double>(rows * width * k);
-  std::printf("  affine  M=%-4zu G=%zu N=%-5zu K=%-4zu %s %9.2f us  %6.1f GFLOP/s  %5.1f %% of peak  weights %5.1f GB/s\n", rows,
-              groups, n, k, fn == Activation::relu ? "relu   " : fn == Activation::none ? "none   " : "sigmoid", seconds * 1e6,
-              flops / seconds * 1e-9, 100 * flops / seconds * 1e-9 / peak, static_cast<double>(width * k) * 4 / seconds * 1e-9);
+  std::printf(
+      "  affine  M=%-4zu G=%zu N=%-5zu K=%-4zu %s %9.2f us  %6.1f GFLOP/s  %5.1f %% of peak  weights %5.1f GB/s\n",
+      rows, groups, n, k,
+      fn == Activation::relu   ? "relu   "
+      : fn == Activation::none ? "none   "
+                               : "sigmoid",
+      seconds * 1e6, flops / seconds * 1e-9, 100 * flops / seconds * 1e-9 / peak,
+      static_cast<double>(width * k) * 4 / seconds * 1e-9);
 }
 
 // relu(request row + stored item row): what the first layer of an expert is once it is split.
@@ -145,8 +154,9 @@ void gather(const Kernels& kernels, size_t rows, size_t width, size_t table_byte
     kernels.affine(&args);
   });
   const double bytes = static_cast<double>(rows * width) * 4;
-  std::printf("  gather  M=%-4zu rows of %5zu bytes out of %4zu MiB %9.2f us  %5.2f GB/s read  %5.2f M rows/s\n", rows, width * 4,
-              table_bytes >> 20, seconds * 1e6, bytes / seconds * 1e-9, static_cast<double>(rows) / seconds * 1e-6);
+  std::printf("  gather  M=%-4zu rows of %5zu bytes out of %4zu MiB %9.2f us  %5.2f GB/s read  %5.2f M rows/s\n", rows,
+              width * 4, table_bytes >> 20, seconds * 1e6, bytes / seconds * 1e-9,
+              static_cast<double>(rows) / seconds * 1e-6);
 }
 
 void embedding(const Kernels& kernels, size_t rows, size_t n_ids, size_t dim, size_t table_bytes) {
@@ -161,15 +171,16 @@ void embedding(const Kernels& kernels, size_t rows, size_t n_ids, size_t dim, si
     kernels.embedding(rows, n_ids, {ids.data() + next, n_ids}, -1, table.data, dim, {out.data, n_ids * dim});
   });
   const double lookups = static_cast<double>(rows * n_ids);
-  std::printf("  lookup  M=%-4zu x %zu rows of %4zu bytes out of %4zu MiB %9.2f us  %5.1f M rows/s\n", rows, n_ids, dim * 4,
-              table_bytes >> 20, seconds * 1e6, lookups / seconds * 1e-6);
+  std::printf("  lookup  M=%-4zu x %zu rows of %4zu bytes out of %4zu MiB %9.2f us  %5.1f M rows/s\n", rows, n_ids,
+              dim * 4, table_bytes >> 20, seconds * 1e6, lookups / seconds * 1e-6);
 }
 
 void elementwise(const Kernels& kernels, const char* name, Activation fn) {
   const size_t n = 4096;
   Floats x(n), out(n);
-  const double seconds =
-      seconds_of_best([&] { kernels.activation(16, n / 16, fn, 0.1f, nullptr, {x.data, n / 16, nullptr}, {out.data, n / 16}); });
+  const double seconds = seconds_of_best([&] {
+    kernels.activation(16, n / 16, fn, 0.1f, nullptr, {x.data, n / 16, nullptr}, {out.data, n / 16});
+  });
   std::printf("  %-10s %6.2f ns an element\n", name, seconds / n * 1e9);
 }
 
@@ -195,8 +206,8 @@ void run(const Kernels& kernels) {
 }  // namespace
 
 int main(int argc, char** argv) {
-  const Kernels* (*const tables[])(const char**) = {fastmtr::baseline_kernels, fastmtr::avx2_kernels, fastmtr::avx512_kernels,
-                                                    fastmtr::neon_kernels};
+  const Kernels* (*const tables[])(const char**) = {fastmtr::baseline_kernels, fastmtr::avx2_kernels,
+                                                    fastmtr::avx512_kernels, fastmtr::neon_kernels};
   for (const auto table : tables) {
     const char* why = nullptr;
     const Kernels* kernels = table(&why);
@@ -204,7 +215,8 @@ int main(int argc, char** argv) {
       std::printf("not run: %s\n", why);
       continue;
     }
-    if (argc > 1 && std::none_of(argv + 1, argv + argc, [&](const char* a) { return std::string(a) == kernels->isa; })) continue;
+    if (argc > 1 && std::none_of(argv + 1, argv + argc, [&](const char* a) { return std::string(a) == kernels->isa; }))
+      continue;
     run(*kernels);
   }
   return 0;

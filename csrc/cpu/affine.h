@@ -1,9 +1,9 @@
 // out = act(W x + b + addends): a product over tiles of rows.
 //
-// Weights are packed in panels of two vectors of columns: for each k, 2 W weights side by side. The last panel of a group is
-// one vector wide where that is enough, and filled with zeros to whole vectors. A micro kernel keeps the sums of MR rows by
-// NP panels in registers and walks k upward, one multiply-add a sum: the order, and so the bits, are the same whatever MR,
-// NP and the row's place in its tile are.
+// Weights are packed in panels of two vectors of columns: for each k, 2 W weights side by side. The last panel of a
+// group is one vector wide where that is enough, and filled with zeros to whole vectors. A micro kernel keeps the sums
+// of MR rows by NP panels in registers and walks k upward, one multiply-add a sum: the order, and so the bits, are the
+// same whatever MR, NP and the row's place in its tile are.
 #ifndef FASTMTR_CPU_AFFINE_H
 #define FASTMTR_CPU_AFFINE_H
 
@@ -14,8 +14,8 @@ namespace {
 
 constexpr size_t kPanel = 2 * W;
 constexpr size_t kMaxK = 512;  // columns of x copied to the stack at once; beyond, sums rest in `out` in between
-// Rows of the copy lie an odd number of cache lines apart, so that a power-of-two stride of x cannot make them meet in one
-// cache set, and at a distance that the compiler knows.
+// Rows of the copy lie an odd number of cache lines apart, so that a power-of-two stride of x cannot make them meet in
+// one cache set, and at a distance that the compiler knows.
 constexpr size_t kXStride = kMaxK + kLineFloats;
 constexpr size_t kChunkBytes = 384 * 1024;  // weights that stay in L2 while all rows pass over them
 
@@ -65,7 +65,8 @@ __attribute__((noinline)) void micro(const float* x, const float* panels, size_t
     for (size_t j = 0; j < NP * NV; ++j) store(tile + (r * NP * NV + j) * W, sum[r][j]);
 }
 
-// Where finished sums go: `n` columns from `first` on. Gathered addends of the row `ahead` rows on are fetched meanwhile.
+// Where finished sums go: `n` columns from `first` on. Gathered addends of the row `ahead` rows on are fetched
+// meanwhile.
 struct Columns {
   size_t first, n, ahead;
 };
@@ -93,8 +94,8 @@ inline void add_row(const float* from, const float* bias, const Rows* addends, s
 }
 
 // Rows r .. r + count of `out`: act(tile + bias + addends). tile may be NULL.
-__attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t count, const float* tile, size_t tile_stride,
-                   const Columns& c) {
+__attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t count, const float* tile,
+                                      size_t tile_stride, const Columns& c) {
   const bool relu = args.activation == Activation::relu;
   for (size_t i = r; i < r + count; ++i, tile += tile ? tile_stride : 0) {
     const float* from = tile;
@@ -126,8 +127,8 @@ struct Block {
 };
 
 template <size_t MR, size_t NV, size_t NP>
-FASTMTR_INLINE void product(const AffineArgs& args, const Block& b, const float* x, size_t done, size_t k, size_t column,
-                            size_t n) {
+FASTMTR_INLINE void product(const AffineArgs& args, const Block& b, const float* x, size_t done, size_t k,
+                            size_t column, size_t n) {
   constexpr size_t width = NP * NV * W;
   alignas(64) float tile[MR * width];
   const size_t first = b.group * args.n + b.column + column;
@@ -144,8 +145,7 @@ __attribute__((noinline)) void multiply(const AffineArgs& args, const Block& b) 
   alignas(64) float x[MR * kXStride];
   for (size_t done = 0; done < args.k; done += kMaxK) {
     const size_t k = less(kMaxK, args.k - done);
-    for (size_t r = 0; r < MR; ++r)
-      copy_floats(x + r * kXStride, row(args.x, b.row + r) + b.group * args.k + done, k);
+    for (size_t r = 0; r < MR; ++r) copy_floats(x + r * kXStride, row(args.x, b.row + r) + b.group * args.k + done, k);
     size_t column = 0;
     // A panel of two vectors may still be cut short by the end of the group.
     for (; column + NP * kPanel < b.columns + W; column += NP * kPanel)

@@ -37,7 +37,9 @@ const Kernels* avx512_kernels(const char** why) {
   return available(kAvx512Table, why);
 }
 #else
-const Kernels* avx2_kernels(const char** why) { return unavailable("AVX2 is of x86-64; this is another processor", why); }
+const Kernels* avx2_kernels(const char** why) {
+  return unavailable("AVX2 is of x86-64; this is another processor", why);
+}
 const Kernels* avx512_kernels(const char** why) {
   return unavailable("AVX-512 is of x86-64; this is another processor", why);
 }
@@ -46,7 +48,9 @@ const Kernels* avx512_kernels(const char** why) {
 #if defined(__aarch64__)
 const Kernels* neon_kernels(const char** why) { return available(kNeonTable, why); }
 #else
-const Kernels* neon_kernels(const char** why) { return unavailable("NEON is of AArch64; this is another processor", why); }
+const Kernels* neon_kernels(const char** why) {
+  return unavailable("NEON is of AArch64; this is another processor", why);
+}
 #endif
 
 }  // namespace fastmtr

@@ -59,7 +59,8 @@ inline void softmax(size_t rows, size_t width, size_t size, Rows x, Out out) {
 
 // V vectors of one row, starting at column i; the last has m lanes.
 template <size_t V>
-FASTMTR_INLINE void mix(const float* gate, const Rows* experts, size_t n_experts, size_t r, size_t i, size_t m, float* out) {
+FASTMTR_INLINE void mix(const float* gate, const Rows* experts, size_t n_experts, size_t r, size_t i, size_t m,
+                        float* out) {
   F sums[V] = {};
   for (size_t e = 0; e < n_experts; ++e) {
     const float* expert = row(experts[e], r) + i;
@@ -98,12 +99,18 @@ FASTMTR_INLINE void combine(size_t rows, size_t width, Rows a, bool a_scalar, Ro
 inline void binary(size_t rows, size_t width, Binary fn, Rows a, int32_t a_scalar, Rows b, int32_t b_scalar, Out out) {
   const auto run = [&](auto f) { combine(rows, width, a, a_scalar != 0, b, b_scalar != 0, out, f); };
   switch (fn) {
-    case Binary::add: return run([](F u, F v) { return u + v; });
-    case Binary::sub: return run([](F u, F v) { return u - v; });
-    case Binary::mul: return run([](F u, F v) { return u * v; });
-    case Binary::div: return run([](F u, F v) { return u / v; });
-    case Binary::max: return run([](F u, F v) { return max_or_nan(u, v); });
-    case Binary::min: return run([](F u, F v) { return min_or_nan(u, v); });
+    case Binary::add:
+      return run([](F u, F v) { return u + v; });
+    case Binary::sub:
+      return run([](F u, F v) { return u - v; });
+    case Binary::mul:
+      return run([](F u, F v) { return u * v; });
+    case Binary::div:
+      return run([](F u, F v) { return u / v; });
+    case Binary::max:
+      return run([](F u, F v) { return max_or_nan(u, v); });
+    case Binary::min:
+      return run([](F u, F v) { return min_or_nan(u, v); });
   }
 }
 
@@ -115,7 +122,8 @@ inline void scale_shift(size_t rows, size_t width, Rows x, const float* scale, c
     });
 }
 
-// Over the middle of [outer, axis, inner]. With inner == 1 the lanes go along the axis, else along inner, axis ascending.
+// Over the middle of [outer, axis, inner]. With inner == 1 the lanes go along the axis, else along inner, axis
+// ascending.
 inline void reduce_row(size_t outer, size_t axis, size_t inner, Reduce fn, const float* x, float* out) {
   const F divisor = set1(fn == Reduce::mean ? (float)axis : 1.0f);
   for (size_t o = 0; o < outer; ++o, x += axis * inner, out += inner) {
@@ -146,13 +154,15 @@ inline void layer_norm(size_t rows, size_t width, float eps, const float* scale,
   for (size_t r = 0; r < rows; ++r) {
     const float* from = row(x, r);
     const float mean = sum_over(width, [&](size_t i, size_t m) { return load_part(from + i, m); }) / n;
-    const float variance = sum_over(width, [&](size_t i, size_t m) {
-      alignas(64) float lanes[W] = {};  // zeros, not -mean, beyond the row
-      const F d = load_part(from + i, m) - mean;
-      if (m == W) return d * d;
-      store_n(lanes, d * d, m);
-      return load(lanes);
-    }) / n;
+    const float variance = sum_over(width,
+                                    [&](size_t i, size_t m) {
+                                      alignas(64) float lanes[W] = {};  // zeros, not -mean, beyond the row
+                                      const F d = load_part(from + i, m) - mean;
+                                      if (m == W) return d * d;
+                                      store_n(lanes, d * d, m);
+                                      return load(lanes);
+                                    }) /
+                           n;
     const float factor = 1.0f / __builtin_sqrtf(variance + eps);
     map(from, row(out, r), width, [&](F v, size_t i, size_t m) {
       v = (v - mean) * factor;
@@ -196,10 +206,11 @@ inline void copy(size_t rows, size_t width, Rows x, Out out) {
   }
 }
 
-// ---- tables ----------------------------------------------------------------------------------------------------------
+// ---- tables
+// ----------------------------------------------------------------------------------------------------------
 
-constexpr size_t kIdsAhead = 16;                 // lookups that are under way while one is copied
-constexpr size_t kAheadFloats = 4 * kLineFloats; // of each: the processor's own prefetcher goes on from there
+constexpr size_t kIdsAhead = 16;                  // lookups that are under way while one is copied
+constexpr size_t kAheadFloats = 4 * kLineFloats;  // of each: the processor's own prefetcher goes on from there
 
 inline void embedding(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out) {
   const size_t total = rows * n_ids;
@@ -223,8 +234,8 @@ inline void embedding(size_t rows, size_t n_ids, IdRows ids, int64_t padding, co
 }
 
 // One bag's columns i .. i + m; ids ascending by position. Returns how many ids were not padding.
-FASTMTR_INLINE size_t pool(const int32_t* ids, size_t n_ids, int64_t padding, Pooling mode, const float* table, size_t dim,
-                           size_t i, size_t m, float* out) {
+FASTMTR_INLINE size_t pool(const int32_t* ids, size_t n_ids, int64_t padding, Pooling mode, const float* table,
+                           size_t dim, size_t i, size_t m, float* out) {
   F total = zero();
   size_t count = 0;
   for (size_t j = 0; j < n_ids; ++j) {
@@ -250,7 +261,8 @@ inline void embedding_bag(size_t rows, size_t n_ids, IdRows ids, int64_t padding
   }
 }
 
-// ---- fusion ----------------------------------------------------------------------------------------------------------
+// ---- fusion
+// ----------------------------------------------------------------------------------------------------------
 
 // W candidates side by side; tasks ascending.
 inline void fuse(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets,

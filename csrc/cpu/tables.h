@@ -1,4 +1,5 @@
-// What the files compiled for an instruction set give to the rest: a constant, no code that could run on the wrong processor.
+// What the files compiled for an instruction set give to the rest: a constant, no code that could run on the wrong
+// processor.
 #ifndef FASTMTR_CPU_TABLES_H
 #define FASTMTR_CPU_TABLES_H
 

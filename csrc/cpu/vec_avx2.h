@@ -9,7 +9,8 @@
 
 namespace fastmtr {
 namespace {
-constexpr size_t kBlockRows = 6;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t kBlockRows =
+    6;  // x two vectors of sums, and a register each for weights and x, fill the register file
 constexpr size_t W = 8;
 typedef __m256 F;
 typedef uint32_t U __attribute__((vector_size(32)));

@@ -15,7 +15,8 @@
 
 namespace fastmtr {
 namespace {
-constexpr size_t kBlockRows = 14;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t kBlockRows =
+    14;  // x two vectors of sums, and a register each for weights and x, fill the register file
 constexpr size_t W = 16;
 typedef __m512 F;
 typedef uint32_t U __attribute__((vector_size(64)));

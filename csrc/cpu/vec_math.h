@@ -1,6 +1,6 @@
-// Functions of a vector. Errors are the largest found over all floats of the range by tests/native/test_kernels.cpp, with
-// FMA; without it they are a little larger. NaN gives NaN, infinities and overflow give the limit. The polynomials are
-// minimax fits made for these ranges.
+// Functions of a vector. Errors are the largest found over all floats of the range by tests/native/test_kernels.cpp,
+// with FMA; without it they are a little larger. NaN gives NaN, infinities and overflow give the limit. The polynomials
+// are minimax fits made for these ranges.
 #ifndef FASTMTR_CPU_VEC_MATH_H
 #define FASTMTR_CPU_VEC_MATH_H
 
@@ -65,8 +65,9 @@ FASTMTR_INLINE F log(F x) {
 
 // log(1 + x) for 0 <= x <= 1. Error below 2 ulp.
 FASTMTR_INLINE F log1p_unit(F x) {
-  constexpr float c[] = {1.0f,           -4.9999553e-01f, 3.3320343e-01f,  -2.4852943e-01f, 1.9145103e-01f,
-                         -1.3746591e-01f, 7.921034e-02f,  -3.0110708e-02f, 5.383995e-03f};
+  constexpr float c[] = {1.0f,           -4.9999553e-01f, 3.3320343e-01f, -2.4852943e-01f,
+                         1.9145103e-01f, -1.3746591e-01f, 7.921034e-02f,  -3.0110708e-02f,
+                         5.383995e-03f};
   return x * polynomial(x, c);
 }
 
@@ -88,8 +89,8 @@ FASTMTR_INLINE F tanh(F x) {
 
 FASTMTR_INLINE F silu(F x) { return x * sigmoid(x); }
 
-// x times the normal distribution function, by erfc(z) = exp(-z^2) t P(t), t = 1 / (1 + 0.3 z), so the negative side does
-// not cancel. Error below 1.5e-7 max(1, |x|).
+// x times the normal distribution function, by erfc(z) = exp(-z^2) t P(t), t = 1 / (1 + 0.3 z), so the negative side
+// does not cancel. Error below 1.5e-7 max(1, |x|).
 FASTMTR_INLINE F gelu(F x) {
   const F t = 1.0f / fma(abs(x), set1(0.3f * 0.70710678f), set1(1.0f));
   constexpr float c[] = {1.6918744e-01f, 1.7072341e-01f,  1.4828873e-01f, 2.1509893e-01f, -9.501129e-02f,

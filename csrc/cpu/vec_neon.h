@@ -8,7 +8,8 @@
 
 namespace fastmtr {
 namespace {
-constexpr size_t kBlockRows = 8;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t kBlockRows =
+    8;  // x two vectors of sums, and a register each for weights and x, fill the register file
 constexpr size_t W = 4;
 typedef float F __attribute__((vector_size(16)));
 typedef uint32_t U __attribute__((vector_size(16)));

@@ -1,8 +1,9 @@
-// What every vector has in common, by the compilers' vector extensions. A vec_<isa>.h defines before this header the types
-// F (floats) and U (uint32 bits), the lanes W, and afterwards fma, min, max, load_n, store_n, sum_lanes, max_lanes.
+// What every vector has in common, by the compilers' vector extensions. A vec_<isa>.h defines before this header the
+// types F (floats) and U (uint32 bits), the lanes W, and afterwards fma, min, max, load_n, store_n, sum_lanes,
+// max_lanes.
 //
-// Everything below csrc/cpu/*.h is in an unnamed namespace: each ISA file has its own copy, and no symbol that the linker
-// could merge with a copy compiled for another instruction set.
+// Everything below csrc/cpu/*.h is in an unnamed namespace: each ISA file has its own copy, and no symbol that the
+// linker could merge with a copy compiled for another instruction set.
 #ifndef FASTMTR_CPU_VEC_OPS_H
 #define FASTMTR_CPU_VEC_OPS_H
 

@@ -1,5 +1,5 @@
-// Vectors without intrinsics: the compiler lowers them to what the target has (SSE2 on x86-64). A multiply-add rounds twice.
-// Set FASTMTR_PLAIN_LANES and FASTMTR_PLAIN_ROWS (of a block of sums) first.
+// Vectors without intrinsics: the compiler lowers them to what the target has (SSE2 on x86-64). A multiply-add rounds
+// twice. Set FASTMTR_PLAIN_LANES and FASTMTR_PLAIN_ROWS (of a block of sums) first.
 #ifndef FASTMTR_CPU_VEC_PLAIN_H
 #define FASTMTR_CPU_VEC_PLAIN_H
 
