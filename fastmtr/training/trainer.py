@@ -22,7 +22,7 @@ from torch import Tensor
 from fastmtr.errors import ConfigError, FastMTRError, SchemaError
 from fastmtr.evaluation.metrics import regression_metrics, roc_auc
 from fastmtr.graph import Packed
-from fastmtr.models import MultiTaskModel, Rows
+from fastmtr.models import ESMM, MultiTaskModel, Rows
 from fastmtr.schema import Schema, Task
 from fastmtr.training.losses import MultiTaskLoss, Weighting, in_batch_softmax
 
@@ -56,6 +56,9 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         the model would otherwise learn by heart.
     weighting : {"fixed", "uncertainty"}
         See :class:`~fastmtr.training.losses.MultiTaskLoss`.
+    base_rates : bool
+        Begin with each tower's last bias at the log odds (mean, for a regression) of its task in the training samples, so
+        that training of rare tasks does not begin with learning that they are rare.
     patience : int
         Stop after so many epochs without a better validation score; the best epoch's weights are kept.
     seed : int
@@ -69,6 +72,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weight_decay: _NotNegative = 0.0
     embedding_decay: _NotNegative = 0.0
     weighting: Weighting = "fixed"
+    base_rates: bool = True
     patience: _Positive = 2
     seed: int = 0
 
@@ -222,6 +226,8 @@ class _Training:
             raise SchemaError("there is no training sample; look at the cleaning report and the split's boundaries")
         columns = task_columns(model, prepared.schema)
         self.labels = torch.as_tensor(samples.labels[:, columns], device=device)
+        if config.base_rates:
+            _start_from_base_rates(model, samples.labels[:, columns])
         self.loss = MultiTaskLoss(model.tasks, weighting=config.weighting).to(device)
         self.optimizer = self._optimizer()
         self.order = np.random.default_rng(config.seed)
@@ -380,6 +386,22 @@ class _Retrieval:
             log_q=self.log_q[positives],
             temperature=self.config.temperature,
         )
+
+
+def _start_from_base_rates(model: MultiTaskModel, labels: NDArray[np.float32]) -> None:
+    known = ~np.isnan(labels)
+    means = np.where(known, labels, 0.0).sum(axis=0) / np.maximum(known.sum(axis=0), 1)
+    for i, task in enumerate(model.tasks):
+        start = float(means[i])
+        if task.kind == "binary":
+            # In ESMM a tower gives the rate among the rows where the task's cause happened.
+            cause = model.chains[i][-2] if isinstance(model, ESMM) and len(model.chains[i]) > 1 else None
+            rate = start if cause is None else start / max(float(means[cause]), 1e-12)
+            rate = min(max(rate, 1e-6), 1 - 1e-6)
+            start = math.log(rate / (1 - rate))
+        tower = model.towers[i]
+        assert isinstance(tower, torch.nn.Sequential)
+        torch.nn.init.constant_(tower[-1].bias, start)
 
 
 def task_columns(model: MultiTaskModel, schema: Schema) -> list[int]:
