@@ -1,19 +1,21 @@
 """Each pass, on random graphs of all operators: the same outputs as before."""
 
+from collections import Counter
 from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cases import EXACT, MODELS, fill, model_graph, random_graphs
 from hypothesis import given, settings
 
+from cases import EXACT, MODELS, fill, model_graph, random_graphs
 from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
 from fastmtr.compiler.flatten import flatten
 from fastmtr.compiler.fold_batch_norm import fold_batch_norm
 from fastmtr.compiler.fuse_activation import fuse_activation
 from fastmtr.compiler.split_by_domain import split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
-from fastmtr.graph import Graph
+from fastmtr.errors import ConversionError
+from fastmtr.graph import Graph, GraphBuilder, Input
 from fastmtr.reference import evaluate
 
 PASSES = (remove_dead_code, merge_equal_nodes, flatten, fuse_activation, stack_siblings, split_by_domain)
@@ -54,3 +56,177 @@ def test_passes_after_one_another_keep_every_output(graph: Graph) -> None:
 def test_a_pass_keeps_the_outputs_of_models(one_pass: Callable[[Graph], Graph], kind: str) -> None:
     graph = model_graph(kind, batch_norm=True)
     assert_same_outputs(graph, one_pass(graph), 1e-6 if one_pass is fold_batch_norm else 1e-12)
+
+
+# ---- what a pass is for ----------------------------------------------------------------------------------------------
+
+USER, ITEM = Input("user", "request", "dense", 0, 2), Input("item", "item", "dense", 0, 3)
+
+
+def ops(graph: Graph) -> list[str]:
+    return [n.op for n in graph.nodes]
+
+
+def builder(*inputs: Input) -> tuple[GraphBuilder, Callable[..., str]]:
+    g, rng = GraphBuilder(inputs or (USER, ITEM)), np.random.default_rng(0)
+    count = iter(range(1000))
+    return g, lambda *shape: g.weight(f"w{next(count)}", rng.uniform(0.5, 2, size=shape))
+
+
+def test_dead_nodes_and_weights_go_but_inputs_stay() -> None:
+    g, w = builder()
+    g.affine("item", w=w(4, 3))
+    g.output("click", g.affine("user", w=w(1, 2)))
+    after = remove_dead_code(g.build())
+    assert ops(after) == ["affine"]
+    assert list(after.weights) == ["w1"]
+    assert after.inputs == (USER, ITEM)
+
+
+def test_equal_nodes_are_one() -> None:
+    g, w = builder()
+    weight = w(1, 2)
+    g.output("a", g.activation(g.affine("user", w=weight), "relu"))
+    g.output("b", g.activation(g.affine("user", w=weight), "relu"))
+    g.output("c", g.activation(g.affine("user", w=weight), "tanh"))
+    assert ops(merge_equal_nodes(g.build())) == ["affine", "activation", "activation"]
+
+
+def test_concats_and_slices_become_flat() -> None:
+    g, _ = builder()
+    inner = g.concat(["user", g.concat(["item"])])
+    again = g.concat([g.slice(inner, 0, 1), g.slice(inner, 1, 4)])
+    g.output("click", g.reduce(again, "sum"))
+    g.output("like", g.slice(g.slice(again, 1, 3), 2, 1))
+    after = remove_dead_code(flatten(g.build()))
+    assert [(n.op, n.inputs) for n in after.nodes] == [
+        ("concat", ("user", "item")),
+        ("reduce", (after.nodes[0].output,)),
+        ("slice", ("item",)),
+    ]
+    assert after.nodes[2].attrs == {"offset": 1, "width": 1}
+
+
+def test_a_batch_norm_after_an_affine_goes_into_it() -> None:
+    g, w = builder()
+    x = g.affine("user", w=w(3, 2), b=w(3))
+    g.output("click", g.reduce(g.batch_norm(x, mean=w(3), var=w(3), scale=w(3), shift=w(3)), "sum"))
+    after = fold_batch_norm(g.build())
+    assert ops(after) == ["affine", "reduce"]
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+def test_a_batch_norm_of_a_value_that_others_read_goes_into_what_follows() -> None:
+    g, w = builder()
+    x = g.affine("user", w=w(3, 2))
+    y = g.batch_norm(x, mean=w(3), var=w(3))
+    g.output("click", g.affine(g.concat([y, x]), w=w(1, 6)))
+    after = remove_dead_code(fold_batch_norm(g.build()))
+    assert ops(after) == ["affine", "concat", "affine"]
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+def test_scales_of_scales_seen_through_concat_and_slice_go_into_a_grouped_affine() -> None:
+    g, w = builder()
+    x = g.activation("item", "tanh")
+    scaled = g.scale_shift(g.batch_norm(x, mean=w(3), var=w(3)), scale=w(3), shift=w(3))
+    wide = g.concat(["user", g.slice(scaled, 1, 2)])
+    value = g.affine(wide, w=w(2, 3, 2), groups=2)
+    g.output("click", g.reduce(value, "sum"))
+    after = remove_dead_code(fold_batch_norm(g.build()))
+    assert "scale_shift" not in ops(after)
+    assert "batch_norm" not in ops(after)
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+def test_a_batch_norm_that_stands_alone_becomes_a_scale() -> None:
+    g, w = builder()
+    g.output("click", g.reduce(g.batch_norm("user", mean=w(2), var=w(2)), "sum"))
+    assert ops(fold_batch_norm(g.build())) == ["scale_shift", "reduce"]
+
+
+def test_a_variance_below_zero_is_refused() -> None:
+    g, w = builder()
+    g.output("click", g.reduce(g.batch_norm("user", mean=w(2), var=g.weight("var", [-1, 1])), "sum"))
+    with pytest.raises(ConversionError, match=r"batch_norm.*positive"):
+        fold_batch_norm(g.build())
+
+
+def test_activation_and_sum_go_into_the_affine() -> None:
+    g, w = builder()
+    wide = g.add(g.affine("user", w=w(3, 2)), g.activation("item", "relu"))
+    # The sum mixes domains: were it taken in, the user's product would be one of candidates.
+    deep = g.add(g.affine(g.concat(["user", "item"]), w=w(3, 5)), "item")
+    g.output("click", g.reduce(g.add(g.activation(deep, "tanh"), wide), "sum"))
+    after = fuse_activation(g.build())
+    assert Counter(ops(after)) == {"affine": 2, "activation": 1, "concat": 1, "binary": 2, "reduce": 1}
+    fused = next(n for n in after.nodes if n.attrs.get("activation") == "tanh" and n.op == "affine")
+    assert len(fused.inputs) == 2
+
+
+def test_a_value_that_others_read_is_not_fused() -> None:
+    g, w = builder()
+    x = g.affine("user", w=w(1, 2))
+    g.output("raw", x)
+    g.output("click", g.activation(x, "sigmoid"))
+    assert ops(fuse_activation(g.build())) == ["affine", "activation"]
+
+
+def test_split_leaves_one_product_a_domain() -> None:
+    extra = Input("position", "candidate", "dense", 0, 1)
+    g, w = builder(USER, ITEM, extra)
+    x = g.concat(["item", g.slice(g.concat(["user", "position"]), 1, 2), "user"])
+    g.output("click", g.affine(x, w=w(1, 7), b=w(1), activation="sigmoid", name="head"))
+    after = remove_dead_code(split_by_domain(g.build()))
+    products = {n.output: after.domain(n.output) for n in after.nodes if n.op == "affine"}
+    assert products == {"head@request": "request", "head@item": "item", "head": "candidate"}
+    head = after.nodes[-1]
+    assert head.inputs == ("position", "head@request", "head@item")
+    assert [("b" in n.weights) for n in after.nodes if n.op == "affine"] == [True, False, False]
+
+
+def test_split_may_leave_the_item_where_it_is() -> None:
+    g, w = builder()
+    g.output("click", g.affine(g.concat(["user", "item"]), w=w(1, 5), name="head"))
+    after = remove_dead_code(split_by_domain(g.build(), keep_item={"head"}))
+    assert [n.inputs for n in after.nodes if n.op == "affine"] == [("user",), ("item", "head@request")]
+
+
+def test_a_product_of_one_domain_inside_a_mixed_sum_is_computed_once() -> None:
+    g, w = builder()
+    value = g.affine("user", w=w(3, 2), addends=["item"], activation="relu")
+    g.output("click", g.reduce(value, "sum"))
+    assert split_by_domain(g.build()).domain(f"{value}@request") == "request"
+
+
+@pytest.mark.parametrize("widths", [(4, 4), (4, 2)])
+def test_siblings_are_stacked_and_grouped(widths: tuple[int, int]) -> None:
+    g, w = builder()
+    x = g.concat(["user", "item"])
+    first = [g.affine(x, w=w(n, 5), b=w(n), activation="relu") for n in widths]
+    second = [g.affine(h, w=w(3, n), activation="relu") for h, n in zip(first, widths, strict=True)]
+    g.output("click", g.reduce(g.add(*second), "sum"))
+    after = remove_dead_code(stack_siblings(g.build()))
+    affines = [n for n in after.nodes if n.op == "affine"]
+    assert after.width(affines[0].output) == sum(widths)
+    assert [n.attr("groups") for n in affines] == ([1, 2] if widths == (4, 4) else [1, 1, 1])
+
+
+def test_values_stacked_in_another_order_keep_their_names() -> None:
+    """Gates of one size become neighbours, so their softmaxes are one step."""
+    g, w = builder()
+    experts = [g.affine("user", w=w(2, 2), activation="relu") for _ in range(3)]
+    for t, e in enumerate((3, 2, 3)):
+        gate = g.softmax(g.affine("item", w=w(e, 3), b=w(e)))
+        g.output(f"task{t}", g.reduce(g.mixture(gate, experts[:e]), "sum"))
+    before = g.build()
+    after = remove_dead_code(stack_siblings(before, domains=("request", "item", "candidate")))
+    assert ops(after).count("softmax") == 2
+    assert_same_outputs(before, after, 1e-12)
+
+
+def test_item_values_are_not_stacked_by_default() -> None:
+    g, w = builder()
+    g.output("a", g.affine("item", w=w(1, 3)))
+    g.output("b", g.affine("item", w=w(1, 3)))
+    assert ops(stack_siblings(g.build())) == ["affine", "affine"]

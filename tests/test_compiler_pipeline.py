@@ -5,10 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cases import CASES, EXACT, MODELS, fill, model_graph, random_graphs
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cases import CASES, EXACT, MODELS, fill, model_graph, random_graphs
 from fastmtr.compiler import Compiled, compile_graph
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input
@@ -23,7 +23,9 @@ def assert_plan_is_graph(graph: Graph, compiled: Compiled, tolerance: float) -> 
     rows = np.random.default_rng(1).integers(0, n_items, packed["candidate"].n_rows)
     found = evaluate_plan(compiled.plan, compiled.weights, packed, rows=rows)
     of_rows = evaluate(graph, {**packed, "item": packed["item"].take(rows)})
-    of_items = evaluate(graph, {"request": packed["request"], "item": packed["item"], "candidate": packed["candidate"].take([0])})
+    of_items = evaluate(
+        graph, {"request": packed["request"], "item": packed["item"], "candidate": packed["candidate"].take([0])}
+    )
     for o in graph.outputs:
         expected = (of_items if o.role == "item" else of_rows)[o.name]
         limit = tolerance * (1 + abs(expected).max())
@@ -94,7 +96,6 @@ def test_no_memory_stores_inputs_and_outputs_alone() -> None:
     compiled = compile_graph(model_graph("mmoe"), n_items=1000, item_memory=0)
     stored = {b["name"] for b in compiled.plan["buffers"] if b["domain"] == "item" and b["stored"]}
     assert stored == {"item_id", "category", "price"}
-    # The item's columns are multiplied for each candidate, in the same product as nothing else needs to be.
     assert not steps(compiled, "item")
     assert all("memory" in s["remark"] for s in steps(compiled, "candidate") if s["op"] == "embedding")
 
@@ -166,7 +167,9 @@ def test_wrong_sizes_are_refused(arguments: dict[str, Any]) -> None:
 
 
 def test_an_id_input_without_rows_gets_those_of_its_smallest_table() -> None:
-    g = GraphBuilder([Input("a", "request", "ids", 0, 1), Input("b", "item", "ids", 0, 2), Input("c", "item", "ids", 2, 1)])
+    g = GraphBuilder(
+        [Input("a", "request", "ids", 0, 1), Input("b", "item", "ids", 0, 2), Input("c", "item", "ids", 2, 1)]
+    )
     x = g.embedding("a", g.weight("t7", np.ones((7, 1))))
     y = g.embedding("a", g.weight("t5", np.ones((5, 1))))
     z = g.reduce(g.embedding_bag("b", g.weight("t9", np.ones((9, 2)))), "sum")
