@@ -2,8 +2,8 @@
 // function outside this file takes or gives such a vector.
 #define FASTMTR_PLAIN_LANES 16
 #define FASTMTR_PLAIN_ROWS 14
+#define FASTMTR_VEC "vec_plain.h"
 #include "table.h"
 #include "tables.h"
-#include "vec_plain.h"
 
 const fastmtr::Kernels fastmtr::kEmulated16Table = fastmtr::kernels_for("emulated16");

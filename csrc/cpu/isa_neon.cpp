@@ -1,7 +1,7 @@
 #if defined(__aarch64__)
+#define FASTMTR_VEC "vec_neon.h"
 #include "table.h"
 #include "tables.h"
-#include "vec_neon.h"
 
 const fastmtr::Kernels fastmtr::kNeonTable = fastmtr::kernels_for("neon");
 #endif

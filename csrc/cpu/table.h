@@ -1,4 +1,4 @@
-// The table of kernels of the vector type that was included before.
+// The table of kernels over the vector type of the header that FASTMTR_VEC names.
 #ifndef FASTMTR_CPU_TABLE_H
 #define FASTMTR_CPU_TABLE_H
 

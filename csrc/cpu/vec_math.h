@@ -4,7 +4,7 @@
 #ifndef FASTMTR_CPU_VEC_MATH_H
 #define FASTMTR_CPU_VEC_MATH_H
 
-#include "vec_ops.h"
+#include FASTMTR_VEC
 
 namespace fastmtr {
 namespace {
