@@ -1,0 +1,356 @@
+// Python's view of the C ABI: arrays in, arrays out, statuses as exceptions. Knows nothing of the engine but fastmtr.h.
+#include <pybind11/numpy.h>
+#include <pybind11/pybind11.h>
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <optional>
+#include <shared_mutex>
+#include <string>
+#include <utility>
+
+#include "fastmtr.h"
+
+namespace py = pybind11;
+
+namespace {
+
+[[noreturn]] void raise(PyObject* type, const std::string& message) {
+  PyErr_SetString(type, message.c_str());
+  throw py::error_already_set();
+}
+
+[[noreturn]] void raise(const char* type, const std::string& message) {
+  raise(py::object(py::module_::import("fastmtr.errors").attr(type)).ptr(), message);
+}
+
+void check(fmtr_status status) {
+  if (status == FMTR_OK) return;
+  const std::string message = fmtr_last_error();
+  switch (status) {
+    case FMTR_ERROR_ARGUMENT: raise(PyExc_ValueError, message);
+    case FMTR_ERROR_SCHEMA: raise("SchemaError", message);
+    case FMTR_ERROR_BUNDLE: raise("BundleError", message);
+    case FMTR_ERROR_BACKEND: raise("BackendError", message);
+    case FMTR_ERROR_MEMORY: raise(PyExc_MemoryError, message);
+    default: raise("FastMTRError", message);
+  }
+}
+
+// Runs without the GIL; the message of a failure is read on the same thread.
+template <class Body>
+void call(const Body& body) {
+  fmtr_status status;
+  {
+    const py::gil_scoped_release released;
+    status = body();
+  }
+  check(status);
+}
+
+std::string take_text(char* text) {
+  const std::unique_ptr<char, void (*)(char*)> owner(text, fmtr_string_free);
+  return text;
+}
+
+template <class T>
+struct TypeName;
+template <>
+struct TypeName<int32_t> { static constexpr const char* text = "int32"; };
+template <>
+struct TypeName<int64_t> { static constexpr const char* text = "int64"; };
+template <>
+struct TypeName<uint64_t> { static constexpr const char* text = "uint64"; };
+template <>
+struct TypeName<float> { static constexpr const char* text = "float32"; };
+
+std::string shape_text(const py::array& array) { return py::str(array.attr("shape")); }
+
+// An argument as it is: never converted, so that nothing is copied or rounded without the caller's knowledge.
+template <class T>
+py::array array_of(const py::object& object, const char* name, py::ssize_t n_dims) {
+  const std::string expected = std::string("expected a NumPy array of ") + TypeName<T>::text + ", C-contiguous, with " +
+                               std::to_string(n_dims) + (n_dims == 1 ? " dimension" : " dimensions");
+  if (!py::isinstance<py::array>(object))
+    raise(PyExc_TypeError, std::string(name) + " is of type " + std::string(py::str(py::type::of(object).attr("__name__"))) + ", " + expected);
+  py::array array = py::reinterpret_borrow<py::array>(object);
+  if (!array.dtype().is(py::dtype::of<T>()) && !array.dtype().equal(py::dtype::of<T>()))
+    raise(PyExc_TypeError, std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + ", " + expected);
+  if (array.ndim() != n_dims) raise(PyExc_TypeError, std::string(name) + " has shape " + shape_text(array) + ", " + expected);
+  constexpr int flags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
+  if ((array.flags() & flags) != flags)
+    raise(PyExc_TypeError, std::string(name) + " is not contiguous in memory, " + expected + ": use numpy.ascontiguousarray");
+  return array;
+}
+
+// A packed matrix. None stands for one without columns. `rows` is its number of rows, once any argument has told it.
+template <class T>
+class Matrix {
+ public:
+  Matrix(const py::object& object, const char* name, uint64_t width, std::optional<uint64_t>& rows) {
+    if (object.is_none()) {
+      if (width > 0) raise("SchemaError", std::string(name) + " is None, expected an array with " + std::to_string(width) + " columns");
+      return;
+    }
+    array_ = array_of<T>(object, name, 2);
+    const auto n = static_cast<uint64_t>(array_.shape(0));
+    if (static_cast<uint64_t>(array_.shape(1)) != width)
+      raise("SchemaError", std::string(name) + " has shape " + shape_text(array_) + ", expected " + std::to_string(width) + " columns");
+    if (rows && *rows != n)
+      raise("SchemaError", std::string(name) + " has " + std::to_string(n) + " rows, expected " + std::to_string(*rows));
+    rows = n;
+    data_ = static_cast<const T*>(array_.data());
+  }
+  const T* data() const { return data_; }
+
+ private:
+  py::array array_;
+  const T* data_ = nullptr;
+};
+
+template <class T>
+T* mutable_data(py::array_t<T>& array) {
+  return array.mutable_data();
+}
+
+struct OutputKey {
+  std::string role, name;
+  auto operator<=>(const OutputKey&) const = default;
+};
+
+class Model {
+ public:
+  Model(const std::string& path, const std::optional<std::string>& isa, bool without_catalogue) {
+    const fmtr_load_options options{sizeof(fmtr_load_options), isa ? isa->c_str() : nullptr, without_catalogue};
+    call([&] { return fmtr_model_load(path.c_str(), &options, &model_); });
+    try {
+      const py::dict about = py::module_::import("json").attr("loads")(describe());
+      n_fused_ = py::len(about["fusion"]["tasks"]);
+      for (const py::handle output : about["outputs"])
+        widths_[{output["role"].cast<std::string>(), output["name"].cast<std::string>()}] = output["width"].cast<uint64_t>();
+    } catch (...) {
+      fmtr_model_free(model_);
+      throw;
+    }
+  }
+  ~Model() { fmtr_model_free(model_); }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  fmtr_model* get() const { return model_; }
+  uint64_t width(fmtr_domain domain, fmtr_kind kind) const { return fmtr_model_width(model_, domain, kind); }
+  uint64_t n_tasks() const { return fmtr_model_n_tasks(model_); }
+  uint64_t n_items() const { return fmtr_model_n_items(model_); }
+  uint64_t n_fused() const { return n_fused_; }
+  uint64_t output_width(const char* role, const std::string& name) const {
+    const auto found = widths_.find({role, name});
+    return found == widths_.end() ? 0 : found->second;  // the engine then says which there are
+  }
+
+  // Calls body(number of items) while no other thread can change that number.
+  template <class Body>
+  auto sized(const Body& body) const {
+    std::shared_lock lock(size_mutex_, std::defer_lock);
+    {
+      const py::gil_scoped_release released;  // the holder of the lock may need the GIL to let go of it
+      lock.lock();
+    }
+    return body(n_items());
+  }
+
+  std::string describe() const {
+    char* json = nullptr;
+    check(fmtr_model_describe(model_, &json));
+    return take_text(json);
+  }
+
+  void set_catalogue(const py::object& keys, const py::object& ids, const py::object& dense) {
+    const py::array checked = array_of<int64_t>(keys, "keys", 1);
+    std::optional<uint64_t> rows = static_cast<uint64_t>(checked.shape(0));
+    const Matrix<int32_t> id_matrix(ids, "ids", width(FMTR_ITEM, FMTR_IDS), rows);
+    const Matrix<float> dense_matrix(dense, "dense", width(FMTR_ITEM, FMTR_DENSE), rows);
+    const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), *rows, static_cast<const int64_t*>(checked.data()), id_matrix.data(), dense_matrix.data()};
+    call([&] {
+      const std::unique_lock lock(size_mutex_);
+      return fmtr_model_set_catalogue(model_, &data);
+    });
+  }
+
+  py::array_t<int64_t> keys() const {
+    return sized([&](uint64_t n) {
+      py::array_t<int64_t> keys(static_cast<py::ssize_t>(n));
+      check(fmtr_model_keys(model_, mutable_data(keys), n));
+      return keys;
+    });
+  }
+
+  py::array_t<float> item_output(const std::string& name) const {
+    const uint64_t width = output_width("item", name);
+    return sized([&](uint64_t n) {
+      py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
+      float* data = mutable_data(values);
+      call([&] { return fmtr_model_item_output(model_, name.c_str(), data, n * width); });
+      return values;
+    });
+  }
+
+ private:
+  fmtr_model* model_ = nullptr;
+  uint64_t n_fused_ = 0;
+  std::map<OutputKey, uint64_t> widths_;
+  mutable std::shared_mutex size_mutex_;
+};
+
+class Session {
+ public:
+  Session(std::shared_ptr<Model> model, uint32_t threads, uint32_t tile) : model_(std::move(model)) {
+    const fmtr_session_options options{sizeof(fmtr_session_options), threads, tile};
+    call([&] { return fmtr_session_create(model_->get(), &options, &session_); });
+  }
+  ~Session() { fmtr_session_free(session_); }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  py::tuple score(const py::object& request_ids, const py::object& request_dense, const py::object& offsets, const py::object& items,
+                  const py::object& candidate_ids, const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
+    const auto body = [&](uint64_t n_items) {
+      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown, fusion_weights, n_items);
+      const auto total = static_cast<py::ssize_t>(batch.total);
+      py::array_t<float> scores({total, static_cast<py::ssize_t>(model_->n_tasks())});
+      py::array_t<float> fused(total);
+      float *scores_data = mutable_data(scores), *fused_data = mutable_data(fused);
+      call([&] { return fmtr_score(session_, &batch.c, scores_data, fused_data); });
+      return py::make_tuple(scores, fused);
+    };
+    // The size of the whole catalogue must not change between making room for its scores and writing them.
+    return items.is_none() ? model_->sized(body) : body(0);
+  }
+
+  py::tuple rank(const py::object& request_ids, const py::object& request_dense, const py::object& offsets, const py::object& items, uint64_t k,
+                 const py::object& candidate_ids, const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
+    const auto body = [&](uint64_t n_items) {
+      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown, fusion_weights, n_items);
+      const auto n = static_cast<py::ssize_t>(batch.c.n_requests), columns = static_cast<py::ssize_t>(k);
+      py::array_t<int64_t> positions({n, columns});
+      py::array_t<float> fused({n, columns});
+      py::array_t<float> scores({n, columns, static_cast<py::ssize_t>(model_->n_tasks())});
+      py::array_t<int64_t> counts(n);
+      // The same bits: UINT64_MAX, "no candidate", is -1 in Python.
+      auto* positions_data = reinterpret_cast<uint64_t*>(mutable_data(positions));
+      auto* counts_data = reinterpret_cast<uint64_t*>(mutable_data(counts));
+      float *fused_data = mutable_data(fused), *scores_data = mutable_data(scores);
+      call([&] { return fmtr_rank(session_, &batch.c, k, positions_data, fused_data, scores_data, counts_data); });
+      return py::make_tuple(positions, fused, scores, counts);
+    };
+    return items.is_none() ? model_->sized(body) : body(0);
+  }
+
+  py::array_t<float> request_output(const std::string& name, const py::object& request_ids, const py::object& request_dense) {
+    std::optional<uint64_t> rows;
+    const Matrix<int32_t> ids(request_ids, "request_ids", model_->width(FMTR_REQUEST, FMTR_IDS), rows);
+    const Matrix<float> dense(request_dense, "request_dense", model_->width(FMTR_REQUEST, FMTR_DENSE), rows);
+    const uint64_t n = rows.value_or(1), width = model_->output_width("request", name);
+    fmtr_batch batch{};
+    batch.struct_size = sizeof batch;
+    batch.n_requests = n;
+    batch.request_ids = ids.data();
+    batch.request_dense = dense.data();
+    py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
+    float* data = mutable_data(values);
+    call([&] { return fmtr_request_output(session_, &batch, name.c_str(), data, n * width); });
+    return values;
+  }
+
+ private:
+  // The arguments of score() and rank(), alive as long as the C struct that points into them.
+  struct Batch {
+    std::optional<uint64_t> n_requests, n_candidates;
+    Matrix<int32_t> request_ids;
+    Matrix<float> request_dense;
+    std::optional<Matrix<int32_t>> candidate_ids;
+    std::optional<Matrix<float>> candidate_dense;
+    py::array offsets, items, weights;
+    uint64_t total = 0;
+    fmtr_batch c{};
+
+    Batch(const Model& model, const py::object& ids, const py::object& dense, const py::object& offsets_object, const py::object& items_object,
+          const py::object& candidate_ids_object, const py::object& candidate_dense_object, bool skip_unknown, const py::object& fusion_weights,
+          uint64_t n_items)
+        : request_ids(ids, "request_ids", model.width(FMTR_REQUEST, FMTR_IDS), n_requests),
+          request_dense(dense, "request_dense", model.width(FMTR_REQUEST, FMTR_DENSE), n_requests) {
+      c.struct_size = sizeof c;
+      if (!items_object.is_none()) read_candidates(offsets_object, items_object);
+      else total = n_requests.value_or(1) * n_items;
+      c.n_requests = n_requests.value_or(1);
+      n_candidates = total;
+      candidate_ids.emplace(candidate_ids_object, "candidate_ids", model.width(FMTR_CANDIDATE, FMTR_IDS), n_candidates);
+      candidate_dense.emplace(candidate_dense_object, "candidate_dense", model.width(FMTR_CANDIDATE, FMTR_DENSE), n_candidates);
+      c.request_ids = request_ids.data();
+      c.request_dense = request_dense.data();
+      c.candidate_ids = candidate_ids->data();
+      c.candidate_dense = candidate_dense->data();
+      c.unknown_items = skip_unknown ? FMTR_UNKNOWN_SKIP : FMTR_UNKNOWN_ERROR;
+      if (fusion_weights.is_none()) return;
+      weights = array_of<float>(fusion_weights, "fusion_weights", 1);
+      if (static_cast<uint64_t>(weights.size()) != model.n_fused())
+        raise(PyExc_ValueError, "fusion_weights has " + std::to_string(weights.size()) + " numbers, the model fuses " + std::to_string(model.n_fused()) + " tasks");
+      c.fusion_weights = static_cast<const float*>(weights.data());
+    }
+
+    void read_candidates(const py::object& offsets_object, const py::object& items_object) {
+      items = array_of<int64_t>(items_object, "items", 1);
+      if (py::isinstance<py::array>(offsets_object) && py::reinterpret_borrow<py::array>(offsets_object).dtype().equal(py::dtype::of<int64_t>()))
+        offsets = array_of<int64_t>(offsets_object, "offsets", 1);  // a negative one reads as a huge one, which does not ascend
+      else
+        offsets = array_of<uint64_t>(offsets_object, "offsets", 1);
+      if (offsets.size() < 1) raise(PyExc_ValueError, "offsets is empty, expected one number more than there are requests");
+      const auto n = static_cast<uint64_t>(offsets.size() - 1);
+      if (n_requests && *n_requests != n)
+        raise(PyExc_ValueError, "offsets has " + std::to_string(n + 1) + " numbers for " + std::to_string(*n_requests) + " requests, expected one more than requests");
+      n_requests = n;
+      c.offsets = static_cast<const uint64_t*>(offsets.data());
+      total = static_cast<uint64_t>(items.size());
+      if (c.offsets[n] != total)
+        raise(PyExc_ValueError, "offsets ends with " + std::to_string(static_cast<int64_t>(c.offsets[n])) + ", but there are " + std::to_string(total) + " items");
+      static const int64_t nothing = 0;  // NULL would mean the whole catalogue
+      c.items = total > 0 ? static_cast<const int64_t*>(items.data()) : &nothing;
+    }
+  };
+
+  std::shared_ptr<Model> model_;
+  fmtr_session* session_ = nullptr;
+};
+
+}  // namespace
+
+PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
+  m.doc() = "The engine, through its C ABI (fastmtr.h). Use fastmtr.Ranker unless packed inputs are what you have.";
+  m.attr("__version__") = fmtr_version();
+  m.def("info", [] {
+    char* json = nullptr;
+    check(fmtr_info(&json));
+    return take_text(json);
+  });
+
+  const auto none = py::none();
+  py::class_<Model, std::shared_ptr<Model>>(m, "Model")
+      .def(py::init<const std::string&, const std::optional<std::string>&, bool>(), py::arg("path"), py::kw_only(), py::arg("isa") = none,
+           py::arg("without_catalogue") = false)
+      .def("describe", &Model::describe)
+      .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))
+      .def("keys", &Model::keys)
+      .def("item_output", &Model::item_output, py::arg("name"))
+      .def_property_readonly("n_items", &Model::n_items)
+      .def_property_readonly("n_tasks", &Model::n_tasks);
+
+  py::class_<Session>(m, "Session")
+      .def(py::init<std::shared_ptr<Model>, uint32_t, uint32_t>(), py::arg("model"), py::kw_only(), py::arg("threads") = 1, py::arg("tile") = 0)
+      .def("score", &Session::score, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"), py::arg("items"), py::kw_only(),
+           py::arg("candidate_ids") = none, py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+      .def("rank", &Session::rank, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"), py::arg("items"), py::kw_only(),
+           py::arg("k"), py::arg("candidate_ids") = none, py::arg("candidate_dense") = none, py::arg("skip_unknown") = false,
+           py::arg("fusion_weights") = none)
+      .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"), py::arg("request_dense"));
+}

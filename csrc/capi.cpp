@@ -1,0 +1,151 @@
+// The C ABI over the engine: arguments looked at, options read by their size, exceptions turned into a status.
+#include <algorithm>
+#include <cstring>
+#include <memory>
+#include <string>
+
+#include "core/model.h"
+#include "core/session.h"
+#include "core/status.h"
+#include "fastmtr.h"
+#include "registry.h"
+
+struct fmtr_model {
+  std::shared_ptr<fastmtr::Model> model;
+};
+
+struct fmtr_session {
+  fastmtr::Session session;  // shares the model: freeing in the wrong order is no crash
+};
+
+namespace {
+
+using fastmtr::fail;
+using fastmtr::guard;
+
+template <class T>
+T& deref(T* pointer, const char* name) {
+  if (pointer == nullptr) fail(FMTR_ERROR_ARGUMENT, name, " is NULL");
+  return *pointer;
+}
+
+// The caller's struct may be of a later version: what this one does not know of must then be zero, that is, not asked for.
+template <class Options>
+Options read_options(const Options* options, const char* name) {
+  const size_t size = options->struct_size;
+  if (size < sizeof(Options)) fail(FMTR_ERROR_ARGUMENT, name, "->struct_size is ", size, ", expected sizeof(", name, ") = ", sizeof(Options));
+  const unsigned char* bytes = reinterpret_cast<const unsigned char*>(options);
+  if (std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; }))
+    fail(FMTR_ERROR_ARGUMENT, name, " sets a member that fastmtr ", fmtr_version(), " does not know: the caller was built for a later version");
+  Options copy;
+  std::memcpy(&copy, options, sizeof copy);
+  return copy;
+}
+
+fmtr_batch read_batch(const fmtr_batch* batch) {
+  const fmtr_batch copy = read_options(&deref(batch, "batch"), "fmtr_batch");
+  if (copy.unknown_items != FMTR_UNKNOWN_ERROR && copy.unknown_items != FMTR_UNKNOWN_SKIP)
+    fail(FMTR_ERROR_ARGUMENT, "unknown_items is ", static_cast<int>(copy.unknown_items), ", expected FMTR_UNKNOWN_ERROR or FMTR_UNKNOWN_SKIP");
+  return copy;
+}
+
+char* give_text(const std::string& text) {
+  char* copy = new char[text.size() + 1];
+  std::memcpy(copy, text.c_str(), text.size() + 1);
+  return copy;
+}
+
+}  // namespace
+
+uint32_t fmtr_abi_version(void) { return FMTR_ABI_VERSION; }
+const char* fmtr_version(void) { return FASTMTR_VERSION; }
+const char* fmtr_last_error(void) { return fastmtr::last_error(); }
+
+const char* fmtr_status_name(fmtr_status status) {
+  switch (status) {
+    case FMTR_OK: return "FMTR_OK";
+    case FMTR_ERROR_ARGUMENT: return "FMTR_ERROR_ARGUMENT";
+    case FMTR_ERROR_SCHEMA: return "FMTR_ERROR_SCHEMA";
+    case FMTR_ERROR_BUNDLE: return "FMTR_ERROR_BUNDLE";
+    case FMTR_ERROR_BACKEND: return "FMTR_ERROR_BACKEND";
+    case FMTR_ERROR_MEMORY: return "FMTR_ERROR_MEMORY";
+    case FMTR_ERROR_INTERNAL: return "FMTR_ERROR_INTERNAL";
+  }
+  return "unknown status";
+}
+
+fmtr_status fmtr_info(char** json) {
+  return guard([&] { deref(json, "json") = give_text(fastmtr::info_json()); });
+}
+
+void fmtr_string_free(char* text) { delete[] text; }
+
+fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model) {
+  return guard([&] {
+    deref(model, "model") = nullptr;
+    fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0};
+    if (options != nullptr) chosen = read_options(options, "fmtr_load_options");
+    *model = new fmtr_model{std::make_shared<fastmtr::Model>(&deref(directory, "directory"), chosen.isa, chosen.without_catalogue != 0)};
+  });
+}
+
+void fmtr_model_free(fmtr_model* model) { delete model; }
+
+fmtr_status fmtr_model_describe(const fmtr_model* model, char** json) {
+  return guard([&] { deref(json, "json") = give_text(deref(model, "model").model->describe()); });
+}
+
+uint64_t fmtr_model_width(const fmtr_model* model, fmtr_domain domain, fmtr_kind kind) {
+  if (model == nullptr || domain < FMTR_REQUEST || domain > FMTR_CANDIDATE) return 0;
+  const fastmtr::Plan& plan = model->model->plan();
+  return kind == FMTR_IDS ? plan.ids_width[domain] : plan.dense_width[domain];
+}
+
+uint64_t fmtr_model_n_tasks(const fmtr_model* model) { return model == nullptr ? 0 : model->model->plan().tasks.size(); }
+
+uint64_t fmtr_model_n_items(const fmtr_model* model) {
+  if (model == nullptr) return 0;
+  const auto catalogue = model->model->catalogue();
+  return catalogue == nullptr ? 0 : catalogue->n_items();
+}
+
+fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_data* data) {
+  return guard([&] { deref(model, "model").model->set_catalogue(read_options(&deref(data, "data"), "fmtr_catalogue_data")); });
+}
+
+fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t capacity) {
+  return guard([&] {
+    const auto catalogue = deref(model, "model").model->catalogue();
+    const uint64_t n = catalogue == nullptr ? 0 : catalogue->n_items();
+    if (capacity < n) fail(FMTR_ERROR_ARGUMENT, "keys has room for ", capacity, ", the catalogue has ", n, " items");
+    if (n > 0) std::copy_n(catalogue->keys(), n, &deref(keys, "keys"));
+  });
+}
+
+fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity) {
+  return guard([&] { deref(model, "model").model->read_item_output(&deref(name, "name"), values, capacity); });
+}
+
+fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session) {
+  return guard([&] {
+    deref(session, "session") = nullptr;
+    fmtr_session_options chosen{sizeof(fmtr_session_options), 1, 0};
+    if (options != nullptr) chosen = read_options(options, "fmtr_session_options");
+    *session = new fmtr_session{{deref(model, "model").model, chosen.threads, chosen.tile}};
+  });
+}
+
+void fmtr_session_free(fmtr_session* session) { delete session; }
+
+fmtr_status fmtr_score(fmtr_session* session, const fmtr_batch* batch, float* scores, float* fused) {
+  return guard([&] { deref(session, "session").session.score(read_batch(batch), scores, fused); });
+}
+
+fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions, float* fused, float* scores,
+                      uint64_t* counts) {
+  return guard([&] { deref(session, "session").session.rank(read_batch(batch), {k, positions, fused, scores, counts}); });
+}
+
+fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values, uint64_t capacity) {
+  return guard([&] { deref(session, "session").session.request_output(read_batch(batch), &deref(name, "name"), values, capacity); });
+}

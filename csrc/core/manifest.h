@@ -1,0 +1,26 @@
+// manifest.json: which version the bundle has, and how large its files must be.
+#ifndef FASTMTR_CORE_MANIFEST_H
+#define FASTMTR_CORE_MANIFEST_H
+
+#include <cstdint>
+#include <map>
+#include <string>
+
+namespace fastmtr {
+
+class Manifest {
+ public:
+  // Throws FMTR_ERROR_BUNDLE when it is missing, malformed, or of a version that this engine does not read.
+  explicit Manifest(const std::string& directory);
+
+  bool lists(const std::string& name) const { return bytes_.count(name) != 0; }
+  // The path of a listed file, whose size is checked. Checksums are Python's to check: a service opens a bundle of many GB at once.
+  std::string path(const std::string& name) const;
+
+ private:
+  std::string directory_;
+  std::map<std::string, uint64_t> bytes_;
+};
+
+}  // namespace fastmtr
+#endif

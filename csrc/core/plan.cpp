@@ -1,0 +1,485 @@
+#include "core/plan.h"
+
+#include <algorithm>
+#include <array>
+#include <cmath>
+#include <initializer_list>
+#include <limits>
+#include <unordered_set>
+
+#include "core/intervals.h"
+#include "core/json.h"
+#include "core/plan_check.h"
+#include "core/status.h"
+
+namespace fastmtr {
+
+namespace {
+
+constexpr int64_t kPlanVersion = 1;
+constexpr int64_t kMaxWidth = 1 << 20;  // columns of a buffer or a packed matrix
+constexpr size_t kMaxBuffers = 1 << 14;
+constexpr uint64_t kMaxColumns = 1 << 24;  // of all buffers together
+
+template <class Enum>
+struct Name {
+  std::string_view text;
+  Enum value;
+};
+
+constexpr Name<Domain> kDomainNames[] = {
+    {"request", Domain::request}, {"item", Domain::item}, {"candidate", Domain::candidate}};
+constexpr Name<Role> kRoleNames[] = {{"task", Role::task}, {"request", Role::request}, {"item", Role::item}};
+constexpr Name<Op> kOpNames[] = {
+    {"gather", Op::gather}, {"copy", Op::copy}, {"embedding", Op::embedding}, {"embedding_bag", Op::embedding_bag},
+    {"affine", Op::affine}, {"activation", Op::activation}, {"softmax", Op::softmax}, {"mixture", Op::mixture},
+    {"binary", Op::binary}, {"scale_shift", Op::scale_shift}, {"reduce", Op::reduce}, {"layer_norm", Op::layer_norm},
+    {"l2_normalize", Op::l2_normalize}, {"dot", Op::dot}};
+constexpr Name<Activation> kActivationNames[] = {
+    {"none", Activation::none}, {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
+    {"prelu", Activation::prelu}, {"elu", Activation::elu}, {"sigmoid", Activation::sigmoid}, {"tanh", Activation::tanh},
+    {"silu", Activation::silu}, {"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh},
+    {"softplus", Activation::softplus}, {"exp", Activation::exp}};
+constexpr Name<Binary> kBinaryNames[] = {{"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul},
+                                         {"div", Binary::div}, {"max", Binary::max}, {"min", Binary::min}};
+constexpr Name<Reduce> kReduceNames[] = {{"sum", Reduce::sum}, {"mean", Reduce::mean}, {"max", Reduce::max}};
+constexpr Name<Pooling> kPoolingNames[] = {{"sum", Pooling::sum}, {"mean", Pooling::mean}, {"max", Pooling::max}};
+enum class Kind : uint8_t { ids, dense };
+constexpr Name<Kind> kKindNames[] = {{"ids", Kind::ids}, {"dense", Kind::dense}};
+constexpr Name<bool> kDtypeNames[] = {{"i32", true}, {"f32", false}};
+constexpr Name<bool> kFusionNames[] = {{"sum", false}, {"product", true}};
+
+template <class Enum, size_t N>
+const char* name_of(const Name<Enum> (&names)[N], Enum value) {
+  for (const auto& name : names)
+    if (name.value == value) return name.text.data();
+  return "?";
+}
+
+// An object of the plan, with the place it stands for messages. Members that nobody asked for are refused by finish().
+class Reader {
+ public:
+  Reader(const Json& json, std::string where) : json_(json), where_(std::move(where)) {
+    if (json.kind != Json::Kind::object) refuse(say("expected an object, found ", json.kind_name()));
+  }
+
+  [[noreturn]] void refuse(std::string_view problem) const { fail(FMTR_ERROR_BUNDLE, "plan.json: ", where_, ": ", problem); }
+  const std::string& where() const { return where_; }
+  void rename(std::string where) { where_ = std::move(where); }
+
+  // NULL when it is not there or is null.
+  const Json* optional(std::string_view key) {
+    if (std::find(asked_.begin(), asked_.end(), key) == asked_.end()) asked_.push_back(key);
+    const Json* found = json_.find(key);
+    return found == nullptr || found->kind == Json::Kind::null ? nullptr : found;
+  }
+  const Json& required(std::string_view key) {
+    const Json* found = optional(key);
+    if (found == nullptr) refuse(say("'", key, "' is missing"));
+    return *found;
+  }
+
+  std::string text(std::string_view key) {
+    const Json& found = required(key);
+    expect(found, Json::Kind::string, key, "text");
+    if (found.string.empty()) refuse(say("'", key, "' is empty"));
+    return found.string;
+  }
+  int64_t whole(std::string_view key, int64_t least, int64_t most) {
+    const Json& found = required(key);
+    if (!found.integer || found.whole < least || found.whole > most)
+      refuse(say("'", key, "' must be a whole number ", least, " .. ", most, ", found ",
+                 found.integer ? say(found.whole) : found.kind == Json::Kind::number ? say(found.number) : found.kind_name()));
+    return found.whole;
+  }
+  bool boolean(std::string_view key, bool otherwise) {
+    const Json* found = optional(key);
+    if (found == nullptr) return otherwise;
+    expect(*found, Json::Kind::boolean, key, "true or false");
+    return found->boolean;
+  }
+  float real(std::string_view key) { return real(required(key), key); }
+  float real(const Json& found, std::string_view key) const {
+    expect(found, Json::Kind::number, key, "a number");
+    const float value = static_cast<float>(found.number);
+    if (!std::isfinite(value)) refuse(say("'", key, "' is beyond float32: ", found.number));
+    return value;
+  }
+  const std::vector<Json>& list(std::string_view key) {
+    const Json& found = required(key);
+    expect(found, Json::Kind::array, key, "a list");
+    return found.array;
+  }
+  template <class Enum, size_t N>
+  Enum choice(std::string_view key, const Name<Enum> (&names)[N]) {
+    const std::string found = text(key);
+    for (const auto& name : names)
+      if (name.text == found) return name.value;
+    std::string known;
+    for (const auto& name : names) known += say(known.empty() ? "" : ", ", name.text);
+    refuse(say("'", key, "' is ", json_quote(found), ", expected one of ", known));
+  }
+  Reader object(std::string_view key) { return {required(key), say(where_, ", ", key)}; }
+
+  void finish() const {
+    for (const auto& [name, value] : json_.object)
+      if (std::find(asked_.begin(), asked_.end(), name) == asked_.end())
+        refuse(say("unknown member ", json_quote(name), "; this version knows ", known()));
+  }
+
+ private:
+  void expect(const Json& found, Json::Kind kind, std::string_view key, std::string_view what) const {
+    if (found.kind != kind) refuse(say("'", key, "' must be ", what, ", found ", found.kind_name()));
+  }
+  std::string known() const {
+    std::string out;
+    for (const auto& key : asked_) out += say(out.empty() ? "" : ", ", key);
+    return out.empty() ? "none here" : out;
+  }
+
+  const Json& json_;
+  std::string where_;
+  std::vector<std::string_view> asked_;
+};
+
+class PlanReader {
+ public:
+  PlanReader(const Json& json, const SafeTensors& weights) : top_(json, "top level"), weights_(weights) {}
+
+  Plan read() {
+    const Json& version = top_.required("plan_version");
+    if (!version.integer) top_.refuse(say("'plan_version' must be a whole number, found ", version.kind_name()));
+    if (version.whole != kPlanVersion)
+      top_.refuse(say("plan_version is ", version.whole, "; fastmtr ", fmtr_version(), " executes version ", kPlanVersion,
+                      version.whole > kPlanVersion ? ": install a newer fastmtr, or compile the bundle again with this one"
+                                                   : ": compile the bundle again"));
+    read_buffers();
+    read_inputs();
+    read_steps();
+    check_steps(plan_);
+    read_outputs();
+    read_fusion();
+    top_.finish();
+    return std::move(plan_);
+  }
+
+ private:
+  Operand operand(const Json& json, const Reader& at, std::string_view role) {
+    const bool three = json.kind == Json::Kind::array && json.array.size() == 3;
+    for (size_t i = 0; three && i < 3; ++i)
+      if (!json.array[i].integer || json.array[i].whole < 0) at.refuse(say(role, " must be three whole numbers [buffer, offset, width]"));
+    if (!three) at.refuse(say(role, " must be a list [buffer, offset, width]"));
+    const auto number = [&](size_t i) { return static_cast<uint64_t>(json.array[i].whole); };
+    if (number(0) >= plan_.buffers.size())
+      at.refuse(say(role, " names buffer ", number(0), ", there are ", plan_.buffers.size()));
+    const Buffer& buffer = plan_.buffers[number(0)];
+    if (number(2) == 0) at.refuse(say(role, " has width 0"));
+    if (number(1) > buffer.width || number(2) > buffer.width - number(1))
+      at.refuse(say(role, " is columns ", number(1), " .. ", number(1) + number(2), " of buffer ", number(0), " (", json_quote(buffer.name),
+                    "), which has ", buffer.width));
+    return {static_cast<uint32_t>(number(0)), number(1), number(2)};
+  }
+
+  void read_buffers() {
+    const auto& list = top_.list("buffers");
+    if (list.size() > kMaxBuffers) top_.refuse(say(list.size(), " buffers; at most ", kMaxBuffers, " are read"));
+    uint64_t columns = 0;
+    for (size_t i = 0; i < list.size(); ++i) {
+      Reader at(list[i], say("buffer ", i));
+      Buffer buffer;
+      buffer.name = at.text("name");
+      at.rename(say("buffer ", i, " (", json_quote(buffer.name), ")"));
+      buffer.domain = at.choice("domain", kDomainNames);
+      buffer.ids = at.choice("dtype", kDtypeNames);
+      buffer.width = static_cast<uint64_t>(at.whole("width", 1, kMaxWidth));
+      columns += buffer.width;
+      if (columns > kMaxColumns) at.refuse(say("the buffers up to here have ", columns, " columns; at most ", kMaxColumns, " are read"));
+      at.required("stored");
+      buffer.stored = at.boolean("stored", false);
+      at.finish();
+      plan_.buffers.push_back(std::move(buffer));
+    }
+  }
+
+  void read_inputs() {
+    const auto& list = top_.list("inputs");
+    std::unordered_set<std::string> names;
+    Intervals columns[kDomains][2];
+    for (size_t i = 0; i < list.size(); ++i) {
+      Reader at(list[i], say("input ", i));
+      PlanInput input;
+      input.name = at.text("name");
+      at.rename(say("input ", i, " (", json_quote(input.name), ")"));
+      if (!names.insert(input.name).second) at.refuse("the name stands twice");
+      input.domain = at.choice("domain", kDomainNames);
+      input.ids = at.choice("kind", kKindNames) == Kind::ids;
+      input.offset = static_cast<uint64_t>(at.whole("offset", 0, kMaxWidth));
+      input.width = static_cast<uint64_t>(at.whole("width", 1, kMaxWidth));
+      const uint64_t end = input.offset + input.width;
+      if (end > kMaxWidth) at.refuse(say("columns end at ", end, ", at most ", kMaxWidth, " are read"));
+      if (input.ids) {
+        input.rows = static_cast<uint32_t>(at.whole("rows", 1, std::numeric_limits<int32_t>::max()));
+        if (at.optional("padding") != nullptr) input.padding = at.whole("padding", 0, int64_t{input.rows} - 1);
+      } else if (at.optional("rows") != nullptr || at.optional("padding") != nullptr) {
+        at.refuse("'rows' and 'padding' belong to kind 'ids'");
+      }
+      auto& taken = columns[static_cast<int>(input.domain)][input.ids];
+      if (taken.overlaps(input.offset, end)) at.refuse(say("columns ", input.offset, " .. ", end, " overlap those of another input"));
+      taken.add(input.offset, end);
+      auto& width = (input.ids ? plan_.ids_width : plan_.dense_width)[static_cast<int>(input.domain)];
+      width = std::max(width, end);
+
+      const auto index = static_cast<uint64_t>(at.whole("buffer", 0, int64_t{kMaxBuffers}));
+      if (index >= plan_.buffers.size()) at.refuse(say("names buffer ", index, ", there are ", plan_.buffers.size()));
+      Buffer& buffer = plan_.buffers[index];
+      input.buffer = static_cast<uint32_t>(index);
+      const std::string about = say("buffer ", index, " (", json_quote(buffer.name), ") ");
+      if (buffer.input >= 0) at.refuse(say(about, "already holds another input"));
+      if (buffer.domain != input.domain) at.refuse(say(about, "has domain ", domain_name(buffer.domain), ", expected ", domain_name(input.domain)));
+      if (buffer.ids != input.ids) at.refuse(say(about, "has dtype ", buffer.ids ? "i32" : "f32", ", expected ", input.ids ? "i32" : "f32"));
+      if (buffer.width != input.width) at.refuse(say(about, "has width ", buffer.width, ", expected the input's ", input.width));
+      if (!buffer.stored) at.refuse(say(about, "holds an input, so its 'stored' must be true"));
+      buffer.input = static_cast<int64_t>(i);
+      at.finish();
+      plan_.inputs.push_back(std::move(input));
+    }
+    for (size_t i = 0; i < plan_.buffers.size(); ++i) {
+      const Buffer& buffer = plan_.buffers[i];
+      if (buffer.input < 0 && buffer.stored && buffer.domain != Domain::item)
+        fail(FMTR_ERROR_BUNDLE, "plan.json: buffer ", i, " (", json_quote(buffer.name), "): 'stored' is true, but it is a ",
+             domain_name(buffer.domain), " buffer that holds no input; only item buffers are stored");
+    }
+  }
+
+  // A weight of the step, with its shape for the caller to check; NULL when the step does not name it.
+  const Tensor* weight(Reader& weights, std::string_view role) {
+    if (weights.optional(role) == nullptr) return nullptr;
+    return &weights_.get(weights.text(role), "F32");
+  }
+
+  static std::string shape_list(std::initializer_list<uint64_t> shape) {
+    Tensor tensor;
+    tensor.shape = shape;
+    return tensor.shape_text();
+  }
+
+  const float* vector(Reader& weights, std::string_view role, uint64_t n, bool required) {
+    const Tensor* tensor = weight(weights, role);
+    if (tensor == nullptr) {
+      if (required) weights.refuse(say("'", role, "' is missing"));
+      return nullptr;
+    }
+    if (tensor->shape != std::vector<uint64_t>{n})
+      weights.refuse(say("'", role, "' has shape ", tensor->shape_text(), ", expected ", shape_list({n})));
+    return reinterpret_cast<const float*>(tensor->data);
+  }
+
+  void read_table(Reader& weights, PlanStep& step) {
+    const Tensor* tensor = weight(weights, "table");
+    if (tensor == nullptr) weights.refuse("'table' is missing");
+    if (tensor->shape.size() != 2 || tensor->shape[0] == 0 || tensor->shape[1] == 0 || tensor->shape[1] > kMaxWidth)
+      weights.refuse(say("'table' has shape ", tensor->shape_text(), ", expected [rows, dimension]"));
+    step.table = reinterpret_cast<const float*>(tensor->data);
+    step.k = tensor->shape[0];
+    step.n = tensor->shape[1];
+  }
+
+  void read_padding(Reader& attrs, PlanStep& step) {
+    if (attrs.optional("padding") != nullptr) step.padding = attrs.whole("padding", 0, std::numeric_limits<int32_t>::max());
+  }
+
+  void read_activation(Reader& attrs, Reader& weights, PlanStep& step, uint64_t width, bool required) {
+    if (required || attrs.optional("activation") != nullptr) step.activation = attrs.choice("activation", kActivationNames);
+    const bool needs_alpha = step.activation == Activation::leaky_relu || step.activation == Activation::elu;
+    if (needs_alpha || attrs.optional("alpha") != nullptr) step.alpha = attrs.real("alpha");
+    step.slope = vector(weights, "slope", width, step.activation == Activation::prelu);
+    if (step.slope != nullptr && step.activation != Activation::prelu) weights.refuse("'slope' belongs to activation 'prelu'");
+  }
+
+  void read_affine(Reader& at, Reader& attrs, Reader& weights, PlanStep& step) {
+    step.groups = attrs.optional("groups") != nullptr ? static_cast<uint64_t>(attrs.whole("groups", 1, kMaxWidth)) : 1;
+    const bool shared_x = attrs.boolean("shared_x", false);
+    const Tensor* w = weight(weights, "w");
+    step.has_x = attrs.boolean("has_x", w != nullptr);
+    if (step.has_x != (w != nullptr)) at.refuse(step.has_x ? "has an x but no weight 'w'" : "has a weight 'w' but no x");
+    if (step.has_x && step.inputs.empty()) at.refuse("has_x is true, but there is no input");
+    if (step.output.width % step.groups != 0)
+      at.refuse(say("output width ", step.output.width, " is no multiple of the ", step.groups, " groups"));
+    step.n = step.output.width / step.groups;
+    if (step.has_x) {
+      const uint64_t parts = shared_x ? 1 : step.groups;
+      const uint64_t width = step.inputs[0].width;
+      if (width % parts != 0) at.refuse(say("x has width ", width, ", no multiple of the ", parts, " groups"));
+      step.k = width / parts;
+      const std::vector<uint64_t> grouped{step.groups, step.n, step.k}, plain{step.n, step.k};
+      if (w->shape != grouped && (step.groups != 1 || w->shape != plain))
+        weights.refuse(say("'w' has shape ", w->shape_text(), ", expected ", shape_list({step.groups, step.n, step.k}),
+                           " = [groups, output width / groups, x columns a group]"));
+      step.w = reinterpret_cast<const float*>(w->data);
+    }
+    step.b = vector(weights, "b", step.output.width, false);
+    if (step.inputs.empty() && step.b == nullptr) at.refuse("has no x, no addend and no 'b'");
+    read_activation(attrs, weights, step, step.output.width, false);
+    if (shared_x || !step.has_x) {  // one product with the groups' columns side by side: the same weights in the same order
+      step.groups = 1;
+      step.n = step.output.width;
+    }
+  }
+
+  void read_steps() {
+    const auto& list = top_.list("steps");
+    for (size_t i = 0; i < list.size(); ++i) {
+      Reader at(list[i], say("step ", i));
+      PlanStep step;
+      step.name = at.text("name");
+      at.rename(say("step ", i, " (", json_quote(step.name), ")"));
+      step.op = at.choice("op", kOpNames);
+      at.rename(say("step ", i, " (", op_name(step.op), " ", json_quote(step.name), ")"));
+      step.domain = at.choice("domain", kDomainNames);
+      at.optional("remark");  // for those who read the plan
+      const auto& inputs = at.list("inputs");
+      for (size_t j = 0; j < inputs.size(); ++j) step.inputs.push_back(operand(inputs[j], at, say("input ", j)));
+      step.output = operand(at.required("output"), at, "output");
+
+      static const Json none = [] {
+        Json json;
+        json.kind = Json::Kind::object;
+        return json;
+      }();
+      const Json* attrs_json = at.optional("attrs");
+      const Json* weights_json = at.optional("weights");
+      Reader attrs(attrs_json != nullptr ? *attrs_json : none, say(at.where(), ", attrs"));
+      Reader weights(weights_json != nullptr ? *weights_json : none, say(at.where(), ", weights"));
+      const uint64_t width = step.output.width;
+      switch (step.op) {
+        case Op::gather:
+        case Op::copy:
+        case Op::mixture:
+        case Op::dot: break;
+        case Op::embedding:
+          read_padding(attrs, step);
+          read_table(weights, step);
+          break;
+        case Op::embedding_bag:
+          step.pooling = attrs.choice("mode", kPoolingNames);
+          read_padding(attrs, step);
+          read_table(weights, step);
+          break;
+        case Op::affine: read_affine(at, attrs, weights, step); break;
+        case Op::activation: read_activation(attrs, weights, step, width, true); break;
+        case Op::softmax: step.n = static_cast<uint64_t>(attrs.whole("size", 1, kMaxWidth)); break;
+        case Op::binary: step.binary = attrs.choice("fn", kBinaryNames); break;
+        case Op::scale_shift:
+          step.scale = vector(weights, "scale", width, true);
+          step.shift = vector(weights, "shift", width, true);
+          break;
+        case Op::reduce:
+          step.reduce = attrs.choice("fn", kReduceNames);
+          step.outer = static_cast<uint64_t>(attrs.whole("outer", 1, kMaxWidth));
+          step.axis = static_cast<uint64_t>(attrs.whole("axis", 1, kMaxWidth));
+          step.inner = static_cast<uint64_t>(attrs.whole("inner", 1, kMaxWidth));
+          break;
+        case Op::layer_norm:
+          step.eps = attrs.real("eps");
+          step.scale = vector(weights, "scale", width, false);
+          step.shift = vector(weights, "shift", width, false);
+          break;
+        case Op::l2_normalize: step.eps = attrs.real("eps"); break;
+      }
+      attrs.finish();
+      weights.finish();
+      at.finish();
+      plan_.steps.push_back(std::move(step));
+    }
+  }
+
+  void read_outputs() {
+    const auto& list = top_.list("outputs");
+    std::unordered_set<std::string> names;
+    for (size_t i = 0; i < list.size(); ++i) {
+      Reader at(list[i], say("output ", i));
+      PlanOutput output;
+      output.name = at.text("name");
+      at.rename(say("output ", i, " (", json_quote(output.name), ")"));
+      if (!names.insert(output.name).second) at.refuse("the name stands twice");
+      output.role = at.choice("role", kRoleNames);
+      output.operand = operand(at.required("operand"), at, "operand");
+      at.finish();
+      check_output(plan_, output, at.where());
+      if (output.role == Role::task) plan_.tasks.push_back(static_cast<uint32_t>(i));
+      plan_.outputs.push_back(std::move(output));
+    }
+  }
+
+  void read_fusion() {
+    const Json* json = top_.optional("fusion");
+    Fusion& fusion = plan_.fusion;
+    const size_t n_tasks = plan_.tasks.size();
+    if (json == nullptr) {  // the plain sum of all tasks
+      for (uint32_t t = 0; t < n_tasks; ++t) fusion.tasks.push_back(t);
+      fusion.weights.assign(n_tasks, 1.0f);
+      fusion.offsets.assign(n_tasks, 0.0f);
+      return;
+    }
+    Reader at(*json, "fusion");
+    fusion.product = at.choice("kind", kFusionNames);
+    for (const Json& task : at.list("tasks")) {
+      const auto found = std::find_if(plan_.tasks.begin(), plan_.tasks.end(), [&](uint32_t t) {
+        return task.kind == Json::Kind::string && plan_.outputs[t].name == task.string;
+      });
+      if (found == plan_.tasks.end()) at.refuse(say("'tasks' names ", json_quote(task.string), ", which is no task output"));
+      const auto position = static_cast<uint32_t>(found - plan_.tasks.begin());
+      if (std::find(fusion.tasks.begin(), fusion.tasks.end(), position) != fusion.tasks.end())
+        at.refuse(say("'tasks' names ", json_quote(task.string), " twice"));
+      fusion.tasks.push_back(position);
+    }
+    if (fusion.tasks.empty() && n_tasks > 0) at.refuse("'tasks' is empty; name at least one task");
+    for (const Json& weight : at.list("weights")) fusion.weights.push_back(at.real(weight, "weights"));
+    if (fusion.weights.size() != fusion.tasks.size())
+      at.refuse(say("there are ", fusion.weights.size(), " weights for ", fusion.tasks.size(), " tasks"));
+    if (at.optional("offsets") != nullptr) {
+      for (const Json& offset : at.list("offsets")) fusion.offsets.push_back(at.real(offset, "offsets"));
+      if (fusion.offsets.size() != fusion.tasks.size())
+        at.refuse(say("there are ", fusion.offsets.size(), " offsets for ", fusion.tasks.size(), " tasks"));
+    } else {
+      fusion.offsets.assign(fusion.tasks.size(), 0.0f);
+    }
+    at.finish();
+  }
+
+  Reader top_;
+  const SafeTensors& weights_;
+  Plan plan_;
+};
+
+}  // namespace
+
+const char* domain_name(Domain domain) { return name_of(kDomainNames, domain); }
+const char* op_name(Op op) { return name_of(kOpNames, op); }
+const char* role_name(Role role) { return name_of(kRoleNames, role); }
+
+const PlanOutput* Plan::output(std::string_view name, Role role) const {
+  for (const PlanOutput& output : outputs)
+    if (output.name == name && output.role == role) return &output;
+  return nullptr;
+}
+
+Plan read_plan(std::string_view json, const SafeTensors& weights) {
+  const Json parsed = parse_json(json, "plan.json");
+  return PlanReader(parsed, weights).read();
+}
+
+std::vector<bool> needed_steps(const Plan& plan, const std::vector<Operand>& roots) {
+  std::vector<Intervals> wanted(plan.buffers.size());
+  for (const Operand& root : roots) wanted[root.buffer].add(root.offset, root.offset + root.width);
+  std::vector<bool> needed(plan.steps.size(), false);
+  for (size_t i = plan.steps.size(); i-- > 0;) {
+    const PlanStep& step = plan.steps[i];
+    if (!wanted[step.output.buffer].overlaps(step.output.offset, step.output.offset + step.output.width)) continue;
+    needed[i] = true;
+    for (const Operand& input : step.inputs) wanted[input.buffer].add(input.offset, input.offset + input.width);
+  }
+  return needed;
+}
+
+}  // namespace fastmtr

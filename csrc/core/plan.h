@@ -1,0 +1,106 @@
+// plan.json, read and checked: after read_plan() every operand, width, weight shape, id bound and order of execution holds,
+// and nothing that executes the plan needs to check again. The rules are those of docs/bundle.md.
+#ifndef FASTMTR_CORE_PLAN_H
+#define FASTMTR_CORE_PLAN_H
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "backend.h"
+#include "core/safetensors.h"
+
+namespace fastmtr {
+
+enum class Domain : uint8_t { request, item, candidate };
+constexpr int kDomains = 3;
+
+enum class Op : uint8_t {
+  gather, copy, embedding, embedding_bag, affine, activation, softmax, mixture, binary, scale_shift, reduce, layer_norm,
+  l2_normalize, dot
+};
+
+enum class Role : uint8_t { task, request, item };
+
+struct Buffer {
+  std::string name;
+  Domain domain;
+  bool ids;
+  bool stored;
+  uint64_t width;
+  int64_t input = -1;  // index of the input it holds
+};
+
+struct Operand {
+  uint32_t buffer = 0;
+  uint64_t offset = 0, width = 0;
+};
+
+struct PlanInput {
+  std::string name;
+  Domain domain;
+  bool ids;
+  uint64_t offset, width;  // columns of the packed matrix
+  uint32_t rows = 0;       // ids: every id is below it
+  int64_t padding = -1;    // ids: -1 for none
+  uint32_t buffer;
+};
+
+struct PlanStep {
+  Op op;
+  Domain domain;
+  std::string name;
+  std::vector<Operand> inputs;  // affine: x first when has_x, then the addends
+  Operand output;
+
+  bool has_x = false;
+  uint64_t groups = 1, n = 0, k = 0;          // affine; n also: softmax size, embedding dimension
+  uint64_t outer = 0, axis = 0, inner = 0;    // reduce
+  Activation activation = Activation::none;
+  Binary binary = Binary::add;
+  Reduce reduce = Reduce::sum;
+  Pooling pooling = Pooling::sum;
+  float alpha = 0, eps = 0;
+  int64_t padding = -1;
+
+  // Into the mapped weights; NULL where the step has none.
+  const float *w = nullptr, *b = nullptr, *slope = nullptr, *table = nullptr, *scale = nullptr, *shift = nullptr;
+};
+
+struct PlanOutput {
+  std::string name;
+  Role role;
+  Operand operand;
+};
+
+struct Fusion {
+  bool product = false;
+  std::vector<uint32_t> tasks;  // positions among the task outputs
+  std::vector<float> weights, offsets;
+};
+
+struct Plan {
+  std::vector<PlanInput> inputs;
+  std::vector<Buffer> buffers;
+  std::vector<PlanStep> steps;
+  std::vector<PlanOutput> outputs;
+  std::vector<uint32_t> tasks;  // positions among the outputs
+  Fusion fusion;
+  uint64_t ids_width[kDomains] = {}, dense_width[kDomains] = {};  // of the packed matrices
+
+  const PlanOutput* output(std::string_view name, Role role) const;
+};
+
+const char* domain_name(Domain domain);
+const char* op_name(Op op);
+const char* role_name(Role role);
+
+// Throws FMTR_ERROR_BUNDLE naming the step, what was found and what was expected. The plan points into `weights`.
+Plan read_plan(std::string_view json, const SafeTensors& weights);
+
+// The steps that the given operands depend on.
+std::vector<bool> needed_steps(const Plan& plan, const std::vector<Operand>& roots);
+
+}  // namespace fastmtr
+#endif

@@ -1,0 +1,247 @@
+#include "core/program.h"
+
+#include <algorithm>
+#include <map>
+#include <numeric>
+#include <tuple>
+
+namespace fastmtr {
+
+namespace {
+
+constexpr size_t kForever = SIZE_MAX;
+
+// Rows of workspace begin at a cache line, unless they are shorter than one.
+size_t tile_stride(size_t width) { return width < kLine ? width : round_up(width, kLine); }
+
+// Rows of a stored table are read one here, one there: a row must not touch one cache line more than it needs.
+size_t table_stride(size_t width) {
+  if (width >= kLine) return round_up(width, kLine);
+  size_t stride = 1;
+  while (stride < width) stride *= 2;
+  return stride;
+}
+
+// [first, last]: positions of the steps between which the buffer holds something.
+struct Life {
+  size_t first = kForever, last = 0;
+  bool meets(const Life& other) const { return first <= other.last && other.first <= last; }
+};
+
+}  // namespace
+
+Program::Program(const Plan& plan, const Kernels& kernels)
+    : plan_(plan), kernels_(kernels), place_(plan.buffers.size()), stride_(plan.buffers.size()), table_of_(plan.buffers.size(), -1) {
+  std::vector<Operand> roots;
+  for (const PlanOutput& output : plan.outputs)
+    if (output.role != Role::request) roots.push_back(output.operand);
+  const std::vector<bool> needed = needed_steps(plan, roots);
+  lay_out(needed);
+  for (size_t i = 0; i < plan.steps.size(); ++i) {
+    const PlanStep& from = plan.steps[i];
+    Step step{from.op, &from, port(from.output), static_cast<uint32_t>(ports_.size()), static_cast<uint32_t>(from.inputs.size())};
+    for (const Operand& input : from.inputs) {
+      ports_.push_back(port(input));
+      if (needed[i] && from.domain == Domain::candidate && plan.buffers[input.buffer].domain == Domain::item) reads_items_ = true;
+    }
+    max_inputs_ = std::max(max_inputs_, from.inputs.size());
+    if (needed[i]) active_[static_cast<int>(from.domain)].push_back(static_cast<uint32_t>(i));
+    steps_.push_back(step);
+  }
+  for (const PlanOutput& output : plan.outputs) {
+    auto& steps = output_steps_.emplace_back();
+    if (output.role != Role::request) continue;
+    const std::vector<bool> used = needed_steps(plan, {output.operand});
+    for (uint32_t i = 0; i < used.size(); ++i)
+      if (used[i]) steps.push_back(i);
+  }
+  pack();
+}
+
+void Program::lay_out(const std::vector<bool>& needed) {
+  const size_t n = plan_.buffers.size();
+  std::vector<Life> lives(n);
+  std::vector<bool> table(n, false);
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const PlanStep& step = plan_.steps[i];
+    Life& life = lives[step.output.buffer];
+    life.first = std::min(life.first, i);
+    life.last = std::max(life.last, i);
+    table[step.output.buffer] = table[step.output.buffer] || needed[i];
+    for (const Operand& input : step.inputs) {
+      // What candidates read of a request must outlive the request phase.
+      Life& read = lives[input.buffer];
+      read.last = step.domain == plan_.buffers[input.buffer].domain ? std::max(read.last, i) : kForever;
+    }
+  }
+  for (const PlanOutput& output : plan_.outputs) lives[output.operand.buffer].last = kForever;
+
+  std::vector<uint32_t> order;
+  for (uint32_t b = 0; b < n; ++b) {
+    const Buffer& buffer = plan_.buffers[b];
+    if (buffer.input >= 0 || lives[b].first == kForever) continue;
+    if (buffer.domain == Domain::item && buffer.stored) {
+      stride_[b] = table_stride(buffer.width);
+      if (!table[b]) continue;
+      table_of_[b] = static_cast<int64_t>(tables_.size());
+      tables_.push_back({b, stride_[b]});
+      continue;
+    }
+    stride_[b] = tile_stride(buffer.width);
+    order.push_back(b);
+  }
+
+  // Widest first; each goes to the lowest place where nothing that lives at the same time lies.
+  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return stride_[a] > stride_[b]; });
+  std::vector<uint32_t> placed[kDomains];
+  for (const uint32_t b : order) {
+    const int domain = static_cast<int>(plan_.buffers[b].domain);
+    std::vector<uint32_t> neighbours;
+    for (const uint32_t other : placed[domain])
+      if (lives[b].meets(lives[other])) neighbours.push_back(other);
+    std::sort(neighbours.begin(), neighbours.end(), [&](uint32_t x, uint32_t y) { return place_[x] < place_[y]; });
+    size_t at = 0;
+    for (const uint32_t other : neighbours) {
+      if (at + stride_[b] <= place_[other]) break;
+      at = std::max(at, place_[other] + stride_[other]);
+    }
+    place_[b] = at;
+    placed[domain].push_back(b);
+    floats_a_row_[domain] = std::max(floats_a_row_[domain], at + stride_[b]);
+  }
+}
+
+void Program::pack() {
+  std::map<std::tuple<const float*, uint64_t, uint64_t, uint64_t>, size_t> places;
+  size_t total = 0;
+  for (const PlanStep& step : plan_.steps) {
+    if (step.w == nullptr) continue;
+    if (places.emplace(std::tuple(step.w, step.groups, step.n, step.k), total).second)
+      total += round_up(kernels_.packed_floats(step.groups, step.n, step.k), kLine);
+  }
+  packed_ = Aligned<float>(total);
+  for (const auto& [key, place] : places) {
+    const auto& [w, groups, n, k] = key;
+    kernels_.pack(w, groups, n, k, packed_.data() + place);
+  }
+  for (Step& step : steps_)
+    if (step.plan->w != nullptr)
+      step.packed = packed_.data() + places.at(std::tuple(step.plan->w, step.plan->groups, step.plan->n, step.plan->k));
+}
+
+Port Program::port(const Operand& operand) const {
+  const Buffer& buffer = plan_.buffers[operand.buffer];
+  Port port{};
+  port.width = operand.width;
+  port.column = operand.offset;
+  if (buffer.input >= 0) {
+    const int domain = static_cast<int>(buffer.domain);
+    static constexpr Space ids[] = {Space::request_ids, Space::item_ids, Space::candidate_ids};
+    static constexpr Space dense[] = {Space::request_dense, Space::item_dense, Space::candidate_dense};
+    port.space = buffer.ids ? ids[domain] : dense[domain];
+    port.column += plan_.inputs[static_cast<size_t>(buffer.input)].offset;
+    port.stride = buffer.ids ? plan_.ids_width[domain] : plan_.dense_width[domain];
+    return port;
+  }
+  port.stride = stride_[operand.buffer];
+  if (buffer.domain == Domain::item && buffer.stored) {
+    port.space = Space::item_table;
+    port.table = static_cast<uint32_t>(std::max<int64_t>(table_of_[operand.buffer], 0));
+  } else {
+    port.space = buffer.domain == Domain::request ? Space::request_tile : Space::tile;
+    port.place = place_[operand.buffer];
+  }
+  return port;
+}
+
+Rows Program::rows(const Port& port, Domain phase, const Context& context) const {
+  const auto as_float = [](const int32_t* ids) { return reinterpret_cast<const float*>(ids); };
+  const float* base = nullptr;
+  size_t first = 0;
+  bool of_request = false, of_item = false;
+  switch (port.space) {
+    case Space::request_ids: base = as_float(context.request_ids), first = context.request_row, of_request = true; break;
+    case Space::request_dense: base = context.request_dense, first = context.request_row, of_request = true; break;
+    case Space::request_tile:
+      base = context.request_tile + port.place * round_up(context.request_tile_rows, kLine);
+      first = context.request_tile_row, of_request = true;
+      break;
+    case Space::item_ids: base = as_float(context.item_ids), of_item = true; break;
+    case Space::item_dense: base = context.item_dense, of_item = true; break;
+    case Space::item_table: base = context.tables[port.table], of_item = true; break;
+    case Space::candidate_ids: base = as_float(context.candidate_ids), first = context.candidate_row; break;
+    case Space::candidate_dense: base = context.candidate_dense, first = context.candidate_row; break;
+    case Space::tile: base = context.tile + port.place * round_up(context.tile_rows, kLine); break;
+  }
+  const uint32_t* gather = nullptr;
+  if (of_item) {
+    if (phase == Domain::candidate) gather = context.gather;
+    if (gather == nullptr) first = context.item_row;
+  }
+  const size_t stride = of_request && phase == Domain::candidate ? 0 : port.stride;
+  return {base + first * port.stride + port.column, stride, gather};
+}
+
+void Program::run(Domain domain, size_t rows, const Context& context) const {
+  run(active_[static_cast<int>(domain)], domain, rows, context);
+}
+
+void Program::run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const {
+  for (const uint32_t i : only) run_step(steps_[i], domain, rows, context);
+}
+
+void Program::run_step(const Step& step, Domain domain, size_t n, const Context& context) const {
+  const PlanStep& plan = *step.plan;
+  const Kernels& k = kernels_;
+  const auto in = [&](size_t i) { return rows(ports_[step.first_input + i], domain, context); };
+  const auto ids = [&] {
+    const Rows found = in(0);
+    return IdRows{reinterpret_cast<const int32_t*>(found.data), found.stride};
+  };
+  const auto in_width = [&](size_t i) { return ports_[step.first_input + i].width; };
+  const auto all_from = [&](size_t first) {
+    for (size_t i = first; i < step.n_inputs; ++i) context.scratch[i - first] = in(i);
+    return context.scratch;
+  };
+  const Rows place = rows(step.out, domain, context);
+  const Out out{const_cast<float*>(place.data), step.out.stride};
+  const size_t width = step.out.width;
+
+  switch (step.op) {
+    case Op::gather:
+    case Op::copy: k.copy(n, width, in(0), out); break;
+    case Op::embedding: k.embedding(n, in_width(0), ids(), plan.padding, plan.table, plan.n, out); break;
+    case Op::embedding_bag: k.embedding_bag(n, in_width(0), ids(), plan.padding, plan.pooling, plan.table, plan.n, out); break;
+    case Op::affine: {
+      AffineArgs args{};
+      args.rows = n;
+      args.groups = plan.groups;
+      args.n = plan.n;
+      args.k = plan.k;
+      if (plan.has_x) args.x = in(0);
+      args.packed = step.packed;
+      args.bias = plan.b;
+      args.addends = all_from(plan.has_x);
+      args.n_addends = step.n_inputs - plan.has_x;
+      args.activation = plan.activation;
+      args.alpha = plan.alpha;
+      args.slope = plan.slope;
+      args.out = out;
+      k.affine(&args);
+      break;
+    }
+    case Op::activation: k.activation(n, width, plan.activation, plan.alpha, plan.slope, in(0), out); break;
+    case Op::softmax: k.softmax(n, width, plan.n, in(0), out); break;
+    case Op::mixture: k.mixture(n, width, step.n_inputs - 1, in(0), all_from(1), out); break;
+    case Op::binary:
+      k.binary(n, width, plan.binary, in(0), in_width(0) != width, in(1), in_width(1) != width, out);
+      break;
+    case Op::scale_shift: k.scale_shift(n, width, in(0), plan.scale, plan.shift, out); break;
+    case Op::reduce: k.reduce(n, plan.outer, plan.axis, plan.inner, plan.reduce, in(0), out); break;
+    case Op::layer_norm: k.layer_norm(n, width, plan.eps, plan.scale, plan.shift, in(0), out); break;
+    case Op::l2_normalize: k.l2_normalize(n, width, plan.eps, in(0), out); break;
+    case Op::dot: k.dot(n, in_width(0), in(0), in(1), out); break;
+  }
+}
+
+}  // namespace fastmtr

@@ -1,0 +1,289 @@
+#include "core/session.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "core/json.h"
+#include "core/status.h"
+#include "core/tile.h"
+#include "core/top_k.h"
+
+namespace fastmtr {
+
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024;
+constexpr uint32_t kMaxTile = 1 << 16;
+constexpr size_t kRequestTile = 16;  // requests whose request phase runs together: they share the reading of the weights
+constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
+
+class InUse {
+ public:
+  explicit InUse(std::atomic_flag& flag) : flag_(flag) {
+    if (flag_.test_and_set(std::memory_order_acquire))
+      fail(FMTR_ERROR_ARGUMENT, "this session is in use by another thread: give each thread a session of its own");
+  }
+  ~InUse() { flag_.clear(std::memory_order_release); }
+  InUse(const InUse&) = delete;
+  InUse& operator=(const InUse&) = delete;
+
+ private:
+  std::atomic_flag& flag_;
+};
+
+}  // namespace
+
+Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t tile) : model_(std::move(model)) {
+  if (threads > kMaxThreads) fail(FMTR_ERROR_ARGUMENT, "threads is ", threads, ", expected at most ", kMaxThreads);
+  if (tile > kMaxTile) fail(FMTR_ERROR_ARGUMENT, "tile is ", tile, ", expected at most ", kMaxTile);
+  const Program& program = model_->program();
+  const Plan& plan = model_->plan();
+  for (const uint32_t t : plan.tasks) tasks_.push_back(program.port(plan.outputs[t].operand));
+  tile_ = tile_rows(program.floats_a_row(Domain::candidate), tile);
+  workers_.resize(std::max<uint32_t>(threads, 1));
+  for (Worker& worker : workers_) {
+    worker.request_tile = Aligned<float>(program.tile_floats(Domain::request, kRequestTile));
+    worker.tile = Aligned<float>(program.tile_floats(Domain::candidate, tile_));
+    worker.tile_scores = Aligned<float>(tile_ * tasks_.size());
+    worker.gather = Aligned<uint32_t>(tile_);
+    worker.scratch = Aligned<Rows>(program.max_inputs());
+  }
+  if (threads > 1) pool_.emplace(threads - 1);
+}
+
+void Session::check_requests(const fmtr_batch& batch) const {
+  model_->check(Domain::request).check(batch.request_ids, batch.request_dense, batch.n_requests, FMTR_ERROR_SCHEMA);
+}
+
+Session::Call Session::check(const fmtr_batch& batch) {
+  if (tasks_.empty()) fail(FMTR_ERROR_ARGUMENT, "the model has no task output, so there is nothing to score");
+  check_requests(batch);
+  Call call{};
+  call.batch = &batch;
+  call.catalogue = model_->catalogue();
+  call.whole_catalogue = batch.items == nullptr;
+  const Plan& plan = model_->plan();
+  call.fusion_weights = batch.fusion_weights != nullptr ? batch.fusion_weights : plan.fusion.weights.data();
+  if (batch.fusion_weights != nullptr)
+    for (size_t i = 0; i < plan.fusion.tasks.size(); ++i)
+      if (!std::isfinite(batch.fusion_weights[i])) fail(FMTR_ERROR_SCHEMA, "fusion weight ", i, " is not finite");
+
+  if (call.whole_catalogue) {
+    if (call.catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "items is NULL, which means the whole catalogue, but the model has none: set one first");
+    call.most = call.catalogue->n_items();
+    call.total = batch.n_requests * call.most;
+  } else {
+    if (batch.offsets == nullptr) fail(FMTR_ERROR_ARGUMENT, "offsets is NULL, but items are given");
+    if (batch.offsets[0] != 0) fail(FMTR_ERROR_ARGUMENT, "offsets[0] is ", batch.offsets[0], ", expected 0");
+    for (uint64_t r = 0; r < batch.n_requests; ++r) {
+      if (batch.offsets[r + 1] < batch.offsets[r])
+        fail(FMTR_ERROR_ARGUMENT, "offsets must ascend, but offsets[", r + 1, "] is ", batch.offsets[r + 1], " after ", batch.offsets[r]);
+      call.most = std::max(call.most, batch.offsets[r + 1] - batch.offsets[r]);
+    }
+    call.total = batch.offsets[batch.n_requests];
+    if (call.most > kMaxCandidates) fail(FMTR_ERROR_ARGUMENT, "a request has ", call.most, " candidates; at most ", kMaxCandidates, " are possible");
+  }
+  model_->check(Domain::candidate).check(batch.candidate_ids, batch.candidate_dense, call.total, FMTR_ERROR_SCHEMA);
+  if (call.whole_catalogue || call.total == 0) return call;
+
+  if (call.catalogue == nullptr) {
+    if (model_->program().reads_items()) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
+    return call;  // nothing is known of items, and nothing needs to be
+  }
+  rows_.reserve(call.total);
+  const uint64_t missing = call.catalogue->rows().find(batch.items, call.total, rows_.data());
+  call.rows = rows_.data();
+  call.unknown = missing > 0;
+  if (missing > 0 && batch.unknown_items != FMTR_UNKNOWN_SKIP) {
+    const uint64_t first = static_cast<uint64_t>(std::find(call.rows, call.rows + call.total, kNoRow) - call.rows);
+    fail(FMTR_ERROR_SCHEMA, "item ", batch.items[first], " (candidate ", first, ") is not in the catalogue of ", call.catalogue->n_items(), " items",
+         missing > 1 ? say(", nor are ", missing - 1, " others") : "", "; leave them out, or ask for unknown items to be skipped");
+  }
+  return call;
+}
+
+Context Session::context(const Call& call, Worker& worker) const {
+  Context context;
+  if (call.catalogue != nullptr) call.catalogue->bind(context);
+  context.request_ids = call.batch->request_ids;
+  context.request_dense = call.batch->request_dense;
+  context.candidate_ids = call.batch->candidate_ids;
+  context.candidate_dense = call.batch->candidate_dense;
+  context.request_tile = worker.request_tile.data();
+  return context;
+}
+
+void Session::score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, uint64_t n, float* scores,
+                         float* fused) {
+  const Program& program = model_->program();
+  const Fusion& fusion = model_->plan().fusion;
+  const size_t n_tasks = tasks_.size();
+  const uint64_t at = call.begin(request) + first;
+  if (scores == nullptr) scores = worker.tile_scores.data();
+  const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + at;
+  const bool empty = call.unknown && call.catalogue->n_items() == 0;  // there is no row that could stand for an unknown item
+
+  if (!empty) {
+    context.tile = worker.tile.data();
+    context.tile_rows = n;
+    context.scratch = worker.scratch.data();
+    context.candidate_row = at;
+    context.item_row = first;
+    context.gather = rows;
+    if (call.unknown) {  // computed as if they were item 0; overwritten below
+      for (uint64_t i = 0; i < n; ++i) worker.gather[i] = rows[i] == kNoRow ? 0 : rows[i];
+      context.gather = worker.gather.data();
+    }
+    program.run(Domain::candidate, n, context);
+    for (size_t t = 0; t < n_tasks; ++t) {
+      const Rows from = program.rows(tasks_[t], Domain::candidate, context);
+      for (uint64_t i = 0; i < n; ++i) scores[i * n_tasks + t] = from.data[i * from.stride];
+    }
+    if (fused != nullptr)
+      program.kernels().fuse(n, fusion.tasks.size(), fusion.tasks.data(), call.fusion_weights, fusion.offsets.data(), fusion.product, scores,
+                             n_tasks, fused);
+  }
+  if (call.unknown)
+    for (uint64_t i = 0; i < n; ++i) {
+      if (rows[i] != kNoRow) continue;
+      std::fill_n(scores + i * n_tasks, n_tasks, kNaN);
+      if (fused != nullptr) fused[i] = kNaN;
+    }
+}
+
+// Many requests, or small ones: each thread takes requests. A few large ones: all threads share the tiles of each.
+bool Session::by_request(const Call& call) const {
+  const uint64_t n_requests = call.batch->n_requests;
+  return workers_.size() > 1 && (n_requests >= 2 * workers_.size() || (n_requests > 1 && call.most <= tile_));
+}
+
+template <class Each>
+void Session::for_each_request(const Call& call, const Each& each) {
+  const Program& program = model_->program();
+  const uint64_t n_requests = call.batch->n_requests;
+  const size_t threads = workers_.size();
+  const size_t n_tasks = tasks_.size();
+  const bool by_request = this->by_request(call);
+  const uint64_t block = by_request ? std::clamp<uint64_t>(n_requests / (4 * threads), 1, kRequestTile) : kRequestTile;
+  const uint64_t n_blocks = (n_requests + block - 1) / block;
+
+  const auto run_block = [&](size_t part, size_t who) {
+    Worker& owner = workers_[who];
+    Context shared = context(call, owner);
+    const uint64_t begin = part * block, end = std::min(begin + block, n_requests);
+    shared.request_tile_rows = end - begin;
+    shared.request_row = begin;
+    shared.scratch = owner.scratch.data();
+    program.run(Domain::request, end - begin, shared);
+    for (uint64_t r = begin; r < end; ++r) {
+      shared.request_row = r;
+      shared.request_tile_row = r - begin;
+      each(r, owner, [&](float* scores, float* fused) {
+        const uint64_t n = call.count(r), n_tiles = (n + tile_ - 1) / tile_;
+        const auto run_tile = [&](size_t t, size_t w) {
+          const uint64_t first = t * tile_;
+          score_tile(call, shared, workers_[w], r, first, std::min<uint64_t>(tile_, n - first), scores == nullptr ? nullptr : scores + first * n_tasks,
+                     fused == nullptr ? nullptr : fused + first);
+        };
+        if (threads > 1 && !by_request && n_tiles > 1) {
+          pool_->run(n_tiles, run_tile);
+        } else {
+          for (uint64_t t = 0; t < n_tiles; ++t) run_tile(t, who);
+        }
+      });
+    }
+  };
+  if (by_request) {
+    pool_->run(n_blocks, run_block);
+  } else {
+    for (uint64_t b = 0; b < n_blocks; ++b) run_block(b, 0);
+  }
+}
+
+void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
+  const InUse mine(in_use_);
+  const Call call = check(batch);
+  if (call.total == 0) return;
+  for_each_request(call, [&](uint64_t r, Worker&, const auto& score_into) {
+    const uint64_t at = call.begin(r);
+    score_into(scores == nullptr ? nullptr : scores + at * tasks_.size(), fused == nullptr ? nullptr : fused + at);
+  });
+}
+
+void Session::rank(const fmtr_batch& batch, const RankResult& result) {
+  const InUse mine(in_use_);
+  const Call call = check(batch);
+  if (batch.n_requests > 0 && result.counts == nullptr) fail(FMTR_ERROR_ARGUMENT, "counts is NULL");
+  if (batch.n_requests > 0 && result.k > 0 && result.positions == nullptr) fail(FMTR_ERROR_ARGUMENT, "positions is NULL, but k is ", result.k);
+  if (result.k == 0) {
+    std::fill_n(result.counts, batch.n_requests, uint64_t{0});
+    return;
+  }
+  for (size_t w = 0; w < (by_request(call) ? workers_.size() : 1); ++w) {
+    Worker& worker = workers_[w];
+    worker.best.reserve(std::min(result.k, call.most));
+    worker.fused.reserve(call.most);
+    if (result.scores != nullptr) worker.scores.reserve(call.most * tasks_.size());
+  }
+  for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score_into) {
+    score_into(result.scores == nullptr ? nullptr : worker.scores.data(), worker.fused.data());
+    rank_one(call, worker, r, result);
+  });
+}
+
+void Session::rank_one(const Call& call, Worker& worker, uint64_t request, const RankResult& result) const {
+  const size_t n_tasks = tasks_.size();
+  const uint64_t k = result.k, n = call.count(request);
+  const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + call.begin(request);
+  const uint64_t count = top_k(worker.fused.data(), n, rows, std::min(k, n), worker.best.data());
+  result.counts[request] = count;
+  for (uint64_t i = 0; i < k; ++i) {
+    const uint64_t at = request * k + i;
+    const uint64_t position = i < count ? position_of(worker.best[i]) : UINT64_MAX;
+    result.positions[at] = position;
+    if (result.fused != nullptr) result.fused[at] = i < count ? worker.fused[position] : kNaN;
+    if (result.scores == nullptr) continue;
+    for (size_t t = 0; t < n_tasks; ++t) result.scores[at * n_tasks + t] = i < count ? worker.scores[position * n_tasks + t] : kNaN;
+  }
+}
+
+void Session::request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity) {
+  const InUse mine(in_use_);
+  const Plan& plan = model_->plan();
+  const Program& program = model_->program();
+  const PlanOutput* output = plan.output(name, Role::request);
+  if (output == nullptr) {
+    std::string known;
+    for (const PlanOutput& each : plan.outputs)
+      if (each.role == Role::request) known += say(known.empty() ? "" : ", ", each.name);
+    fail(FMTR_ERROR_ARGUMENT, "the model has no request output ", json_quote(name), "; there are: ", known.empty() ? "none" : known);
+  }
+  check_requests(batch);
+  const uint64_t width = output->operand.width, n_requests = batch.n_requests;
+  if (n_requests > std::numeric_limits<uint64_t>::max() / width || capacity < n_requests * width)
+    fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", n_requests, " times ", width, " are needed");
+  if (n_requests == 0) return;
+  if (values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
+  const auto& steps = program.steps_for(static_cast<size_t>(output - plan.outputs.data()));
+  const Port port = program.port(output->operand);
+  Call call{};
+  call.batch = &batch;
+  const auto run_block = [&](size_t part, size_t who) {
+    Worker& worker = workers_[who];
+    Context here = context(call, worker);
+    here.request_row = part * kRequestTile;
+    here.request_tile_rows = std::min<uint64_t>(kRequestTile, n_requests - here.request_row);
+    here.scratch = worker.scratch.data();
+    program.run(steps, Domain::request, here.request_tile_rows, here);
+    program.kernels().copy(here.request_tile_rows, width, program.rows(port, Domain::request, here), {values + here.request_row * width, width});
+  };
+  const uint64_t n_blocks = (n_requests + kRequestTile - 1) / kRequestTile;
+  if (pool_ && n_blocks > 1) {
+    pool_->run(n_blocks, run_block);
+  } else {
+    for (uint64_t b = 0; b < n_blocks; ++b) run_block(b, 0);
+  }
+}
+
+}  // namespace fastmtr

@@ -1,0 +1,188 @@
+// fastmtr for C++17 and later: the C ABI with owners, vectors and exceptions. Header only.
+//
+//   fastmtr::Model model("bundle");
+//   fastmtr::Session session(model);
+//   fastmtr::Batch batch;
+//   batch.request_ids = {...}; batch.request_dense = {...}; batch.add_request({item, item, ...});
+//   fastmtr::Ranking best = session.rank(batch, 10);
+#ifndef FASTMTR_HPP
+#define FASTMTR_HPP
+
+#include <cstdint>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "fastmtr.h"
+
+namespace fastmtr {
+
+class Exception : public std::runtime_error {
+ public:
+  Exception(fmtr_status status, const std::string& message) : std::runtime_error(message), status_(status) {}
+  fmtr_status status() const noexcept { return status_; }
+
+ private:
+  fmtr_status status_;
+};
+
+inline void check(fmtr_status status) {
+  if (status != FMTR_OK) throw Exception(status, std::string(fmtr_status_name(status)) + ": " + fmtr_last_error());
+}
+
+inline std::string take_text(char* text) {
+  std::string copy(text);
+  fmtr_string_free(text);
+  return copy;
+}
+
+inline std::string info() {
+  char* json = nullptr;
+  check(fmtr_info(&json));
+  return take_text(json);
+}
+
+// Movable, shared by threads by reference. Must outlive its sessions.
+class Model {
+ public:
+  explicit Model(const std::string& directory, const char* isa = nullptr, bool without_catalogue = false) {
+    const fmtr_load_options options{sizeof(fmtr_load_options), isa, without_catalogue ? 1 : 0};
+    check(fmtr_model_load(directory.c_str(), &options, &model_));
+  }
+  ~Model() { fmtr_model_free(model_); }
+  Model(Model&& other) noexcept : model_(std::exchange(other.model_, nullptr)) {}
+  Model& operator=(Model&& other) noexcept {
+    std::swap(model_, other.model_);
+    return *this;
+  }
+  Model(const Model&) = delete;
+  Model& operator=(const Model&) = delete;
+
+  fmtr_model* get() const noexcept { return model_; }
+  uint64_t n_tasks() const { return fmtr_model_n_tasks(model_); }
+  uint64_t n_items() const { return fmtr_model_n_items(model_); }
+  uint64_t width(fmtr_domain domain, fmtr_kind kind) const { return fmtr_model_width(model_, domain, kind); }
+  std::string describe() const {
+    char* json = nullptr;
+    check(fmtr_model_describe(model_, &json));
+    return take_text(json);
+  }
+  void set_catalogue(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids, const std::vector<float>& dense) {
+    if (ids.size() != keys.size() * width(FMTR_ITEM, FMTR_IDS) || dense.size() != keys.size() * width(FMTR_ITEM, FMTR_DENSE))
+      throw Exception(FMTR_ERROR_ARGUMENT, "set_catalogue: ids or dense do not have one row for each key");
+    const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), keys.size(), keys.data(), ids.data(), dense.data()};
+    check(fmtr_model_set_catalogue(model_, &data));
+  }
+
+ private:
+  fmtr_model* model_ = nullptr;
+};
+
+// Requests with their packed inputs, one row after the other, and the keys of their candidates.
+struct Batch {
+  std::vector<int32_t> request_ids, candidate_ids;
+  std::vector<float> request_dense, candidate_dense;
+  std::vector<uint64_t> offsets{0};
+  std::vector<int64_t> items;
+  bool skip_unknown = false;
+  std::optional<std::vector<float>> fusion_weights;  // one for each fused task
+
+  void add_request(const std::vector<int64_t>& candidates) {
+    items.insert(items.end(), candidates.begin(), candidates.end());
+    offsets.push_back(items.size());
+  }
+};
+
+struct Scores {
+  uint64_t n_tasks = 0;
+  std::vector<float> scores;  // [candidates, n_tasks]
+  std::vector<float> fused;   // [candidates]
+};
+
+struct Ranking {
+  uint64_t k = 0, n_tasks = 0;
+  std::vector<uint64_t> positions;  // [requests, k], UINT64_MAX beyond counts
+  std::vector<float> fused;         // [requests, k]
+  std::vector<float> scores;        // [requests, k, n_tasks]
+  std::vector<uint64_t> counts;     // [requests]
+};
+
+// One thread's workspace.
+class Session {
+ public:
+  explicit Session(const Model& model, uint32_t threads = 1, uint32_t tile = 0) : model_(model.get()) {
+    const fmtr_session_options options{sizeof(fmtr_session_options), threads, tile};
+    check(fmtr_session_create(model_, &options, &session_));
+  }
+  ~Session() { fmtr_session_free(session_); }
+  Session(Session&& other) noexcept : model_(other.model_), session_(std::exchange(other.session_, nullptr)) {}
+  Session& operator=(Session&& other) noexcept {
+    std::swap(model_, other.model_);
+    std::swap(session_, other.session_);
+    return *this;
+  }
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+
+  fmtr_session* get() const noexcept { return session_; }
+
+  Scores score(const Batch& batch) {
+    const fmtr_batch c = view(batch);
+    Scores out;
+    out.n_tasks = fmtr_model_n_tasks(model_);
+    out.scores.resize(batch.items.size() * out.n_tasks);
+    out.fused.resize(batch.items.size());
+    check(fmtr_score(session_, &c, out.scores.data(), out.fused.data()));
+    return out;
+  }
+
+  Ranking rank(const Batch& batch, uint64_t k) {
+    const fmtr_batch c = view(batch);
+    Ranking out;
+    out.k = k;
+    out.n_tasks = fmtr_model_n_tasks(model_);
+    out.positions.resize(c.n_requests * k);
+    out.fused.resize(c.n_requests * k);
+    out.scores.resize(c.n_requests * k * out.n_tasks);
+    out.counts.resize(c.n_requests);
+    check(fmtr_rank(session_, &c, k, out.positions.data(), out.fused.data(), out.scores.data(), out.counts.data()));
+    return out;
+  }
+
+ private:
+  fmtr_batch view(const Batch& batch) const {
+    const uint64_t requests = batch.offsets.empty() ? 0 : batch.offsets.size() - 1;
+    const auto rows = [&](size_t size, uint64_t n, fmtr_domain domain, fmtr_kind kind, const char* name) {
+      if (size != n * fmtr_model_width(model_, domain, kind))
+        throw Exception(FMTR_ERROR_ARGUMENT, std::string(name) + " has " + std::to_string(size) + " numbers, expected " + std::to_string(n) +
+                                                 " rows of " + std::to_string(fmtr_model_width(model_, domain, kind)));
+    };
+    rows(batch.request_ids.size(), requests, FMTR_REQUEST, FMTR_IDS, "request_ids");
+    rows(batch.request_dense.size(), requests, FMTR_REQUEST, FMTR_DENSE, "request_dense");
+    rows(batch.candidate_ids.size(), batch.items.size(), FMTR_CANDIDATE, FMTR_IDS, "candidate_ids");
+    rows(batch.candidate_dense.size(), batch.items.size(), FMTR_CANDIDATE, FMTR_DENSE, "candidate_dense");
+    if (requests > 0 && batch.offsets.back() != batch.items.size())
+      throw Exception(FMTR_ERROR_ARGUMENT, "offsets must end with the number of items");
+    static const int64_t nothing = 0;  // NULL would mean the whole catalogue
+    fmtr_batch c{};
+    c.struct_size = sizeof c;
+    c.n_requests = requests;
+    c.request_ids = batch.request_ids.data();
+    c.request_dense = batch.request_dense.data();
+    c.offsets = batch.offsets.data();
+    c.items = batch.items.empty() ? &nothing : batch.items.data();
+    c.candidate_ids = batch.candidate_ids.data();
+    c.candidate_dense = batch.candidate_dense.data();
+    c.unknown_items = batch.skip_unknown ? FMTR_UNKNOWN_SKIP : FMTR_UNKNOWN_ERROR;
+    c.fusion_weights = batch.fusion_weights ? batch.fusion_weights->data() : nullptr;
+    return c;
+  }
+
+  fmtr_model* model_ = nullptr;
+  fmtr_session* session_ = nullptr;
+};
+
+}  // namespace fastmtr
+#endif

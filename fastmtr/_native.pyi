@@ -1,0 +1,119 @@
+"""The native engine. Arrays are taken as they are: C-contiguous and of the dtype stated, else TypeError."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+__version__: str
+__file__: str
+
+def info() -> str:
+    """JSON text: version, ABI, instruction sets and back ends, with the reason where one is not used."""
+
+class Model:
+    """A loaded bundle, immutable and shared by threads, but for its catalogue, which can be replaced as a whole.
+
+    Parameters
+    ----------
+    path : str
+        The bundle's directory.
+    isa : {"baseline", "avx2", "avx512", "neon", "emulated16"}, optional
+        The instruction set; None: the best this processor has, or what ``FASTMTR_FORCE_ISA`` says.
+    without_catalogue : bool
+        Do not read the bundle's catalogue.
+
+    Raises
+    ------
+    BundleError
+        The bundle is missing, damaged, or of a version that this engine does not read.
+    BackendError
+        The instruction set is not available here.
+    """
+
+    def __init__(self, path: str, *, isa: str | None = None, without_catalogue: bool = False) -> None: ...
+    def describe(self) -> str:
+        """JSON text: inputs, widths, tasks, outputs, fusion, isa, n_items, memory in bytes."""
+    def set_catalogue(self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None) -> None:
+        """Replace the catalogue; sessions see it at their next call. SchemaError leaves the old one in place."""
+    def keys(self) -> NDArray[np.int64]:
+        """Item keys in row order, shape (n_items,)."""
+    def item_output(self, name: str) -> NDArray[np.float32]:
+        """An output of role item for the whole catalogue, in row order, shape (n_items, width)."""
+    @property
+    def n_items(self) -> int: ...
+    @property
+    def n_tasks(self) -> int: ...
+
+class Session:
+    """One thread's workspace over a model; a second thread that calls it at the same time gets a ValueError.
+
+    Parameters
+    ----------
+    model : Model
+    threads : int
+        1: the caller's thread alone.
+    tile : int
+        Candidates a tile; 0: chosen for the cache. The bits of a score do not depend on it.
+    """
+
+    def __init__(self, model: Model, *, threads: int = 1, tile: int = 0) -> None: ...
+    def score(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.int64] | NDArray[np.uint64] | None,
+        items: NDArray[np.int64] | None,
+        *,
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        skip_unknown: bool = False,
+        fusion_weights: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Scores (total, n_tasks) and fused scores (total,) of R requests, each with its own candidates.
+
+        Parameters
+        ----------
+        request_ids, request_dense : ndarray of shape (R, width), or None where the width is 0
+        offsets : ndarray of shape (R + 1,)
+            Request r has the candidates ``offsets[r] .. offsets[r + 1]``. Not read when `items` is None.
+        items : ndarray of shape (total,), or None
+            Catalogue keys. None: each request scores the whole catalogue, in row order.
+        candidate_ids, candidate_dense : ndarray of shape (total, width), or None where the width is 0
+        skip_unknown : bool
+            Unknown items score NaN and are never ranked, instead of raising SchemaError.
+        fusion_weights : ndarray of shape (number of fused tasks,), optional
+            In place of the bundle's.
+
+        Raises
+        ------
+        SchemaError
+            An id out of range, a number that is not finite, a wrong number of columns, an unknown item.
+        """
+    def rank(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.int64] | NDArray[np.uint64] | None,
+        items: NDArray[np.int64] | None,
+        *,
+        k: int,
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        skip_unknown: bool = False,
+        fusion_weights: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
+        """The k best candidates of each request by fused score; ties by lower position, NaN last. Arguments as of `score`.
+
+        Returns
+        -------
+        positions : ndarray of int64, shape (R, k)
+            Among that request's candidates; -1 beyond `counts`.
+        fused : ndarray of float32, shape (R, k)
+            NaN beyond `counts`.
+        scores : ndarray of float32, shape (R, k, n_tasks)
+            NaN beyond `counts`.
+        counts : ndarray of int64, shape (R,)
+        """
+    def request_output(
+        self, name: str, request_ids: NDArray[np.int32] | None, request_dense: NDArray[np.float32] | None
+    ) -> NDArray[np.float32]:
+        """An output of role request, shape (R, width)."""
