@@ -1,8 +1,8 @@
 """Files compiled for an instruction set hold nothing that a linker could give to code for another processor.
 
-A weak symbol (an inline function or a template of a C++ library header) exists in many object files, and the linker keeps
-one: if it is the one compiled with AVX-512, every processor without it crashes. Compiled here without optimisation, where
-nothing is inlined and each function that is used shows.
+A weak symbol (an inline function or a template of a C++ library header) exists in many object files, and the linker
+keeps one: if it is the one compiled with AVX-512, every processor without it crashes. Compiled here without
+optimisation, where nothing is inlined and each function that is used shows.
 """
 
 from __future__ import annotations
