@@ -1,6 +1,7 @@
 // Python's view of the C ABI: arrays in, arrays out, statuses as exceptions. Knows nothing of the engine but fastmtr.h.
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <map>
