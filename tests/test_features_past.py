@@ -23,7 +23,8 @@ def _columns(rows: list[tuple[int, ...]], n: int) -> list[np.ndarray]:
 def test_last_events(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]]) -> None:
     owners, times, payload = _columns(events, 3)
     asked, before = _columns(queries, 2)
-    found = PastEvents(owners, times, payload).last(asked, before, length=3)
+    past = PastEvents(owners, times, payload)
+    found = past.last(past.before(before, asked), length=3)
     assert found.shape == (len(queries), 3)
     for row, owner, moment in zip(found.tolist(), asked, before, strict=True):
         own = sorted((t, p) for o, t, p, _ in events if o == owner and o >= 0 and t < moment)
@@ -33,11 +34,12 @@ def test_last_events(events: list[tuple[int, int, int, float]], queries: list[tu
 
 @given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10))
 def test_rates(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]]) -> None:
-    owners, times, _ = _columns(events, 3)
+    owners, times, payload = _columns(events, 3)
     outcomes = np.array([event[3] for event in events])
     asked, before = _columns(queries, 2)
-    past = PastRates(owners, times, outcomes, strength=2.0)
-    counts, rates, odds = (past.at(asked, before, statistic=s) for s in ("count", "rate", "log_odds"))
+    index = PastEvents(owners, times, payload)
+    past, span = PastRates(index, outcomes, strength=2.0), index.before(before, asked)
+    counts, rates, odds = (past.at(span, statistic=s) for s in ("count", "rate", "log_odds"))
     for i, (owner, moment) in enumerate(queries):
         known = [(o, y) for o, t, _, y in events if t < moment and not math.isnan(y)]
         own = [y for o, y in known if o == owner and o >= 0]
@@ -58,5 +60,6 @@ def test_the_order_of_rows_does_not_matter(events: list[tuple[int, int, int, flo
     shuffled = list(events)
     random.shuffle(shuffled)  # type: ignore[attr-defined]
     asked, before = np.arange(4), np.full(4, 3)
-    results = [PastEvents(*_columns(rows, 3)).last(asked, before, length=5).tolist() for rows in (events, shuffled)]
+    indexes = [PastEvents(*_columns(rows, 3)) for rows in (events, shuffled)]
+    results = [each.last(each.before(before, asked), length=5).tolist() for each in indexes]
     assert results[0] == results[1]

@@ -5,13 +5,13 @@ Everything is one sorted array of events and binary searches into it, so a log o
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, NamedTuple
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HistoryRules", "PastEvents", "PastRates"]
+__all__ = ["HistoryRules", "PastEvents", "PastRates", "Span"]
 
 
 class HistoryRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -33,45 +33,59 @@ class HistoryRules(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     strength: Annotated[float, msgspec.Meta(gt=0)] = 20.0
 
 
+class Span(NamedTuple):
+    """Which of the sorted events came before a moment, for n owners.
+
+    Attributes
+    ----------
+    start, end : ndarray of int64, shape (n,)
+        The owner's.
+    all : ndarray of int64, shape (n,)
+        How many events of anybody.
+    """
+
+    start: NDArray[np.int64]
+    end: NDArray[np.int64]
+    all: NDArray[np.int64]
+
+
 class PastEvents:
     """Events of many owners, each owner's in time order.
 
     Parameters
     ----------
     owners : ndarray of int64, shape (m,)
-        Whose event: a row number from 0 on. Negative: nobody's, left out.
+        Whose event: a row number from 0 on. Negative: nobody's.
     times : ndarray of int64, shape (m,)
         When it became known.
-    payload : ndarray of int64, shape (m,), optional
+    payload : ndarray of int64, shape (m,)
         What happened (an item's row); breaks ties in time, so that the order of the rows does not matter.
     """
 
-    def __init__(
-        self, owners: NDArray[np.int64], times: NDArray[np.int64], payload: NDArray[np.int64] | None = None
-    ) -> None:
-        tie = np.zeros(len(owners), np.int64) if payload is None else payload
-        order = np.lexsort((tie, times, owners))
-        self.order: NDArray[np.int64] = order[np.searchsorted(owners[order], 0) :]
-        self._payload = tie[self.order]
+    def __init__(self, owners: NDArray[np.int64], times: NDArray[np.int64], payload: NDArray[np.int64]) -> None:
+        self.in_time: NDArray[np.int64] = np.lexsort((payload, times))
+        self.by_owner: NDArray[np.int64] = self.in_time[np.argsort(owners[self.in_time], kind="stable")]
+        self._payload = np.append(payload[self.by_owner], -1)
+        self._times = times[self.in_time]
         # Times become ranks, so that (owner, time) fits one integer that sorts the same way.
-        self._times = np.unique(times)
-        self._stride = len(self._times) + 1
-        self._keys = owners[self.order] * self._stride + np.searchsorted(self._times, times[self.order])
+        self._stride = len(times) + 1
+        sorted_owners = owners[self.by_owner]
+        self._keys = sorted_owners * self._stride + np.searchsorted(self._times, times[self.by_owner])
+        most = int(sorted_owners[-1]) if len(owners) else -1
+        self._starts = np.searchsorted(sorted_owners, np.arange(max(most, -1) + 2))
 
-    def span(self, owners: NDArray[np.int64], before: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Where in the sorted events each owner's begin, and where those earlier than `before` end; shape (n,) each."""
-        floor = owners * self._stride
-        start = np.searchsorted(self._keys, floor)
-        end = np.searchsorted(self._keys, floor + np.searchsorted(self._times, before))
-        return start, end
+    def before(self, moments: NDArray[np.int64], owners: NDArray[np.int64]) -> Span:
+        """The events of each owner that are strictly earlier than a moment; nobody (below 0) has none."""
+        rank = np.searchsorted(self._times, moments)
+        start = self._starts[np.clip(owners, 0, len(self._starts) - 1)]
+        end = np.searchsorted(self._keys, owners * self._stride + rank)
+        return Span(start, np.where(owners < 0, start, end), rank)
 
-    def last(self, owners: NDArray[np.int64], before: NDArray[np.int64], *, length: int) -> NDArray[np.int64]:
-        """The payload of each owner's last events before a moment, newest first, -1 beyond them; shape (n, length)."""
-        start, end = self.span(owners, before)
-        places = end[:, None] - 1 - np.arange(length)
-        there = (places >= start[:, None]) & (owners >= 0)[:, None]
-        payload = np.append(self._payload, -1)
-        result: NDArray[np.int64] = np.where(there, payload[np.where(there, places, -1)], -1)
+    def last(self, span: Span, *, length: int) -> NDArray[np.int64]:
+        """The payload of the last events of a span, newest first, -1 beyond them; shape (n, length)."""
+        places = span.end[:, None] - np.arange(1, length + 1)
+        places[places < span.start[:, None]] = -1
+        result: NDArray[np.int64] = self._payload[places]
         return result
 
 
@@ -83,45 +97,29 @@ class PastRates:
 
     Parameters
     ----------
-    owners, times : ndarray of int64, shape (m,)
-        As of :class:`PastEvents`.
+    events : PastEvents
     outcomes : ndarray of float, shape (m,)
-        NaN: not known, left out.
+        One an event, in the order in which the events were given. NaN: not known, left out.
     strength : float
         How many events of the mean each owner starts with.
     """
 
-    def __init__(
-        self, owners: NDArray[np.int64], times: NDArray[np.int64], outcomes: NDArray[np.floating], *, strength: float
-    ) -> None:
+    def __init__(self, events: PastEvents, outcomes: NDArray[np.floating], *, strength: float) -> None:
         known = ~np.isnan(outcomes)
-        summands = outcomes[known].astype(np.float64)
-        # Equal times by outcome, so that no sum depends on the order of the rows.
-        level = np.unique(summands, return_inverse=True)[1]
-        self._events = PastEvents(owners[known], times[known], level)
-        self._sums = _cumulative(summands[self._events.order])
-        by_time = np.lexsort((level, times[known]))
-        self._all_times = times[known][by_time]
-        self._all_sums = _cumulative(summands[by_time])
+        summands = np.where(known, outcomes, 0.0)
+        self._counts, self._all_counts = (_cumulative(known[order]) for order in (events.by_owner, events.in_time))
+        self._sums, self._all_sums = (_cumulative(summands[order]) for order in (events.by_owner, events.in_time))
         self._strength = strength
 
-    def at(
-        self, owners: NDArray[np.int64], before: NDArray[np.int64], *, statistic: Literal["log_odds", "rate", "count"]
-    ) -> NDArray[np.float64]:
-        """The statistic of each owner's events before a moment, shape (n,); NaN where nothing at all is known yet.
-
-        An owner below 0 is nobody: it has the mean.
-        """
-        start, end = self._events.span(np.maximum(owners, 0), before)
-        end = np.where(owners < 0, start, end)
-        count = (end - start).astype(np.float64)
+    def at(self, span: Span, *, statistic: Literal["log_odds", "rate", "count"]) -> NDArray[np.float64]:
+        """The statistic of the events of a span, shape (n,); NaN where nothing at all is known yet."""
+        count = self._counts[span.end] - self._counts[span.start]
         if statistic == "count":
             return count
-        everything = np.searchsorted(self._all_times, before)
-        mean = np.divide(self._all_sums[everything], everything, out=np.full(len(count), np.nan), where=everything > 0)
-        rate: NDArray[np.float64] = (self._sums[end] - self._sums[start] + self._strength * mean) / (
-            count + self._strength
-        )
+        everything = self._all_counts[span.all]
+        mean = np.divide(self._all_sums[span.all], everything, out=np.full(len(count), np.nan), where=everything > 0)
+        total = self._sums[span.end] - self._sums[span.start]
+        rate: NDArray[np.float64] = (total + self._strength * mean) / (count + self._strength)
         if statistic == "rate":
             return rate
         # Half an event of each kind keeps the odds of a task that never happened so far finite.
@@ -131,7 +129,7 @@ class PastRates:
         return result
 
 
-def _cumulative(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def _cumulative(x: NDArray[Any]) -> NDArray[np.float64]:
     result = np.zeros(len(x) + 1)
     np.cumsum(x, out=result[1:])
     return result

@@ -142,13 +142,14 @@ def _apply_times(log: pa.Table, rules: CleaningRules, schema: Schema, apply: Any
             f"from {rules.time_until} on",
             times_of(current(), schema) < parse_time(rules.time_until, schema, "cleaning.time_until"),
         )
-    if rules.max_events_a_day is not None:
-        table = current()
+    table = current()
+    if rules.max_events_a_day is not None and table.num_rows:
         _, users = values.category_column(table.column(schema.user), name=schema.user, expected=None)
-        codes = users.dictionary_encode().indices.to_numpy(zero_copy_only=False)
+        codes = users.dictionary_encode().indices.to_numpy(zero_copy_only=False).astype(np.int64)
         days = day_of(times_of(table, schema), schema)
-        _, group, counts = np.unique(np.stack([codes, days]), axis=1, return_inverse=True, return_counts=True)
-        busy = np.unique(codes[counts[group.ravel()] > rules.max_events_a_day])
+        days -= days.min()
+        _, group, counts = np.unique(codes * (days.max() + 1) + days, return_inverse=True, return_counts=True)
+        busy = np.unique(codes[counts[group] > rules.max_events_a_day])
         apply(f"user with more than {rules.max_events_a_day} events on one day", ~np.isin(codes, busy))
 
 

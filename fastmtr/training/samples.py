@@ -233,31 +233,38 @@ class _Builder:
         self.times = times_of(log.samples, schema)
         self.part = cuts.part_of(self.times)
         self.pipeline = FeaturePipeline(schema)
-        self._past: dict[str, PastEvents | PastRates] = {}
-        self._groups: dict[str, NDArray[np.int64]] = {}
+        self._histories: dict[str, PastEvents] = {}
+        self._groups: dict[tuple[str, str | None], NDArray[np.int64]] = {}
+        self._events: dict[tuple[str, str | None], PastEvents] = {}
+        self._rates: dict[str, PastRates] = {}
         for feature in schema.features:
-            if feature.from_log:
-                self._index_past(feature)
+            if feature.from_log and feature.kind == "sequence":
+                self._histories[feature.name] = self._index_history(feature)
+            elif feature.from_log:
+                self._rates[feature.name] = self._index_rates(feature)
 
-    def _index_past(self, feature: Feature) -> None:
+    def _index_history(self, feature: Feature) -> PastEvents:
         assert feature.event is not None
-        if feature.kind == "sequence":
-            assert feature.of is not None
-            table, rows = self.log.positives[feature.event]
-            table = table.select([self.schema.user, self.schema.item, str(self.schema.timestamp)]).take(pa.array(rows))
-            items = self.entities["item"].rows_of(table)
-            # An item without a value of the feature leaves no trace.
-            items[self.entities["item"].groups(feature.of)[items] < 0] = -1
-            owners = np.where(items < 0, -1, self.entities["user"].rows_of(table))
-            self._past[feature.name] = PastEvents(owners, times_of(table, self.schema), items)
-            return
-        entity = self.entities[feature.entity]
-        groups = np.arange(entity.n_rows) if feature.of is None else entity.groups(feature.of)
-        column = [task.name for task in self.schema.tasks].index(feature.event)
+        assert feature.of is not None
+        table, rows = self.log.positives[feature.event]
+        table = table.select([self.schema.user, self.schema.item, str(self.schema.timestamp)]).take(pa.array(rows))
+        items = self.entities["item"].rows_of(table)
+        # An item without a value of the feature leaves no trace.
+        traceless = self.entities["item"].groups(feature.of)[items] < 0
+        owners = np.where(traceless, -1, self.entities["user"].rows_of(table))
+        return PastEvents(owners, times_of(table, self.schema), items)
+
+    def _index_rates(self, feature: Feature) -> PastRates:
+        key = (feature.entity, feature.of)
+        if key not in self._events:
+            entity = self.entities[feature.entity]
+            groups = np.arange(entity.n_rows) if feature.of is None else entity.groups(feature.of)
+            other = self.rows["item" if feature.entity == "user" else "user"]
+            self._groups[key] = groups
+            self._events[key] = PastEvents(groups[self.rows[feature.entity]], self.log.known_from, other)
+        column = [task.name for task in self.schema.tasks].index(str(feature.event))
         outcomes = np.where(self.log.drawn, np.nan, self.log.labels[:, column])
-        owners = groups[self.rows[feature.entity]]
-        self._groups[feature.name] = groups
-        self._past[feature.name] = PastRates(owners, self.log.known_from, outcomes, strength=self.history.strength)
+        return PastRates(self._events[key], outcomes, strength=self.history.strength)
 
     def fit(self) -> None:
         """Fit the pipeline on the training samples, and encode what does not change with time."""
@@ -269,16 +276,18 @@ class _Builder:
             )
         interactions = self.log.samples.take(pa.array(chosen))
         cutoffs = self._cutoffs(chosen, 0)
-        for feature in self.schema.features:
-            if feature.from_log and feature.kind == "numeric":
-                column = self._statistic(feature, self.rows[feature.entity][chosen], cutoffs)
-                interactions = _with_column(interactions, feature.name, pa.array(column))
+        for entity, rows in self.rows.items():
+            for name, column in self._statistics(entity, rows[chosen], cutoffs).items():
+                interactions = _with_column(interactions, name, pa.array(column))
         tables = {name: entity.table for name, entity in self.entities.items()}
         self.pipeline.fit(users=tables["user"], items=tables["item"], interactions=interactions)
         self._fixed = {
-            f.name: self.pipeline.encode(f.name, tables[f.entity].column(f.name))
-            for f in self.schema.of_entity("user", "item")
-            if not f.from_log
+            name: {
+                f.name: self.pipeline.encode(f.name, entity.table.column(f.name))
+                for f in self.schema.features
+                if f.entity == name and not f.from_log
+            }
+            for name, entity in self.entities.items()
         }
         self.catalogue = self._pack_items(np.arange(self.entities["item"].n_rows), None)
 
@@ -292,7 +301,9 @@ class _Builder:
         candidate = self.schema.of_entity("candidate")
         changes = any(f.from_log for f in self.schema.of_entity("item")) and part != 2
         return Samples(
-            request=self.pipeline.assemble("request", self._user_blocks(users, cutoffs) | context, n_rows=len(chosen)),
+            request=self.pipeline.assemble(
+                "request", self._blocks("user", users, cutoffs) | context, n_rows=len(chosen)
+            ),
             item_rows=items,
             item_dense=self._pack_items(items, cutoffs).dense if changes else None,
             candidate=self.pipeline.transform("candidate", table) if candidate else None,
@@ -304,7 +315,7 @@ class _Builder:
     def users(self) -> Packed:
         """All users as of the beginning of the test samples."""
         rows = np.arange(self.entities["user"].n_rows)
-        blocks = self._user_blocks(rows, np.full(len(rows), self.cuts.test))
+        blocks = self._blocks("user", rows, np.full(len(rows), self.cuts.test))
         return self.pipeline.assemble("request", blocks, n_rows=len(rows))
 
     def seen(self) -> Seen:
@@ -328,32 +339,41 @@ class _Builder:
         times = self.times[chosen]
         return times if self.history.step == "event" else day_start(times, self.schema)
 
-    def _user_blocks(self, users: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        return {f.name: self._block(f, users, cutoffs) for f in self.schema.of_entity("user")}
-
     def _pack_items(self, items: NDArray[np.int64], cutoffs: NDArray[np.int64] | None) -> Packed:
         cutoffs = np.full(len(items), self.cuts.test) if cutoffs is None else cutoffs
-        blocks = {f.name: self._block(f, items, cutoffs) for f in self.schema.of_entity("item")}
-        return self.pipeline.assemble("item", blocks, n_rows=len(items))
+        return self.pipeline.assemble("item", self._blocks("item", items, cutoffs), n_rows=len(items))
 
-    def _block(self, feature: Feature, rows: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> NDArray[Any]:
-        if not feature.from_log:
-            fixed: NDArray[Any] = self._fixed[feature.name][rows]
-            return fixed
-        if feature.kind == "sequence":
-            past = self._past[feature.name]
-            assert isinstance(past, PastEvents)
-            assert feature.of is not None
-            # Row -1 of the ids is the padding.
-            ids = np.append(self._fixed[feature.of][:, 0], np.int32(0))
-            history: NDArray[np.int32] = ids[past.last(rows, cutoffs, length=feature.length)]
-            return history
-        return self.pipeline.encode(feature.name, pa.array(self._statistic(feature, rows, cutoffs)))
+    def _blocks(self, entity: str, rows: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """The encoded features of users or items as of a moment each."""
+        blocks = {name: block[rows] for name, block in self._fixed[entity].items()}
+        for name, column in self._statistics(entity, rows, cutoffs).items():
+            blocks[name] = self.pipeline.encode(name, pa.array(column))
+        if entity == "user":
+            blocks |= {name: self._history(name, rows, cutoffs) for name in self._histories}
+        return blocks
 
-    def _statistic(self, feature: Feature, rows: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> NDArray[np.float64]:
-        past = self._past[feature.name]
-        assert isinstance(past, PastRates)
-        return past.at(self._groups[feature.name][rows], cutoffs, statistic=feature.statistic)
+    def _history(self, name: str, users: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> NDArray[np.int32]:
+        feature, events = self.schema.feature(name), self._histories[name]
+        assert feature.of is not None
+        # Row -1 of the ids is the padding.
+        ids = np.append(self._fixed["item"][feature.of][:, 0], np.int32(0))
+        history: NDArray[np.int32] = ids[events.last(events.before(cutoffs, users), length=feature.length)]
+        return history
+
+    def _statistics(
+        self, entity: str, rows: NDArray[np.int64], cutoffs: NDArray[np.int64]
+    ) -> dict[str, NDArray[np.float64]]:
+        found = {}
+        spans = {
+            key: self._events[key].before(cutoffs, groups[rows])
+            for key, groups in self._groups.items()
+            if key[0] == entity
+        }
+        for name, rates in self._rates.items():
+            feature = self.schema.feature(name)
+            if feature.entity == entity:
+                found[name] = rates.at(spans[feature.entity, feature.of], statistic=feature.statistic)
+        return found
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

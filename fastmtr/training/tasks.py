@@ -224,7 +224,7 @@ def _label_long(log: pa.Table, rules: TaskRules, schema: Schema, cuts: Boundarie
     users, items = (_codes(log, key) for key in (schema.user, schema.item))
     times = times_of(log, schema)
     # One number for the user and the item together.
-    pairs = np.unique(np.stack([users, items]), axis=1, return_inverse=True)[1].ravel()
+    pairs = np.unique(users * (items.max() + 1) + items, return_inverse=True)[1]
 
     shown = (
         _matches(actions, rules.impressions, "tasks.impressions") if rules.impressions else np.ones(len(times), bool)
@@ -241,9 +241,9 @@ def _label_long(log: pa.Table, rules: TaskRules, schema: Schema, cuts: Boundarie
         rule = rules.rules.get(task.name, TaskRule())
         wanted = rule.actions or (task.name,)
         rows = np.flatnonzero(_matches(actions, wanted, f"tasks.rules.{task.name}.actions"))
-        events = PastEvents(pairs[rows], times[rows])
-        _, before = events.span(pairs[chosen], times[chosen])
-        _, until = events.span(pairs[chosen], ends)
+        events = PastEvents(pairs[rows], times[rows], rows)
+        before = events.before(times[chosen], pairs[chosen]).end
+        until = events.before(ends, pairs[chosen]).end
         count = until - before
         columns.append((np.log1p(count) if rule.log1p else count) if task.kind == "regression" else count > 0)
         texts[task.name] = f"{' or '.join(wanted)} within {_window_text(rules)}"
