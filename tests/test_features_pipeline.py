@@ -229,8 +229,11 @@ def test_strict_nulls_raise() -> None:
     pipeline = _fitted([_number(nulls="error")], {"x": [1, 2]})
     with pytest.raises(SchemaError, match=r"column 'x' has 2 nulls, and its rule is nulls = 'error'"):
         pipeline.transform("item", read_table({"x": [1.0, None, math.nan]}))
-    with pytest.raises(SchemaError, match="column 'x' is null"):
-        pipeline.transform_row("item", {})
+    base = pipeline.transform("item", read_table({"x": [1.0]}))
+    for row, stored in (({}, None), ({"x": None}, None), ({"x": None}, base)):
+        with pytest.raises(SchemaError, match="column 'x' is null"):
+            pipeline.transform_row("item", row, base=stored)
+    assert _same(pipeline.transform_row("item", {}, base=base), base)
 
 
 @pytest.mark.parametrize("scaling", SCALINGS)
@@ -287,6 +290,9 @@ def test_derived_features_come_from_the_timestamp() -> None:
     for i in (0, 50, 167):
         assert _same(pipeline.transform_row("request", {"t": ticks[i]}), packed.take([i]))
         assert _same(pipeline.transform_row("request", {"t": moments[i]}), packed.take([i]))
+    # What is said outright counts more than what follows from the time.
+    said = pipeline.transform_row("request", {"t": ticks[0], "hour": 3}).ids[0]
+    assert said.tolist() == [pipeline.transform_row("request", {"hour": 3}).ids[0, 0], packed.ids[0, 1]]
     assert pipeline.transform_row("request", {"t": None}).ids.tolist() == [[0, 0]]
     assert pipeline.transform_row("request", {"t": -(2**63)}).ids.all()
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import math
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +24,8 @@ __all__ = ["STATE_VERSION", "FeaturePipeline"]
 
 STATE_VERSION = 1
 
+_Ticks = TypeVar("_Ticks", int, NDArray[np.int64])
+
 _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
     "request": ("user", "context"),
     "item": ("item",),
@@ -33,10 +36,13 @@ _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
 class _RowPlan(NamedTuple):
     """What :meth:`FeaturePipeline.transform_row` looks up for a domain, made once."""
 
-    allowed: frozenset[str]
-    categories: tuple[tuple[Feature, Categories], ...]
-    numbers: tuple[str, ...]
+    # Feature, encoder and first column, by name.
+    categories: Mapping[str, tuple[Feature, Categories, int]]
+    derived: tuple[tuple[Feature, Categories, int], ...]
+    numbers: Mapping[str, None]
     scales: RowScales
+    ignored: frozenset[str | None]
+    nothing: NDArray[np.int32]
 
 
 class FeaturePipeline:
@@ -229,47 +235,49 @@ class FeaturePipeline:
             A name is no feature of this domain (a likely spelling is suggested), or a value is of the wrong kind.
         """
         plan = self._plan(domain)
-        for name in row:
-            if name not in plan.allowed:
-                self._refuse_stranger(domain, name)
-        ids: list[int] = []
-        for feature, encoder in plan.categories:
-            present, value = self._value(feature, row)
-            if not present:
-                width = _width(feature)
-                ids += [MISSING] * width if base is None else base.ids[0, len(ids) : len(ids) + width].tolist()
-            elif feature.kind == "categorical":
-                ids.append(encoder.encode_value(value))
+        ids = plan.nothing.copy() if base is None else base.ids.copy()
+        clock = self.schema.timestamp
+        if plan.derived and clock is not None and clock in row:
+            tick = values.ticks(row[clock], name=clock, unit=self.schema.timestamp_unit)
+            for feature, encoder, at in plan.derived:
+                ids[0, at] = encoder.encode_value(None if tick is None else self._derive(feature, tick))
+        numbers: dict[str, float] = {}
+        for name, value in row.items():
+            if name in plan.numbers:
+                numbers[name] = values.number(value, name=name)
+            elif name not in plan.categories:
+                if name not in plan.ignored:
+                    self._refuse_stranger(domain, name)
             else:
-                ids += _encode_one(feature, encoder, value)
-        numbers = np.array([values.number(row.get(name), name=name) for name in plan.numbers], np.float64)
-        dense = plan.scales.encode(numbers)
-        if base is not None:
-            dense = np.where([name in row for name in plan.numbers], dense, base.dense[0])
-        return Packed(np.array(ids, np.int32).reshape(1, -1), dense.reshape(1, -1))
+                feature, encoder, at = plan.categories[name]
+                if feature.kind == "categorical":
+                    ids[0, at] = encoder.encode_value(value)
+                else:
+                    ids[0, at : at + feature.length] = _encode_one(feature, encoder, value)
+        if base is not None and not numbers:
+            return Packed(ids, base.dense.copy())
+        given = np.array([name in numbers for name in plan.numbers], bool)
+        raw = np.array([numbers.get(name, math.nan) for name in plan.numbers], np.float64)
+        dense = plan.scales.encode(raw, strict=None if base is None else given)
+        return Packed(ids, (dense if base is None else np.where(given, dense, base.dense[0])).reshape(1, -1))
 
     def _plan(self, domain: Domain) -> _RowPlan:
         plan = self._plans.get(domain)
         if plan is None:
+            offsets = {i.name: i.offset for i in self.inputs if i.domain == domain}
             features = self.features(domain)
+            many = [(f, self._categories(f), offsets[f.name]) for f in features if f.kind != "numeric"]
             numeric = [f for f in features if f.kind == "numeric"]
             scales = [encoder for encoder in map(self._encoder, numeric) if isinstance(encoder, Scale)]
-            keys = [self.schema.user, self.schema.item, self.schema.timestamp]
             plan = self._plans[domain] = _RowPlan(
-                allowed=frozenset([*(f.name for f in features), *(key for key in keys if key is not None)]),
-                categories=tuple((f, self._categories(f)) for f in features if f.kind != "numeric"),
-                numbers=tuple(f.name for f in numeric),
+                categories={f.name: (f, encoder, at) for f, encoder, at in many},
+                derived=tuple((f, encoder, at) for f, encoder, at in many if f.derive is not None),
+                numbers=dict.fromkeys(f.name for f in numeric),
                 scales=RowScales(scales),
+                ignored=frozenset([self.schema.user, self.schema.item, self.schema.timestamp]),
+                nothing=np.full((1, sum(_width(f) for f, _, _ in many)), MISSING, np.int32),
             )
         return plan
-
-    def _value(self, feature: Feature, row: Mapping[str, Any]) -> tuple[bool, Any]:
-        if feature.name in row:
-            return True, row[feature.name]
-        if feature.derive is None or self.schema.timestamp is None or self.schema.timestamp not in row:
-            return False, None
-        tick = values.ticks(row[self.schema.timestamp], name=self.schema.timestamp, unit=self.schema.timestamp_unit)
-        return True, None if tick is None else int(self._derive(feature, np.array([tick], np.int64))[0])
 
     def _refuse_stranger(self, domain: Domain, name: Any) -> NoReturn:
         names = [feature.name for feature in self.features(domain)]
@@ -335,7 +343,7 @@ class FeaturePipeline:
         encoder = self._encoder(feature)
         return encoder.filler if isinstance(encoder, Scale) else np.int32(MISSING)
 
-    def _derive(self, feature: Feature, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
+    def _derive(self, feature: Feature, ticks: _Ticks) -> _Ticks:
         minutes = ticks // (60 * values.TICKS_A_SECOND[self.schema.timestamp_unit])
         hours = (minutes + round(self.schema.utc_offset_hours * 60)) // 60
         # 1970-01-01 was a Thursday, and Monday is 0.

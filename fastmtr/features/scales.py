@@ -159,10 +159,10 @@ class RowScales:
         self._strict = np.array([scale.nulls == "error" for scale in scales], bool)
         self._ranked = [i for i, scale in enumerate(scales) if len(scale.knots)]
 
-    def encode(self, row: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The scaled values of one row, shape (features,)."""
+    def encode(self, row: NDArray[np.float64], *, strict: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
+        """The scaled values of one row, shape (features,); `strict` tells which nulls may be refused (None: all)."""
         missing = np.isnan(row)
-        refused = np.flatnonzero(missing & self._strict)
+        refused = np.flatnonzero(missing & self._strict & (True if strict is None else strict))
         if len(refused):
             raise SchemaError(f"column {self._scales[refused[0]].name!r} is null, and its rule is nulls = 'error'")
         x = _bounded(np.where(missing, 0.0, row), self._low, self._high, self._least, self._most)

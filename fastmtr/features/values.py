@@ -51,6 +51,8 @@ def is_null(value: Any) -> bool:
 
 def category(value: Any, *, name: str, expected: ValueType | None) -> int | str | None:
     """One category of feature `name` in its canonical form; None is null. SchemaError if it is no category."""
+    if type(value) is int and expected != "str" and _INT64[0] <= value <= _INT64[1]:
+        return value
     if isinstance(value, str):
         if expected == "int":
             _refuse_type(name, "whole numbers", f"the text {value!r}")
@@ -119,6 +121,8 @@ def is_text(kind: pa.DataType) -> bool:
 
 def number(value: Any, *, name: str) -> float:
     """One number as float64; NaN is null. SchemaError if it is no number."""
+    if type(value) is float:
+        return value
     if is_null(value):
         return math.nan
     if isinstance(value, str) or not isinstance(value, numbers.Number | np.bool_) or isinstance(value, complex):
