@@ -80,6 +80,7 @@ class _Manifest(msgspec.Struct, frozen=True):
     files: dict[str, _File]
     item_keys: Literal["int", "str"] | None = None
     user_keys: Literal["int", "str"] | None = None
+    n_items: int = 0
     metadata: dict[str, Any] = {}
 
 
@@ -133,6 +134,20 @@ class Bundle:
         head = _decode(self._texts["features.json"], dict[str, Any], self.path / "features.json")
         return head, _read_tensors(self.path / "features.safetensors")
 
+    @property
+    def n_items(self) -> int:
+        """Items of the catalogue; 0 without one."""
+        n: int = self.manifest["n_items"]
+        return n
+
+    @cached_property
+    def catalogue(self) -> Catalogue | None:
+        """The items; their keys are int64 (row numbers where the keys are text, see ``item_names``)."""
+        if "catalogue.safetensors" not in self.manifest["files"]:
+            return None
+        tensors = _read_tensors(self.path / "catalogue.safetensors")
+        return Catalogue(tensors["keys"], Packed(tensors["ids"], tensors["dense"]), self.labels)
+
     @cached_property
     def users(self) -> Catalogue | None:
         """Known users; their keys are int64 (row numbers where the keys are text, see ``user_names``)."""
@@ -160,17 +175,18 @@ class Bundle:
     @property
     def user_names(self) -> list[str] | None:
         """The same of the known users."""
-        return _decode(self._texts["users.json"], _Labels, self.path / "users.json").keys if self._has_names else None
-
-    @property
-    def _has_names(self) -> bool:
-        return "users.json" in self._texts
+        return self._user_texts.keys
 
     @cached_property
     def _item_texts(self) -> _Labels:
-        if "labels.json" not in self._texts:
-            return _Labels()
-        return _decode(self._texts["labels.json"], _Labels, self.path / "labels.json")
+        return self._read_labels("labels.json")
+
+    @cached_property
+    def _user_texts(self) -> _Labels:
+        return self._read_labels("users.json")
+
+    def _read_labels(self, name: str) -> _Labels:
+        return _decode(self._texts[name], _Labels, self.path / name) if name in self._texts else _Labels()
 
     @cached_property
     def _users(self) -> dict[str, NDArray[Any]] | None:
@@ -253,7 +269,7 @@ def write_bundle(
         texts["features.json"], tensors["features.safetensors"] = pipeline_state
     if catalogue is not None:
         kind, tensors["catalogue.safetensors"], names = _rows(catalogue, graph, "item")
-        manifest["item_keys"] = kind
+        manifest["item_keys"], manifest["n_items"] = kind, n_items
         labels = None if catalogue.labels is None else [str(label) for label in catalogue.labels]
         if names is not None or labels is not None:
             texts["labels.json"] = _Labels(keys=names, labels=labels)
@@ -303,6 +319,19 @@ def _rows(given: Catalogue, graph: Graph, domain: Domain) -> tuple[str, dict[str
                 f"{what}: packed {kind} must be {np.dtype(dtype)} of shape {expected} (the graph's {domain} inputs), "
                 f"found {matrix.dtype} of shape {matrix.shape}"
             )
+    for i in graph.inputs:
+        columns = ids[:, i.offset : i.offset + i.width]
+        if (
+            i.domain == domain
+            and i.rows is not None
+            and columns.size
+            and not 0 <= columns.min() <= columns.max() < i.rows
+        ):
+            raise SchemaError(
+                f"{what}: ids of {i.name!r} must be 0 to {i.rows - 1}, found {columns.min()} to {columns.max()}"
+            )
+    if not np.isfinite(dense).all():
+        raise SchemaError(f"{what}: dense inputs must be finite, found NaN or infinite ones")
     if given.labels is not None and len(given.labels) != n:
         raise SchemaError(f"{what}: {n} keys, but {len(given.labels)} labels")
     names = None
@@ -389,8 +418,7 @@ def _check_with_engine(building: Path) -> None:
     """The engine is the authority on a plan's validity: load what was written."""
     from fastmtr import _native
 
-    if hasattr(_native, "Model"):
-        _native.Model(str(building))
+    _native.Model(str(building))
 
 
 def _publish(building: Path, target: Path, overwrite: bool) -> None:

@@ -1,4 +1,4 @@
-"""What every operator means, in plain NumPy: the measure that the compiler, the kernels and converted models are held to.
+"""What every operator means, in plain NumPy: the measure that compiler, kernels and converted models are held to.
 
 Written for clarity and independent of the native code; float64 unless asked otherwise.
 """
