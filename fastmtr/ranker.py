@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
 import msgspec
@@ -203,7 +204,7 @@ class Ranker:
         Parameters
         ----------
         user : key, mapping of raw features, or a list of these
-            A list is many requests in one call.
+            A list is many requests in one call. :class:`~fastmtr.graph.Packed` request inputs are many requests, too.
         items : array of keys, or None
             None: the whole catalogue. For many users one array serves all, a list of arrays has one for each.
         context : mapping, optional
@@ -304,6 +305,7 @@ class Ranker:
         exclude: Literal["seen"] | ArrayLike | None = ...,
         context: Mapping[str, Any] | None = ...,
         fusion_weights: Mapping[str, float] | None = ...,
+        timings: dict[str, float] | None = ...,
     ) -> Ranking: ...
 
     @overload
@@ -316,6 +318,7 @@ class Ranker:
         exclude: Literal["seen"] | ArrayLike | None = ...,
         context: Mapping[str, Any] | None = ...,
         fusion_weights: Mapping[str, float] | None = ...,
+        timings: dict[str, float] | None = ...,
     ) -> list[Ranking]: ...
 
     def recommend(
@@ -327,6 +330,7 @@ class Ranker:
         exclude: Literal["seen"] | ArrayLike | None = None,
         context: Mapping[str, Any] | None = None,
         fusion_weights: Mapping[str, float] | None = None,
+        timings: dict[str, float] | None = None,
     ) -> Ranking | list[Ranking]:
         """Retrieve candidates from the catalogue, then rank them.
 
@@ -337,10 +341,12 @@ class Ranker:
         retrieve : int or None
             Candidates that retrieval hands to ranking. None: no retrieval, the whole catalogue is ranked.
         exclude : "seen" or array of keys, optional
-            Items not to recommend: those that the user had in training, or these; keys that the catalogue does not have
-            are passed over.
+            Items not to recommend: those that the user had in training, or these (for many users one array for all, or
+            a list of arrays); keys that the catalogue does not have are passed over.
         context, fusion_weights
             As in :meth:`score`.
+        timings : dict, optional
+            Receives the seconds of the stages: ``features``, ``retrieval`` and ``ranking``.
 
         Returns
         -------
@@ -355,9 +361,12 @@ class Ranker:
             raise ConfigError(f"k must be at least 1, found {k}")
         if retrieve is not None and retrieve < 1:
             raise ConfigError(f"retrieve must be at least 1, or None to rank the whole catalogue, found {retrieve}")
+        began = perf_counter()
         requests = self._requests(user, context)
         excluded = self._excluded(exclude, requests)
+        packed = perf_counter()
         rows = self._retrieve(requests.packed, retrieve, excluded)
+        retrieved = perf_counter()
         offsets = np.zeros(len(rows) + 1, np.uint64)
         np.cumsum([len(each) for each in rows], out=offsets[1:])
         flat = np.concatenate(rows) if rows else _NO_ROWS
@@ -369,6 +378,9 @@ class Ranker:
             n = int(counts[r])
             chosen = self._items.all[rows[r][positions[r, :n]]]
             found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
+        if timings is not None:
+            timings["features"], timings["retrieval"] = packed - began, retrieved - packed
+            timings["ranking"] = perf_counter() - retrieved
         return found if _is_many(user) else found[0]
 
     def predict(self, samples: Samples, *, items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -385,6 +397,8 @@ class Ranker:
         -------
         array of float32, shape (samples, tasks)
         """
+        if samples.item_dense is not None:
+            raise SchemaError("these samples have item inputs of their own time, which differ from the catalogue's")
         n = len(samples.item_rows)
         offsets = np.arange(n + 1, dtype=np.uint64)
         extra = samples.candidate
@@ -412,9 +426,7 @@ class Ranker:
         if self._retriever is None:
             with self._lock:
                 if self._retriever is None:
-                    self._need_head()
-                    vectors = self._model.item_output("item_vector")
-                    self._retriever = Retriever(vectors, config=self._retrieval, threads=self.threads)
+                    self._retriever = Retriever(self.item_vectors, config=self._retrieval, threads=self.threads)
         return self._retriever
 
     def user_vectors(self, user: User | Users, *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
@@ -425,9 +437,13 @@ class Ranker:
     def _vectors(self, packed: Packed) -> NDArray[np.float32]:
         return self._session().request_output("user_vector", packed.ids, packed.dense)
 
+    @property
+    def has_retrieval(self) -> bool:
+        """The model has a retrieval head, which :meth:`recommend` needs (unless ``retrieve=None``)."""
+        return {"user_vector", "item_vector"} <= {each["name"] for each in self.bundle.plan["outputs"]}
+
     def _need_head(self) -> None:
-        outputs = {each["name"] for each in self.bundle.plan["outputs"]}
-        if not {"user_vector", "item_vector"} <= outputs:
+        if not self.has_retrieval:
             raise SchemaError(
                 "the model of this bundle has no retrieval head; pass retrieve=None to rank the whole catalogue, "
                 "or train it with [model.two_tower]"
@@ -454,8 +470,8 @@ class Ranker:
                 raise SchemaError("this bundle does not know what its users have seen; pass the items' keys as exclude")
             starts, rows = seen
             return [_NO_ROWS if u < 0 else rows[starts[u] : starts[u + 1]] for u in requests.rows]
-        rows = self._items.rows(exclude)
-        return [rows[rows >= 0]] * len(requests.users)
+        found = [self._items.rows(each) for each in _lists(exclude, len(requests.users))]
+        return [rows[rows >= 0] for rows in found]
 
     # ---- small parts -------------------------------------------------------------------------------------------------
 
@@ -499,6 +515,10 @@ class Ranker:
             raise unknown_items_error(unknown.tolist()) from error
 
     def _requests(self, user: User | Users, context: Mapping[str, Any] | None) -> _Requests:
+        if isinstance(user, Packed):
+            n = user.n_rows
+            inputs = Packed(np.ascontiguousarray(user.ids, np.int32), np.ascontiguousarray(user.dense, np.float32))
+            return _Requests(range(n), [True] * n, [-1] * n, inputs)
         users: Sequence[User] = list(user) if _is_many(user) else [user]  # type: ignore[arg-type,list-item]
         if len(users) == 1:
             row, packed = self._request(users[0], context)
@@ -597,7 +617,12 @@ def _is_many(user: Any) -> bool:
 
 def _lists(items: Any, n_users: int) -> list[Any]:
     """One list of items for each user."""
-    nested = items.ndim == 2 if isinstance(items, np.ndarray) and items.dtype != object else any(map(_is_many, items))
+    if not _is_many(items):
+        items = np.asarray(items)
+    if isinstance(items, np.ndarray) and items.ndim == 0:
+        raise SchemaError(f"items must be an array of keys, or one array for each user, found {items[()]!r}")
+    typed = isinstance(items, np.ndarray) and items.dtype != object
+    nested = items.ndim == 2 if typed else any(map(_is_many, items))
     if not nested:
         return [items] * n_users
     if len(items) != n_users:
@@ -608,5 +633,5 @@ def _lists(items: Any, n_users: int) -> list[Any]:
 
 
 def _stored_retrieval(bundle: Bundle) -> RetrievalConfig:
-    stored = bundle.manifest.get("metadata", {}).get("retrieval")
+    stored = bundle.metadata.get("retrieval")
     return RetrievalConfig() if stored is None else msgspec.convert(stored, RetrievalConfig)

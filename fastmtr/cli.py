@@ -1,0 +1,460 @@
+"""The ``fastmtr`` command. Exit status: 0 done, 1 an error, 2 the command line or a configuration is wrong."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from fastmtr.errors import BundleError, ConfigError, FastMTRError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from fastmtr.evaluation.report import Latency
+
+__all__ = ["main"]
+
+_EXTRAS = {
+    "torch": "train",
+    "sklearn": "train",
+    "scipy": "train",
+    "pyarrow": "train",
+    "rich": "demo",
+    "faiss": "retrieval",
+    "matplotlib": "report",
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command.
+
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        In place of the process's own.
+
+    Returns
+    -------
+    int
+        The exit status.
+    """
+    options = _parser().parse_args(arguments)
+    try:
+        status: int = options.run(options) or 0
+    except BrokenPipeError:
+        # The reader of our output (head, less) has gone; Python must not complain about it at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except KeyboardInterrupt:
+        print("fastmtr: interrupted", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if os.environ.get("FASTMTR_DEBUG"):
+            raise
+        print(f"fastmtr: {_one_line(error)}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
+    return status
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, ModuleNotFoundError) and error.name is not None:
+        package = error.name.partition(".")[0]
+        if package in _EXTRAS:
+            return f"this needs {package}, which is not installed: pip install 'fastmtr[{_EXTRAS[package]}]'"
+    if isinstance(error, FastMTRError | OSError):
+        return " ".join(str(error).split())
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (set FASTMTR_DEBUG=1 to see where)"
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="fastmtr", description="Train, compile and serve multi-task ranking models.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, run: Any, text: str) -> argparse.ArgumentParser:
+        made = commands.add_parser(name, help=text, description=text, allow_abbrev=False)
+        made.set_defaults(run=run)
+        return made
+
+    demo = command(
+        "demo", _demo, "Real short-video data, from the log to ranked lists: quality per task, latency by stage."
+    )
+    demo.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
+    demo.add_argument("--bundle", type=Path, metavar="DIR", help="keep the trained bundle there")
+    demo.add_argument(
+        "--seeds",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="also compare with single-task models over N seeds (2 or more; some minutes)",
+    )
+    demo.add_argument("--epochs", type=_count, metavar="N", help="train at most so many epochs")
+    demo.add_argument("--ready", action="store_true", help="do not train: take the packaged bundle")
+
+    train = command("train", _train, "Train the model of a configuration and write a bundle.")
+    train.add_argument(
+        "config", metavar="CONFIG", nargs="?", help="a TOML file, or the name of a packaged data set (kuairand)"
+    )
+    train.add_argument("--out", type=Path, metavar="BUNDLE")
+    train.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    train.add_argument(
+        "--seeds", type=_count, default=0, metavar="N", help="compare with single-task models over N seeds (2 or more)"
+    )
+    train.add_argument("--threads", type=_positive, default=1, metavar="N", help="of torch (default 1)")
+    train.add_argument(
+        "--item-memory",
+        type=_bytes,
+        default="auto",
+        metavar="BYTES",
+        help="for item values computed ahead of time (default: 1 GiB)",
+    )
+    train.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
+    train.add_argument(
+        "--template", action="store_true", help="print a commented configuration to start from, and stop"
+    )
+
+    judge = command("evaluate", _evaluate, "Score a configuration's test samples with a bundle, and tell the quality.")
+    _bundle(judge)
+    judge.add_argument("config", metavar="CONFIG")
+    judge.add_argument("--json", action="store_true", help="numbers for programs")
+
+    recompile = command("compile", _compile, "Compile a bundle's model again, with another memory budget or fusion.")
+    _bundle(recompile)
+    recompile.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
+    recompile.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    recompile.add_argument(
+        "--item-memory", type=_bytes, default="auto", metavar="BYTES", help="for item values computed ahead of time"
+    )
+    recompile.add_argument("--fusion", choices=("product", "sum"), help="how task scores become one")
+    recompile.add_argument(
+        "--weight", action="append", default=[], type=_weight, metavar="TASK=W", help="of the fusion; repeat it"
+    )
+
+    info = command("info", _info, "What the engine can use here, and what is in a bundle.")
+    info.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE")
+    info.add_argument("--json", action="store_true", help="for programs")
+
+    explain = command("explain", _explain, "Each step of a bundle: when it runs, what it costs, and why.")
+    _bundle(explain)
+    explain.add_argument("--html", type=Path, metavar="FILE", help="write a page with a diagram")
+
+    recommend = command("recommend", _recommend, "Retrieve and rank for users of a bundle.")
+    _bundle(recommend)
+    recommend.add_argument("--user", action="append", required=True, metavar="KEY", help="repeat it for more users")
+    recommend.add_argument("-k", type=_positive, default=10, metavar="N")
+    recommend.add_argument(
+        "--retrieve", type=_positive, default=500, metavar="N", help="candidates to rank (default 500)"
+    )
+    recommend.add_argument("--all", action="store_true", help="rank the whole catalogue, without retrieval")
+    recommend.add_argument("--with-seen", action="store_true", help="do not leave out what the user has seen")
+    recommend.add_argument("--json", action="store_true", help="one JSON line a user")
+
+    bench = command("bench", _bench, "Latency of score, rank and recommend on a bundle's own catalogue.")
+    _bundle(bench)
+    bench.add_argument(
+        "--n", type=_positive, nargs="+", default=[1, 16, 128, 512, 2048], metavar="N", help="candidates of a request"
+    )
+    bench.add_argument("--calls", type=_positive, default=300, metavar="N", help="of each kind")
+    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="of one call")
+    bench.add_argument("--json", action="store_true", help="numbers for programs")
+    return parser
+
+
+def _bundle(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's directory")
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected a whole number, found {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    if (value := _count(text)) < 1:
+        raise argparse.ArgumentTypeError("expected at least 1")
+    return value
+
+
+def _bytes(text: str) -> int | str:
+    """A number with K, M or G, or auto."""
+    if text == "auto":
+        return text
+    number, factor = (
+        (text[:-1], 1024 ** (" KMG".index(text[-1].upper()))) if text[-1:].upper() in tuple("KMG") else (text, 1)
+    )
+    if not number.isdecimal():
+        raise argparse.ArgumentTypeError(f"expected bytes such as 64M, or auto, found {text!r}")
+    return int(number) * factor
+
+
+def _weight(text: str) -> tuple[str, float]:
+    task, equals, number = text.rpartition("=")
+    try:
+        return (task, float(number)) if equals else _bad_weight(text)
+    except ValueError:
+        return _bad_weight(text)
+
+
+def _bad_weight(text: str) -> tuple[str, float]:
+    raise argparse.ArgumentTypeError(f"expected TASK=WEIGHT such as like=0.5, found {text!r}")
+
+
+# ---- commands --------------------------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> None:
+    from fastmtr.demo import run_demo
+
+    if options.seeds == 1:
+        raise ConfigError("--seeds 1: an interval needs at least 2 seeds")
+    run_demo(html=options.html, bundle=options.bundle, seeds=options.seeds, epochs=options.epochs, ready=options.ready)
+
+
+def _train(options: argparse.Namespace) -> None:
+    from fastmtr.datasets import config_path
+
+    if options.template:
+        print(config_path("kuairand").read_text(encoding="utf-8"), end="")
+        return
+    if options.config is None or options.out is None:
+        raise ConfigError("train needs a CONFIG and --out BUNDLE; see fastmtr train --help, or start from --template")
+    if options.seeds == 1:
+        raise ConfigError("--seeds 1: an interval needs at least 2 seeds")
+    # Before an hour of training, not after it.
+    if options.out.exists() and not options.overwrite:
+        raise BundleError(f"{options.out} exists already; pass --overwrite to replace it, or another path")
+    import torch
+
+    from fastmtr.config import load_config
+    from fastmtr.workflow import train_bundle
+
+    torch.set_num_threads(options.threads)
+    path = _config_path(options.config)
+    console = _console(stderr=True)
+    report = train_bundle(
+        load_config(path),
+        folder=path.parent,
+        out=options.out,
+        title=path.stem,
+        item_memory=options.item_memory,
+        seeds=options.seeds,
+        overwrite=options.overwrite,
+        progress=console.is_terminal,
+        say=lambda what: console.print(what, markup=False, highlight=False),
+    )
+    out = _console()
+    for table in report.tables():
+        out.print(table)
+    if options.html is not None:
+        from fastmtr.evaluation.html import write_html
+
+        write_html(options.html, report, explain=_explanation(options.out).to_html())
+    out.print(f"wrote {options.out}", markup=False, highlight=False)
+
+
+def _evaluate(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from fastmtr.config import load_config
+    from fastmtr.evaluation.evaluate import evaluate
+    from fastmtr.evaluation.report import quality_tables
+    from fastmtr.ranker import Ranker
+    from fastmtr.workflow import check_same_features, prepare_data, stored_thresholds
+
+    path = _config_path(options.config)
+    config = load_config(path)
+    ranker = Ranker.load(options.bundle)
+    prepared = prepare_data(config, folder=path.parent, progress=_console(stderr=True).is_terminal)
+    check_same_features(ranker, prepared)
+    scores = ranker.predict(prepared.test, items=prepared.catalogue.keys)
+    columns = [ranker.tasks.index(task.name) for task in config.schema.tasks]
+    found = evaluate(
+        scores[:, columns],
+        prepared.test,
+        schema=config.schema,
+        thresholds=stored_thresholds(ranker.bundle),
+        intervals=True,
+    )
+    if options.json:
+        print(msgspec.json.encode([{"task": q.task, "kind": q.kind, **q.metrics} for q in found]).decode())
+        return
+    for table in quality_tables({"bundle": found}, main="bundle"):
+        _console().print(table)
+
+
+def _compile(options: argparse.Namespace) -> None:
+    from safetensors.numpy import load_file
+
+    from fastmtr.bundle import Catalogue, open_bundle, write_bundle
+    from fastmtr.fusion import Fusion
+    from fastmtr.graph import Packed
+
+    bundle = open_bundle(options.bundle)
+    fusion = bundle.plan["fusion"]
+    if options.fusion or options.weight:
+        weights = dict(options.weight) or dict(zip(fusion["tasks"], fusion["weights"], strict=True))
+        fusion = Fusion(kind=options.fusion or fusion["kind"], weights=weights).to_plan(bundle.schema)
+    catalogue, users = None, bundle.users
+    if "catalogue.safetensors" in bundle.manifest["files"]:
+        stored = load_file(bundle.path / "catalogue.safetensors")
+        keys = stored["keys"] if bundle.item_names is None else np.array(bundle.item_names)
+        catalogue = Catalogue(keys, Packed(stored["ids"], stored["dense"]), bundle.labels)
+    if users is not None and bundle.user_names is not None:
+        users = users._replace(keys=np.array(bundle.user_names))
+    made = write_bundle(
+        options.out,
+        schema=bundle.schema,
+        graph=bundle.graph,
+        pipeline_state=bundle.pipeline_state,
+        catalogue=catalogue,
+        users=users,
+        seen=bundle.seen,
+        fusion=fusion,
+        item_memory=options.item_memory,
+        metadata=bundle.metadata,
+        report=bundle.report,
+        overwrite=options.overwrite,
+    )
+    print(f"wrote {made}")
+
+
+def _info(options: argparse.Namespace) -> None:
+    import msgspec
+
+    import fastmtr
+
+    found: dict[str, Any] = {"engine": fastmtr.info()}
+    if options.bundle is not None:
+        from fastmtr import _native
+        from fastmtr.bundle import open_bundle
+
+        bundle = open_bundle(options.bundle)
+        manifest = bundle.manifest
+        found["bundle"] = {
+            "path": str(bundle.path),
+            "fastmtr_version": manifest["fastmtr_version"],
+            "bytes": sum(each["bytes"] for each in manifest["files"].values()),
+            "model": bundle.metadata.get("model"),
+            "users": 0 if bundle.users is None else len(bundle.users.keys),
+            **msgspec.json.decode(_native.Model(str(bundle.path)).describe()),
+        }
+    if options.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        for what, tree in found.items():
+            print(what)
+            _print_tree(tree, "  ")
+
+
+def _print_tree(tree: Any, indent: str) -> None:
+    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
+        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value)):
+            print(f"{indent}{name}")
+            _print_tree(value, indent + "  ")
+        else:
+            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
+            print(f"{indent}{name}: {shown}")
+
+
+def _explain(options: argparse.Namespace) -> None:
+    explanation = _explanation(options.bundle)
+    if options.html is not None:
+        options.html.write_text(explanation.to_html(), encoding="utf-8")
+        print(f"wrote {options.html}")
+        return
+    try:
+        console = _console()
+    except ModuleNotFoundError:
+        print(explanation)
+    else:
+        console.print(explanation)
+
+
+def _explanation(path: Path) -> Any:
+    from fastmtr import _native
+    from fastmtr.bundle import open_bundle
+    from fastmtr.compiler import explain
+
+    bundle = open_bundle(path)
+    shapes = {name: array.shape for name, array in bundle.weights.items()}
+    return explain(bundle.plan, shapes, n_items=_native.Model(str(bundle.path)).n_items)
+
+
+def _recommend(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from fastmtr.ranker import Ranker
+
+    ranker = Ranker.load(options.bundle)
+    users = options.user if ranker.bundle.user_names is not None else [_whole(user) for user in options.user]
+    exclude = None if options.with_seen or ranker.bundle.seen is None else "seen"
+    found = ranker.recommend(users, k=options.k, retrieve=None if options.all else options.retrieve, exclude=exclude)
+    for ranking in found:
+        if options.json:
+            line = {
+                "user": ranking.user,
+                "known_user": ranking.known_user,
+                "items": ranking.items.tolist(),
+                "fused": ranking.fused.tolist(),
+                "scores": {task: column.tolist() for task, column in ranking.scores.items()},
+            }
+            print(msgspec.json.encode(line).decode())
+        else:
+            print(ranking, end="\n\n")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise ConfigError(f"--user: the users of this bundle are whole numbers, found {text!r}") from None
+
+
+def _bench(options: argparse.Namespace) -> None:
+    import msgspec
+
+    from fastmtr.latency import measure
+    from fastmtr.ranker import Ranker
+
+    ranker = Ranker.load(options.bundle, threads=options.threads)
+    found: list[Latency] = measure(ranker, sizes=options.n, calls=options.calls)
+    if options.json:
+        print(msgspec.json.encode(found).decode())
+        return
+    note = f"{ranker!r}, {options.threads} thread(s) a call; for comparisons use the project's bench folder"
+    from fastmtr.evaluation.report import latency_table
+
+    _show(latency_table(found, title="Latency of one request", note=note))
+
+
+def _show(table: Any) -> None:
+    try:
+        _console().print(table)
+    except ModuleNotFoundError:
+        print(table)
+
+
+def _console(*, stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def _config_path(name: str) -> Path:
+    """The file of that name, or the packaged data set."""
+    from fastmtr.datasets import config_path
+
+    path = Path(name)
+    return path if path.suffix == ".toml" or path.exists() else config_path(name)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
