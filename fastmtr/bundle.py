@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fastmtr.compiler import compile_graph
-from fastmtr.errors import BundleError, SchemaError
+from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
 
@@ -124,7 +124,10 @@ class Bundle:
     @cached_property
     def graph(self) -> Graph:
         """The model before compilation."""
-        return Graph.from_json(self._texts["graph.json"], self.weights)
+        try:
+            return Graph.from_json(self._texts["graph.json"], self.weights)
+        except ConversionError as error:
+            raise BundleError(f"{self.path / 'graph.json'}: {error}") from error
 
     @cached_property
     def pipeline_state(self) -> PipelineState | None:
