@@ -2,8 +2,11 @@
 #include <pybind11/numpy.h>
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
+#include <pybind11/stl/filesystem.h>
+#include <pybind11/stl.h>
 
 #include <cstdint>
+#include <filesystem>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -19,7 +22,9 @@ namespace py = pybind11;
 namespace {
 
 [[noreturn]] void raise(PyObject* type, const std::string& message) {
-  PyErr_SetString(type, message.c_str());
+  // A path may hold bytes that are no UTF-8; that must not hide what is wrong.
+  const auto text = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
+  PyErr_SetObject(type, text.ptr());
   throw py::error_already_set();
 }
 
@@ -123,7 +128,7 @@ struct OutputKey {
 
 class Model {
  public:
-  Model(const std::string& path, const std::optional<std::string>& isa, bool without_catalogue) {
+  Model(const std::filesystem::path& path, const std::optional<std::string>& isa, bool without_catalogue) {
     const fmtr_load_options options{sizeof(fmtr_load_options), isa ? isa->c_str() : nullptr, without_catalogue};
     call([&] { return fmtr_model_load(path.c_str(), &options, &model_); });
     try {
@@ -337,7 +342,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
   const auto none = py::none();
   py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-      .def(py::init<const std::string&, const std::optional<std::string>&, bool>(), py::arg("path"), py::kw_only(), py::arg("isa") = none,
+      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool>(), py::arg("path"), py::kw_only(), py::arg("isa") = none,
            py::arg("without_catalogue") = false)
       .def("describe", &Model::describe)
       .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))

@@ -33,7 +33,7 @@ const Kernels& named(const char* isa, const char* asked_by) {
     if (kernels == nullptr) fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", isa, ", which cannot be used here: ", why);
     return *kernels;
   }
-  fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", json_quote(isa), ", which is not known; there are ", known);
+  fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", quote(isa), ", which is not known; there are ", known);
 }
 
 }  // namespace

@@ -1,5 +1,7 @@
 """The native engine. Arrays are taken as they are: C-contiguous and of the dtype stated, else TypeError."""
 
+import os
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -14,7 +16,7 @@ class Model:
 
     Parameters
     ----------
-    path : str
+    path : str or path
         The bundle's directory.
     isa : {"baseline", "avx2", "avx512", "neon", "emulated16"}, optional
         The instruction set; None: the best this processor has, or what ``FASTMTR_FORCE_ISA`` says.
@@ -29,7 +31,7 @@ class Model:
         The instruction set is not available here.
     """
 
-    def __init__(self, path: str, *, isa: str | None = None, without_catalogue: bool = False) -> None: ...
+    def __init__(self, path: str | os.PathLike[str], *, isa: str | None = None, without_catalogue: bool = False) -> None: ...
     def describe(self) -> str:
         """JSON text: inputs, widths, tasks, outputs, fusion, isa, n_items, memory in bytes."""
     def set_catalogue(self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None) -> None:

@@ -20,7 +20,7 @@ const Tensor& matrix(const SafeTensors& file, const std::string& name, std::stri
   if (found.shape != shape) {
     Tensor expected;
     expected.shape = shape;
-    fail(FMTR_ERROR_BUNDLE, file.what(), ": ", json_quote(name), " has shape ", found.shape_text(), ", expected ", expected.shape_text());
+    fail(FMTR_ERROR_BUNDLE, file.what(), ": ", quote(name), " has shape ", found.shape_text(), ", expected ", expected.shape_text());
   }
   return found;
 }

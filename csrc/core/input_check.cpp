@@ -45,7 +45,7 @@ void InputCheck::refuse_id(const int32_t* ids, uint64_t row, fmtr_status status)
     for (uint64_t c = 0; c < input.width; ++c) {
       const int32_t id = ids[row * below_.size() + input.offset + c];
       if (id < 0 || static_cast<uint32_t>(id) >= input.rows)
-        fail(status, "input ", json_quote(input.name), ", ", domain_name(domain_), " row ", row, ", position ", c, ": id ", id, " is out of range, expected 0 .. ",
+        fail(status, "input ", quote(input.name), ", ", domain_name(domain_), " row ", row, ", position ", c, ": id ", id, " is out of range, expected 0 .. ",
              input.rows - 1);
     }
   }
@@ -59,7 +59,7 @@ void InputCheck::refuse_numbers(const float* dense, uint64_t rows, fmtr_status s
       for (uint64_t c = 0; c < input.width; ++c) {
         const float value = dense[r * dense_width_ + input.offset + c];
         if (!std::isfinite(value))
-          fail(status, "input ", json_quote(input.name), ", ", domain_name(domain_), " row ", r, ", position ", c, ": ",
+          fail(status, "input ", quote(input.name), ", ", domain_name(domain_), " row ", r, ", position ", c, ": ",
                std::isnan(value) ? "NaN" : value > 0 ? "infinity" : "-infinity", " found, expected a finite number (fill missing values before)");
       }
     }

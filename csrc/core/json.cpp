@@ -1,5 +1,6 @@
 #include "core/json.h"
 
+#include <algorithm>
 #include <charconv>
 #include <cmath>
 #include <unordered_set>
@@ -109,7 +110,7 @@ class Parser {
       skip_space();
       if (peek() != '"') refuse("expected the name of a member, in double quotes");
       std::string name = parse_string();
-      if (!seen.insert(name).second) refuse(say("member ", json_quote(name), " stands twice"));
+      if (!seen.insert(name).second) refuse(say("member ", quote(name), " stands twice"));
       skip_space();
       expect(':');
       value.object.emplace_back(std::move(name), parse(depth + 1));
@@ -303,11 +304,13 @@ Json parse_json(std::string_view text, std::string_view what, const JsonLimits& 
   return Parser(text, what, limits).document();
 }
 
-std::string json_quote(std::string_view text) {
+namespace {
+
+std::string enclose(std::string_view text, char mark) {
   static const char hex[] = "0123456789abcdef";
-  std::string out = "\"";
+  std::string out(1, mark);
   for (const char c : text) {
-    if (c == '"' || c == '\\') {
+    if (c == mark || c == '\\') {
       out.push_back('\\');
       out.push_back(c);
     } else if (static_cast<unsigned char>(c) < 0x20) {
@@ -318,8 +321,18 @@ std::string json_quote(std::string_view text) {
       out.push_back(c);
     }
   }
-  out.push_back('"');
+  out.push_back(mark);
   return out;
+}
+
+}  // namespace
+
+std::string json_quote(std::string_view text) { return enclose(text, '"'); }
+
+std::string quote(std::string_view text) {
+  size_t end = std::min<size_t>(text.size(), 200);
+  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // whole characters
+  return enclose(end < text.size() ? say(text.substr(0, end), "...") : std::string(text), '\'');
 }
 
 }  // namespace fastmtr

@@ -37,8 +37,8 @@ struct JsonLimits {
 // `what` names the text in the message ("plan.json").
 Json parse_json(std::string_view text, std::string_view what, const JsonLimits& limits = {});
 
-// With the quotes.
-std::string json_quote(std::string_view text);
+std::string json_quote(std::string_view text);  // a JSON string, with its quotes
+std::string quote(std::string_view text);       // for messages: 'name', as Python shows it; cut where it is very long
 
 }  // namespace fastmtr
 #endif

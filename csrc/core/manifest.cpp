@@ -26,10 +26,10 @@ Manifest::Manifest(const std::string& directory) : directory_(directory) {
   if (files == nullptr || files->kind != Json::Kind::object) fail(FMTR_ERROR_BUNDLE, "manifest.json: 'files' is missing or no object");
   for (const auto& [name, entry] : files->object) {
     if (name.empty() || name.find('/') != std::string::npos || name == "." || name == "..")
-      fail(FMTR_ERROR_BUNDLE, "manifest.json: 'files' names ", json_quote(name), ", which is no plain file name");
+      fail(FMTR_ERROR_BUNDLE, "manifest.json: 'files' names ", quote(name), ", which is no plain file name");
     const Json* bytes = entry.find("bytes");
     if (bytes == nullptr || !bytes->integer || bytes->whole < 0)
-      fail(FMTR_ERROR_BUNDLE, "manifest.json: file ", json_quote(name), ": 'bytes' is missing or no whole number of 0 or more");
+      fail(FMTR_ERROR_BUNDLE, "manifest.json: file ", quote(name), ": 'bytes' is missing or no whole number of 0 or more");
     bytes_[name] = static_cast<uint64_t>(bytes->whole);
   }
 }

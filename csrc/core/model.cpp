@@ -58,7 +58,7 @@ void Model::read_item_output(const std::string& name, float* values, uint64_t ca
     std::string known;
     for (const PlanOutput& each : plan_.outputs)
       if (each.role == Role::item) known += say(known.empty() ? "" : ", ", each.name);
-    fail(FMTR_ERROR_ARGUMENT, "the model has no item output ", json_quote(name), "; there are: ", known.empty() ? "none" : known);
+    fail(FMTR_ERROR_ARGUMENT, "the model has no item output ", quote(name), "; there are: ", known.empty() ? "none" : known);
   }
   const auto catalogue = this->catalogue();
   if (catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");

@@ -117,14 +117,14 @@ class Reader {
       if (name.text == found) return name.value;
     std::string known;
     for (const auto& name : names) known += say(known.empty() ? "" : ", ", name.text);
-    refuse(say("'", key, "' is ", json_quote(found), ", expected one of ", known));
+    refuse(say("'", key, "' is ", quote(found), ", expected one of ", known));
   }
   Reader object(std::string_view key) { return {required(key), say(where_, ", ", key)}; }
 
   void finish() const {
     for (const auto& [name, value] : json_.object)
       if (std::find(asked_.begin(), asked_.end(), name) == asked_.end())
-        refuse(say("unknown member ", json_quote(name), "; this version knows ", known()));
+        refuse(say("unknown member ", quote(name), "; this version knows ", known()));
   }
 
  private:
@@ -175,7 +175,7 @@ class PlanReader {
     const Buffer& buffer = plan_.buffers[number(0)];
     if (number(2) == 0) at.refuse(say(role, " has width 0"));
     if (number(1) > buffer.width || number(2) > buffer.width - number(1))
-      at.refuse(say(role, " is columns ", number(1), " .. ", number(1) + number(2), " of buffer ", number(0), " (", json_quote(buffer.name),
+      at.refuse(say(role, " is columns ", number(1), " .. ", number(1) + number(2), " of buffer ", number(0), " (", quote(buffer.name),
                     "), which has ", buffer.width));
     return {static_cast<uint32_t>(number(0)), number(1), number(2)};
   }
@@ -188,7 +188,7 @@ class PlanReader {
       Reader at(list[i], say("buffer ", i));
       Buffer buffer;
       buffer.name = at.text("name");
-      at.rename(say("buffer ", i, " (", json_quote(buffer.name), ")"));
+      at.rename(say("buffer ", i, " (", quote(buffer.name), ")"));
       buffer.domain = at.choice("domain", kDomainNames);
       buffer.ids = at.choice("dtype", kDtypeNames);
       buffer.width = static_cast<uint64_t>(at.whole("width", 1, kMaxWidth));
@@ -209,7 +209,7 @@ class PlanReader {
       Reader at(list[i], say("input ", i));
       PlanInput input;
       input.name = at.text("name");
-      at.rename(say("input ", i, " (", json_quote(input.name), ")"));
+      at.rename(say("input ", i, " (", quote(input.name), ")"));
       if (!names.insert(input.name).second) at.refuse("the name stands twice");
       input.domain = at.choice("domain", kDomainNames);
       input.ids = at.choice("kind", kKindNames) == Kind::ids;
@@ -233,7 +233,7 @@ class PlanReader {
       if (index >= plan_.buffers.size()) at.refuse(say("names buffer ", index, ", there are ", plan_.buffers.size()));
       Buffer& buffer = plan_.buffers[index];
       input.buffer = static_cast<uint32_t>(index);
-      const std::string about = say("buffer ", index, " (", json_quote(buffer.name), ") ");
+      const std::string about = say("buffer ", index, " (", quote(buffer.name), ") ");
       if (buffer.input >= 0) at.refuse(say(about, "already holds another input"));
       if (buffer.domain != input.domain) at.refuse(say(about, "has domain ", domain_name(buffer.domain), ", expected ", domain_name(input.domain)));
       if (buffer.ids != input.ids) at.refuse(say(about, "has dtype ", buffer.ids ? "i32" : "f32", ", expected ", input.ids ? "i32" : "f32"));
@@ -246,7 +246,7 @@ class PlanReader {
     for (size_t i = 0; i < plan_.buffers.size(); ++i) {
       const Buffer& buffer = plan_.buffers[i];
       if (buffer.input < 0 && buffer.stored && buffer.domain != Domain::item)
-        fail(FMTR_ERROR_BUNDLE, "plan.json: buffer ", i, " (", json_quote(buffer.name), "): 'stored' is true, but it is a ",
+        fail(FMTR_ERROR_BUNDLE, "plan.json: buffer ", i, " (", quote(buffer.name), "): 'stored' is true, but it is a ",
              domain_name(buffer.domain), " buffer that holds no input; only item buffers are stored");
     }
   }
@@ -332,9 +332,9 @@ class PlanReader {
       Reader at(list[i], say("step ", i));
       PlanStep step;
       step.name = at.text("name");
-      at.rename(say("step ", i, " (", json_quote(step.name), ")"));
+      at.rename(say("step ", i, " (", quote(step.name), ")"));
       step.op = at.choice("op", kOpNames);
-      at.rename(say("step ", i, " (", op_name(step.op), " ", json_quote(step.name), ")"));
+      at.rename(say("step ", i, " (", op_name(step.op), " ", quote(step.name), ")"));
       step.domain = at.choice("domain", kDomainNames);
       at.optional("remark");  // for those who read the plan
       const auto& inputs = at.list("inputs");
@@ -400,7 +400,7 @@ class PlanReader {
       Reader at(list[i], say("output ", i));
       PlanOutput output;
       output.name = at.text("name");
-      at.rename(say("output ", i, " (", json_quote(output.name), ")"));
+      at.rename(say("output ", i, " (", quote(output.name), ")"));
       if (!names.insert(output.name).second) at.refuse("the name stands twice");
       output.role = at.choice("role", kRoleNames);
       output.operand = operand(at.required("operand"), at, "operand");
@@ -427,10 +427,10 @@ class PlanReader {
       const auto found = std::find_if(plan_.tasks.begin(), plan_.tasks.end(), [&](uint32_t t) {
         return task.kind == Json::Kind::string && plan_.outputs[t].name == task.string;
       });
-      if (found == plan_.tasks.end()) at.refuse(say("'tasks' names ", json_quote(task.string), ", which is no task output"));
+      if (found == plan_.tasks.end()) at.refuse(say("'tasks' names ", quote(task.string), ", which is no task output"));
       const auto position = static_cast<uint32_t>(found - plan_.tasks.begin());
       if (std::find(fusion.tasks.begin(), fusion.tasks.end(), position) != fusion.tasks.end())
-        at.refuse(say("'tasks' names ", json_quote(task.string), " twice"));
+        at.refuse(say("'tasks' names ", quote(task.string), " twice"));
       fusion.tasks.push_back(position);
     }
     if (fusion.tasks.empty() && n_tasks > 0) at.refuse("'tasks' is empty; name at least one task");

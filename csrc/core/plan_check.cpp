@@ -13,7 +13,7 @@ namespace {
 std::string describe(const Plan& plan, const Operand& operand) {
   const Buffer& buffer = plan.buffers[operand.buffer];
   return say("columns ", operand.offset, " .. ", operand.offset + operand.width, " of ", domain_name(buffer.domain), " buffer ", operand.buffer,
-             " (", json_quote(buffer.name), ")");
+             " (", quote(buffer.name), ")");
 }
 
 class StepChecker {
@@ -35,7 +35,7 @@ class StepChecker {
   template <class... Parts>
   [[noreturn]] void refuse(const Parts&... parts) const {
     const PlanStep& step = plan_.steps[index_];
-    fail(FMTR_ERROR_BUNDLE, "plan.json: step ", index_, " (", op_name(step.op), " ", json_quote(step.name), "): ", parts...);
+    fail(FMTR_ERROR_BUNDLE, "plan.json: step ", index_, " (", op_name(step.op), " ", quote(step.name), "): ", parts...);
   }
 
   const Buffer& buffer_of(const Operand& operand) const { return plan_.buffers[operand.buffer]; }
@@ -62,7 +62,7 @@ class StepChecker {
     }
     if (step.domain == Domain::candidate)
       refuse("input ", i, " is ", describe(plan_, step.inputs[i]), ": a candidate step reads items through gather or an addend of affine");
-    refuse("a ", domain_name(step.domain), " step cannot read input ", i, ", ", describe(plan_, step.inputs[i]));
+    refuse(a_step(step), " cannot read input ", i, ", ", describe(plan_, step.inputs[i]));
   }
 
   void check_input(const PlanStep& step, size_t i) const {
@@ -78,12 +78,14 @@ class StepChecker {
     if (missing < end) refuse("input ", i, " is ", describe(plan_, operand), "; column ", missing, " is read before anything has written it");
   }
 
+  static std::string a_step(const PlanStep& step) { return say(step.domain == Domain::item ? "an " : "a ", domain_name(step.domain), " step"); }
+
   // A column is written once. That also keeps an output apart from the step's own inputs, and lets the phases run one after
   // another although their steps may stand interleaved.
   void check_written(const PlanStep& step) {
     const Operand& output = step.output;
     const Buffer& buffer = buffer_of(output);
-    if (buffer.domain != step.domain) refuse("a ", domain_name(step.domain), " step cannot write ", describe(plan_, output));
+    if (buffer.domain != step.domain) refuse(a_step(step), " cannot write ", describe(plan_, output));
     const bool copies = step.op == Op::gather || step.op == Op::copy;
     const bool ids = copies && buffer_of(step.inputs[0]).ids;
     if (buffer.ids != ids) refuse("output is ", describe(plan_, output), " of dtype ", buffer.ids ? "i32, expected f32" : "f32, expected i32");

@@ -63,14 +63,14 @@ SafeTensors::SafeTensors(const std::string& path, std::string_view what) : what_
   std::vector<Span> spans;
   for (const auto& [name, entry] : json.object) {
     if (name == "__metadata__") continue;
-    const std::string where = say(what, ": tensor ", json_quote(name));
+    const std::string where = say(what, ": tensor ", quote(name));
     const Json* dtype = entry.find("dtype");
     const Json* shape = entry.find("shape");
     const Json* offsets = entry.find("data_offsets");
     if (dtype == nullptr || shape == nullptr || offsets == nullptr || entry.object.size() != 3)
       fail(FMTR_ERROR_BUNDLE, where, ": expected exactly the members dtype, shape and data_offsets");
     const uint64_t element = dtype->kind == Json::Kind::string ? element_bytes(dtype->string) : 0;
-    if (element == 0) fail(FMTR_ERROR_BUNDLE, where, ": unknown dtype ", json_quote(dtype->string));
+    if (element == 0) fail(FMTR_ERROR_BUNDLE, where, ": unknown dtype ", quote(dtype->string));
     if (shape->kind != Json::Kind::array || shape->array.size() > kMaxRank)
       fail(FMTR_ERROR_BUNDLE, where, ": shape must be a list of at most ", kMaxRank, " numbers");
     if (offsets->kind != Json::Kind::array || offsets->array.size() != 2)
@@ -104,7 +104,7 @@ SafeTensors::SafeTensors(const std::string& path, std::string_view what) : what_
   uint64_t at = 0;
   for (const Span& span : spans) {
     if (span.begin != at)
-      fail(FMTR_ERROR_BUNDLE, what, ": tensor ", json_quote(*span.name), " begins at data byte ", span.begin, ", expected ", at,
+      fail(FMTR_ERROR_BUNDLE, what, ": tensor ", quote(*span.name), " begins at data byte ", span.begin, ", expected ", at,
            span.begin < at ? " (it overlaps another)" : " (there is a gap)");
     at = span.end;
   }
@@ -118,11 +118,11 @@ const Tensor* SafeTensors::find(const std::string& name) const {
 
 const Tensor& SafeTensors::get(const std::string& name, std::string_view dtype) const {
   const Tensor* tensor = find(name);
-  if (tensor == nullptr) fail(FMTR_ERROR_BUNDLE, what_, ": there is no tensor ", json_quote(name));
+  if (tensor == nullptr) fail(FMTR_ERROR_BUNDLE, what_, ": there is no tensor ", quote(name));
   if (tensor->dtype != dtype)
-    fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", json_quote(name), " is ", tensor->dtype, ", expected ", dtype);
+    fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", quote(name), " is ", tensor->dtype, ", expected ", dtype);
   if (reinterpret_cast<uintptr_t>(tensor->data) % element_bytes(dtype) != 0)
-    fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", json_quote(name), " does not begin at a multiple of its element's size");
+    fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", quote(name), " does not begin at a multiple of its element's size");
   return *tensor;
 }
 

@@ -257,7 +257,7 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
     std::string known;
     for (const PlanOutput& each : plan.outputs)
       if (each.role == Role::request) known += say(known.empty() ? "" : ", ", each.name);
-    fail(FMTR_ERROR_ARGUMENT, "the model has no request output ", json_quote(name), "; there are: ", known.empty() ? "none" : known);
+    fail(FMTR_ERROR_ARGUMENT, "the model has no request output ", quote(name), "; there are: ", known.empty() ? "none" : known);
   }
   check_requests(batch);
   const uint64_t width = output->operand.width, n_requests = batch.n_requests;

@@ -1,0 +1,573 @@
+"""The engine against float64 NumPy, on every instruction set there is; its bits, its ranking rules, its refusals."""
+
+from __future__ import annotations
+
+import json
+import math
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from handmade import ISAS, HandmadeModel, PlanMaker, handmade_model
+from numpy.typing import NDArray
+
+import fastmtr
+from fastmtr import SchemaError
+from fastmtr._native import Model, Session
+
+
+@pytest.fixture(scope="module")
+def handmade() -> HandmadeModel:
+    return handmade_model()
+
+
+@pytest.fixture(scope="module")
+def bundle(handmade: HandmadeModel, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return str(handmade.maker.write(tmp_path_factory.mktemp("bundle") / "m", handmade.catalogue))
+
+
+@pytest.fixture(scope="module")
+def model(bundle: str) -> Model:
+    return Model(bundle)
+
+
+@pytest.fixture
+def session(model: Model) -> Session:
+    return Session(model)
+
+
+class Batch:
+    """Requests with random candidates out of the catalogue, as the engine takes them."""
+
+    def __init__(self, handmade: HandmadeModel, counts: list[int]) -> None:
+        self.handmade = handmade
+        self.ids, self.dense = handmade.requests(len(counts))
+        self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+        self.rows = handmade.rng.integers(0, len(handmade.catalogue["keys"]), sum(counts))
+        self.items = handmade.catalogue["keys"][self.rows]
+        self.candidate_ids, self.candidate_dense = handmade.candidates(sum(counts))
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        return {
+            "request_ids": self.ids,
+            "request_dense": self.dense,
+            "offsets": self.offsets,
+            "items": self.items,
+            "candidate_ids": self.candidate_ids,
+            "candidate_dense": self.candidate_dense,
+        }
+
+    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        parts = []
+        for r in range(len(self.ids)):
+            mine = slice(int(self.offsets[r]), int(self.offsets[r + 1]))
+            request = self.ids[r : r + 1], self.dense[r : r + 1]
+            parts.append(
+                self.handmade.scores(request, self.rows[mine], (self.candidate_ids[mine], self.candidate_dense[mine]))
+            )
+        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_scores_are_those_of_float64(handmade: HandmadeModel, bundle: str, isa: str) -> None:
+    batch = Batch(handmade, [1, 0, 37, 200])
+    scores, fused = Session(Model(bundle, isa=isa)).score(**batch.arguments)
+    expected_scores, expected_fused = batch.expected()
+    np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-6)
+    np.testing.assert_allclose(fused, expected_fused, rtol=2e-5)
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_vectors_are_those_of_float64(handmade: HandmadeModel, bundle: str, isa: str) -> None:
+    model = Model(bundle, isa=isa)
+    ids, dense = handmade.requests(40)
+    vectors = Session(model).request_output("user_vector", ids, dense)
+    np.testing.assert_allclose(vectors, handmade.user_vector(ids, dense), atol=1e-6)
+    np.testing.assert_allclose(model.item_output("item_vector"), handmade.item_vector(), atol=1e-6)
+    assert np.array_equal(model.keys(), handmade.catalogue["keys"])
+
+
+@pytest.mark.parametrize("isa", ISAS)
+def test_bits_depend_on_nothing_but_the_inputs(handmade: HandmadeModel, bundle: str, isa: str) -> None:
+    model = Model(bundle, isa=isa)
+    batch = Batch(handmade, [5, 331, 1, 0, 64, 2, 90, 17, 33, 4])
+    scores, fused = Session(model).score(**batch.arguments)
+    ranked = Session(model).rank(**batch.arguments, k=12)
+    vectors = Session(model).request_output("user_vector", batch.ids, batch.dense)
+    for threads, tile in [(1, 1), (1, 7), (1, 1000), (2, 0), (3, 5), (4, 16)]:
+        other = Session(model, threads=threads, tile=tile)
+        for _ in range(2):  # nothing of an earlier call is left over
+            again, fused_again = other.score(**batch.arguments)
+            assert scores.tobytes() == again.tobytes()
+            assert fused.tobytes() == fused_again.tobytes()
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(ranked, other.rank(**batch.arguments, k=12), strict=True))
+            assert vectors.tobytes() == other.request_output("user_vector", batch.ids, batch.dense).tobytes()
+    # One request at a time, its candidates in another order.
+    single = Session(model)
+    for r in range(len(batch.ids)):
+        mine = np.arange(int(batch.offsets[r]), int(batch.offsets[r + 1]))[::-1]
+        one, _ = single.score(
+            batch.ids[r : r + 1],
+            batch.dense[r : r + 1],
+            np.array([0, len(mine)]),
+            batch.items[mine],
+            candidate_ids=batch.candidate_ids[mine],
+            candidate_dense=batch.candidate_dense[mine],
+        )
+        assert one.tobytes() == scores[mine].tobytes()
+
+
+def test_the_whole_catalogue_is_scored_in_row_order(handmade: HandmadeModel, model: Model, session: Session) -> None:
+    batch = Batch(handmade, [100, 100])
+    batch.items = np.concatenate([model.keys(), model.keys()])
+    scores, fused = session.score(**batch.arguments)
+    whole, whole_fused = session.score(**batch.arguments | {"offsets": None, "items": None})
+    assert scores.tobytes() == whole.tobytes()
+    assert fused.tobytes() == whole_fused.tobytes()
+    for threads in (1, 3):
+        ranked = Session(model, threads=threads).rank(**batch.arguments | {"offsets": None, "items": None}, k=5)
+        assert np.array_equal(ranked[0], np.argsort(-fused.reshape(2, 100), axis=1, kind="stable")[:, :5])
+
+
+def test_rank_agrees_with_score(handmade: HandmadeModel, session: Session) -> None:
+    counts = [30, 0, 4, 100]
+    batch = Batch(handmade, counts)
+    scores, fused = session.score(**batch.arguments)
+    positions, best, best_scores, found = session.rank(**batch.arguments, k=6)
+    assert found.tolist() == [6, 0, 4, 6]
+    for r, n in enumerate(counts):
+        mine = slice(int(batch.offsets[r]), int(batch.offsets[r + 1]))
+        order = np.argsort(-fused[mine], kind="stable")[:6]
+        assert positions[r].tolist() == [*order.tolist(), *[-1] * (6 - min(n, 6))]
+        assert np.array_equal(best[r, : len(order)], fused[mine][order])
+        assert np.array_equal(best_scores[r, : len(order)], scores[mine][order])
+        assert np.isnan(best[r, len(order) :]).all()
+        assert np.isnan(best_scores[r, len(order) :]).all()
+
+
+def test_rank_of_nothing(handmade: HandmadeModel, session: Session) -> None:
+    positions, fused, scores, counts = session.rank(**Batch(handmade, [3, 5]).arguments, k=0)
+    assert positions.shape == fused.shape == (2, 0)
+    assert scores.shape == (2, 0, 2)
+    assert counts.tolist() == [0, 0]
+    assert [len(a) for a in session.rank(**Batch(handmade, []).arguments, k=3)] == [0, 0, 0, 0]
+    assert session.score(**Batch(handmade, []).arguments)[0].shape == (0, 2)
+    assert session.score(**Batch(handmade, [0, 0]).arguments)[1].shape == (0,)
+    assert session.rank(**Batch(handmade, [0, 0]).arguments, k=3)[3].tolist() == [0, 0]
+
+
+def test_unknown_items(handmade: HandmadeModel, session: Session) -> None:
+    batch = Batch(handmade, [10, 5])
+    scores, fused = session.score(**batch.arguments)
+    batch.items = batch.items.copy()
+    batch.items[[2, 11, 12]] = [10**12, -999, 10**12]
+    with pytest.raises(SchemaError, match=r"item 1000000000000 \(candidate 2\) is not in the catalogue of 100 items, nor are 2 others"):
+        session.score(**batch.arguments)
+    skipped, skipped_fused = session.score(**batch.arguments, skip_unknown=True)
+    known = np.ones(15, dtype=bool)
+    known[[2, 11, 12]] = False
+    assert np.isnan(skipped[~known]).all()
+    assert np.isnan(skipped_fused[~known]).all()
+    assert scores[known].tobytes() == skipped[known].tobytes()
+    positions, _, _, counts = session.rank(**batch.arguments, k=10, skip_unknown=True)
+    assert counts.tolist() == [9, 3]
+    assert 2 not in positions[0]
+    assert sorted(positions[1].tolist()) == [-1] * 7 + [0, 3, 4]
+    assert fused[known].tobytes() == skipped_fused[known].tobytes()
+
+
+def test_fusion_weights_of_one_call(handmade: HandmadeModel, session: Session) -> None:
+    batch = Batch(handmade, [20])
+    scores, fused = session.score(**batch.arguments)
+    weights = np.array([0.0, 1.0], dtype=np.float32)  # buy, click
+    _, clicks = session.score(**batch.arguments, fusion_weights=weights)
+    np.testing.assert_allclose(clicks, scores[:, 0], rtol=1e-5)
+    assert session.score(**batch.arguments)[1].tobytes() == fused.tobytes()
+    with pytest.raises(ValueError, match="fusion_weights has 1 numbers, the model fuses 2 tasks"):
+        session.score(**batch.arguments, fusion_weights=weights[:1])
+    with pytest.raises(SchemaError, match="fusion weight 1 is not finite"):
+        session.score(**batch.arguments, fusion_weights=np.array([1, np.nan], dtype=np.float32))
+
+
+def test_a_new_catalogue(handmade: HandmadeModel, bundle: str) -> None:
+    model = Model(bundle, without_catalogue=True)
+    session = Session(model)
+    batch = Batch(handmade, [8])
+    nothing = batch.arguments | {"items": None, "offsets": None}
+    nothing |= {name: batch.arguments[name][:0] for name in ("candidate_ids", "candidate_dense")}
+    assert model.n_items == 0
+    assert model.keys().shape == (0,)
+    with pytest.raises(ValueError, match="the model has no catalogue: set one first"):
+        session.score(**batch.arguments)
+    with pytest.raises(ValueError, match="the model has none: set one first"):
+        session.score(**nothing)
+    with pytest.raises(ValueError, match="no catalogue"):
+        model.item_output("item_vector")
+    keys, ids, dense = (handmade.catalogue[name] for name in ("keys", "ids", "dense"))
+    model.set_catalogue(keys, ids, dense)
+    scores, _ = session.score(**batch.arguments)
+    assert scores.tobytes() == Session(Model(bundle)).score(**batch.arguments)[0].tobytes()
+    with pytest.raises(SchemaError, match="item key 3 stands twice, in rows 1 and 2"):
+        model.set_catalogue(np.array([1, 3, 3]), ids[:3], dense[:3])
+    with pytest.raises(SchemaError, match="input 'item', item row 2, position 0: id 40 is out of range, expected 0 .. 39"):
+        model.set_catalogue(keys[:3], np.array([[0], [1], [40]], dtype=np.int32), dense[:3])
+    with pytest.raises(SchemaError, match="ids has 2 rows, expected 3"):
+        model.set_catalogue(keys[:3], ids[:2], dense[:3])
+    assert model.n_items == 100  # the old one stayed
+    model.set_catalogue(keys[:0], ids[:0], dense[:0])
+    assert model.n_items == 0
+    scores, _ = session.score(**batch.arguments, skip_unknown=True)
+    assert np.isnan(scores).all()
+    assert session.score(**nothing)[0].shape == (0, 2)
+
+
+def test_a_catalogue_replaced_while_others_score(handmade: HandmadeModel, bundle: str) -> None:
+    """Each call sees one catalogue from beginning to end: the first half of the items, or all."""
+    model = Model(bundle)
+    keys, ids, dense = (handmade.catalogue[name] for name in ("keys", "ids", "dense"))
+    request_ids, request_dense = handmade.requests(1)
+    place, retrieved = handmade.candidates(1)
+    expected = {}
+    for n in (50, 100):
+        model.set_catalogue(keys[:n], ids[:n], dense[:n])
+        one = {"candidate_ids": np.repeat(place, n, axis=0), "candidate_dense": np.repeat(retrieved, n, axis=0)}
+        expected[n] = Session(model).score(request_ids, request_dense, None, None, **one)[0].tobytes()
+    seen: list[bool] = []
+
+    def score_often() -> None:
+        session = Session(model)
+        for i in range(200):
+            n = 50 if i % 2 else 100
+            one = {"candidate_ids": np.repeat(place, n, axis=0), "candidate_dense": np.repeat(retrieved, n, axis=0)}
+            try:
+                scores, _ = session.score(request_ids, request_dense, None, None, **one)
+            except SchemaError:  # the other catalogue was there: the number of candidate rows does not fit
+                continue
+            seen.append(scores.tobytes() == expected[n])
+
+    threads = [threading.Thread(target=score_often) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for i in range(100):
+        n = 50 if i % 2 else 100
+        model.set_catalogue(keys[:n], ids[:n], dense[:n])
+    for thread in threads:
+        thread.join()
+    assert all(seen)
+
+
+def test_one_session_is_of_one_thread(handmade: HandmadeModel, model: Model) -> None:
+    batch = Batch(handmade, [400] * 20)
+    session = Session(model)
+    expected = session.score(**batch.arguments)[0].tobytes()
+    answers: list[str] = []
+    barrier = threading.Barrier(3)
+
+    def score() -> None:
+        barrier.wait()
+        for _ in range(20):
+            try:
+                scores, _ = session.score(**batch.arguments)
+                answers.append("right" if scores.tobytes() == expected else "wrong")
+            except ValueError as error:
+                answers.append("refused" if "in use by another thread" in str(error) else str(error))
+
+    threads = [threading.Thread(target=score) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert set(answers) <= {"right", "refused"}
+    assert "right" in answers
+
+
+REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
+    "id too large": ({"request_ids": (0, 0, 50)}, SchemaError, "input 'user', request row 0, position 0: id 50 is out of range, expected 0 .. 49"),
+    "id negative": ({"request_ids": (1, 4, -1)}, SchemaError, "input 'history', request row 1, position 3: id -1 is out"),
+    "NaN": ({"request_dense": (1, 2, np.nan)}, SchemaError, "input 'profile', request row 1, position 2: NaN found"),
+    "infinity": ({"request_dense": (0, 0, np.inf)}, SchemaError, "position 0: infinity found, expected a finite number"),
+    "-infinity": ({"candidate_dense": (6, 0, -np.inf)}, SchemaError, "input 'retrieved', candidate row 6, position 0: -inf"),
+    "candidate id": ({"candidate_ids": (2, 0, 5)}, SchemaError, "input 'place', candidate row 2, position 0: id 5"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_bad_values_are_refused(handmade: HandmadeModel, session: Session, case: str) -> None:
+    changes, error, message = REFUSED[case]
+    arguments = Batch(handmade, [3, 4]).arguments
+    for name, (row, column, value) in changes.items():
+        arguments[name] = arguments[name].copy()
+        arguments[name][row, column] = value
+    with pytest.raises(error, match=message):
+        session.score(**arguments)
+    with pytest.raises(error, match=message):
+        session.rank(**arguments, k=2)
+
+
+MALFORMED: dict[str, tuple[str, Callable[[Any], Any], type[Exception], str]] = {
+    "list": ("request_ids", lambda a: a.tolist(), TypeError, "request_ids is of type list, expected a NumPy array of int32"),
+    "int64 ids": ("request_ids", lambda a: a.astype(np.int64), TypeError, "request_ids has dtype int64"),
+    "float64": ("request_dense", lambda a: a.astype(np.float64), TypeError, "request_dense has dtype float64, expected"),
+    "big endian": ("request_dense", lambda a: a.astype(">f4"), TypeError, "request_dense has dtype >f4"),
+    "one dimension": ("request_ids", lambda a: a[0], TypeError, r"request_ids has shape \(7,\)"),
+    "not contiguous": ("request_ids", lambda a: np.asfortranarray(a), TypeError, "use numpy.ascontiguousarray"),
+    "a column less": ("request_ids", lambda a: a[:, :6].copy(), SchemaError, r"shape \(2, 6\), expected 7 columns"),
+    "a row less": ("request_dense", lambda a: a[:1], SchemaError, "request_dense has 1 rows, expected 2"),
+    "None": ("request_dense", lambda a: None, SchemaError, "request_dense is None, expected an array with 3 columns"),
+    "candidate None": ("candidate_ids", lambda a: None, SchemaError, "candidate_ids is None"),
+    "candidate rows": ("candidate_dense", lambda a: a[:-1], SchemaError, "candidate_dense has 6 rows, expected 7"),
+    "no offsets": ("offsets", lambda a: None, TypeError, "offsets is of type NoneType"),
+    "offsets empty": ("offsets", lambda a: a[:0], ValueError, "offsets is empty"),
+    "offsets short": ("offsets", lambda a: a[:2], ValueError, "offsets has 2 numbers for 2 requests"),
+    "offsets descend": ("offsets", lambda a: np.array([0, 8, 7]), ValueError, "must ascend, but offsets\\[2\\] is 7 after 8"),
+    "offsets begin": ("offsets", lambda a: np.array([1, 3, 7]), ValueError, "offsets\\[0\\] is 1, expected 0"),
+    "offsets end": ("offsets", lambda a: np.array([0, 3, 6]), ValueError, "offsets ends with 6, but there are 7 items"),
+    "offsets negative": ("offsets", lambda a: np.array([0, -3, 7]), ValueError, "must ascend"),
+    "items text": ("items", lambda a: a.astype(str), TypeError, "items has dtype <U"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MALFORMED)
+def test_malformed_arguments_are_refused(handmade: HandmadeModel, session: Session, case: str) -> None:
+    name, change, error, message = MALFORMED[case]
+    arguments = Batch(handmade, [3, 4]).arguments
+    arguments[name] = change(arguments[name])
+    with pytest.raises(error, match=message):
+        session.score(**arguments)
+
+
+def test_names_that_are_not_there(handmade: HandmadeModel, model: Model, session: Session) -> None:
+    with pytest.raises(ValueError, match="no request output 'item_vector'; there are: user_vector"):
+        session.request_output("item_vector", *handmade.requests(1))
+    with pytest.raises(ValueError, match="no item output 'click'; there are: item_vector"):
+        model.item_output("click")
+
+
+def test_sessions_refuse_absurd_sizes(model: Model) -> None:
+    with pytest.raises(ValueError, match="threads is 5000, expected at most 1024"):
+        Session(model, threads=5000)
+    with pytest.raises(ValueError, match="tile is 1000000"):
+        Session(model, tile=1_000_000)
+
+
+def test_describe(model: Model) -> None:
+    about = json.loads(model.describe())
+    assert about["tasks"] == ["click", "buy"]
+    assert about["widths"] == {
+        "request": {"ids": 7, "dense": 3},
+        "item": {"ids": 1, "dense": 2},
+        "candidate": {"ids": 1, "dense": 1},
+    }
+    assert about["fusion"] == {"kind": "product", "tasks": ["buy", "click"], "weights": [2.0, 0.5], "offsets": [0.01, 0]} or (
+        math.isclose(about["fusion"]["offsets"][0], 0.01, rel_tol=1e-6)
+    )
+    assert about["inputs"][1] == {
+        "name": "history",
+        "domain": "request",
+        "kind": "ids",
+        "offset": 1,
+        "width": 6,
+        "rows": 40,
+        "padding": 0,
+    }
+    assert (about["n_items"], model.n_items, model.n_tasks) == (100, 100, 2)
+    assert about["isa"] in ISAS
+    assert {o["name"]: (o["role"], o["width"]) for o in about["outputs"]}["user_vector"] == ("request", 4)
+
+
+def test_the_instruction_set_is_chosen(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = fastmtr.info()
+    assert found["abi"] == 1
+    assert found["version"] == fastmtr.__version__
+    for isa in found["instruction_sets"]:
+        if isa["available"]:
+            assert json.loads(Model(bundle, isa=isa["name"]).describe())["isa"] == isa["name"]
+        else:
+            with pytest.raises(fastmtr.BackendError, match=f"{isa['name']}, which cannot be used here: "):
+                Model(bundle, isa=isa["name"])
+    with pytest.raises(fastmtr.BackendError, match="the caller asks for instruction set 'sse9', which is not known"):
+        Model(bundle, isa="sse9")
+    monkeypatch.setenv("FASTMTR_FORCE_ISA", "baseline")
+    assert json.loads(Model(bundle).describe())["isa"] == "baseline"
+    monkeypatch.setenv("FASTMTR_FORCE_ISA", "mmx")
+    with pytest.raises(fastmtr.BackendError, match="FASTMTR_FORCE_ISA asks for instruction set 'mmx'"):
+        Model(bundle)
+
+
+def test_what_is_installed() -> None:
+    assert Path(fastmtr.get_include(), "fastmtr.h").is_file()
+    assert Path(fastmtr.get_include(), "fastmtr.hpp").is_file()
+    assert Path(fastmtr.get_library()).is_file()
+
+
+# ---- single operators ------------------------------------------------------------------------------------------------
+
+RNG = np.random.default_rng(3)
+TABLE = RNG.normal(size=(9, 3))
+W32, B32 = RNG.normal(size=(5, 6)), RNG.normal(size=5)
+GROUPED, SHARED = RNG.normal(size=(2, 5, 3)), RNG.normal(size=(2, 5, 6))
+SLOPE, SCALE, SHIFT = RNG.uniform(0, 1, 6), RNG.normal(size=6), RNG.normal(size=6)
+
+
+def _softmax(x: NDArray[Any]) -> NDArray[Any]:
+    e = np.exp(x - x.max(axis=-1, keepdims=True))
+    return e / e.sum(axis=-1, keepdims=True)
+
+
+def _erf(x: NDArray[Any]) -> NDArray[Any]:
+    return np.vectorize(math.erf)(x)
+
+
+def _layer_norm(x: NDArray[Any], eps: float = 1e-5) -> NDArray[Any]:
+    return (x - x.mean(axis=1, keepdims=True)) / np.sqrt(x.var(axis=1, keepdims=True) + eps)
+
+
+def _bag(ids: NDArray[Any], mode: str) -> NDArray[Any]:
+    rows = []
+    for row in ids:
+        real = TABLE[row[row != 0]]
+        rows.append(np.zeros(3) if len(real) == 0 else getattr(np, mode)(real, axis=0))
+    return np.array(rows)
+
+
+X = [["x"], ["x", "y"]]
+# name: (op, inputs, output width, attrs, weights, meaning)
+OPERATORS: dict[str, tuple[str, list[str], int, dict[str, Any], dict[str, Any], Callable[..., Any]]] = {
+    "copy": ("copy", ["x"], 6, {}, {}, lambda x: x),
+    "affine": ("affine", ["x"], 5, {}, {"w": W32, "b": B32}, lambda x: x @ W32.T + B32),
+    "affine of groups": ("affine", ["x"], 10, {"groups": 2}, {"w": GROUPED},
+                         lambda x: np.einsum("rgk,gnk->rgn", x.reshape(-1, 2, 3), GROUPED).reshape(-1, 10)),
+    "affine of groups that share x": ("affine", ["x"], 10, {"groups": 2, "shared_x": True}, {"w": SHARED},
+                                      lambda x: np.einsum("rk,gnk->rgn", x, SHARED).reshape(-1, 10)),
+    "sum of addends": ("affine", ["x", "y"], 6, {"has_x": False, "activation": "relu"}, {"b": SHIFT},
+                       lambda x, y: np.maximum(x + y + SHIFT, 0)),
+    "relu": ("activation", ["x"], 6, {"activation": "relu"}, {}, lambda x: np.maximum(x, 0)),
+    "none": ("activation", ["x"], 6, {"activation": "none"}, {}, lambda x: x),
+    "leaky_relu": ("activation", ["x"], 6, {"activation": "leaky_relu", "alpha": 0.2}, {}, lambda x: np.where(x > 0, x, 0.2 * x)),
+    "prelu": ("activation", ["x"], 6, {"activation": "prelu"}, {"slope": SLOPE}, lambda x: np.where(x > 0, x, SLOPE * x)),
+    "elu": ("activation", ["x"], 6, {"activation": "elu", "alpha": 0.7}, {}, lambda x: np.where(x > 0, x, 0.7 * np.expm1(x))),
+    "sigmoid": ("activation", ["x"], 6, {"activation": "sigmoid"}, {}, lambda x: 1 / (1 + np.exp(-x))),
+    "tanh": ("activation", ["x"], 6, {"activation": "tanh"}, {}, np.tanh),
+    "silu": ("activation", ["x"], 6, {"activation": "silu"}, {}, lambda x: x / (1 + np.exp(-x))),
+    "gelu": ("activation", ["x"], 6, {"activation": "gelu"}, {}, lambda x: x / 2 * (1 + _erf(x / math.sqrt(2)))),
+    "gelu_tanh": ("activation", ["x"], 6, {"activation": "gelu_tanh"}, {},
+                  lambda x: x / 2 * (1 + np.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3)))),
+    "softplus": ("activation", ["x"], 6, {"activation": "softplus"}, {}, lambda x: np.logaddexp(x, 0)),
+    "exp": ("activation", ["x"], 6, {"activation": "exp"}, {}, np.exp),
+    "softmax": ("softmax", ["x"], 6, {"size": 3}, {}, lambda x: _softmax(x.reshape(-1, 2, 3)).reshape(-1, 6)),
+    "mixture": ("mixture", ["gate", "x", "y"], 6, {}, {}, lambda g, x, y: g[:, :1] * x + g[:, 1:] * y),
+    "add": ("binary", ["x", "y"], 6, {"fn": "add"}, {}, lambda x, y: x + y),
+    "sub": ("binary", ["x", "one"], 6, {"fn": "sub"}, {}, lambda x, o: x - o),
+    "mul": ("binary", ["one", "x"], 6, {"fn": "mul"}, {}, lambda o, x: o * x),
+    "div": ("binary", ["x", "y"], 6, {"fn": "div"}, {}, lambda x, y: x / y),
+    "max": ("binary", ["x", "y"], 6, {"fn": "max"}, {}, np.maximum),
+    "min": ("binary", ["x", "one"], 6, {"fn": "min"}, {}, np.minimum),
+    "scale_shift": ("scale_shift", ["x"], 6, {}, {"scale": SCALE, "shift": SHIFT}, lambda x: x * SCALE + SHIFT),
+    "reduce sum": ("reduce", ["x"], 2, {"fn": "sum", "outer": 1, "axis": 3, "inner": 2}, {}, lambda x: x.reshape(-1, 3, 2).sum(1)),
+    "reduce mean": ("reduce", ["x"], 3, {"fn": "mean", "outer": 3, "axis": 2, "inner": 1}, {}, lambda x: x.reshape(-1, 3, 2).mean(2)),
+    "reduce max": ("reduce", ["x"], 1, {"fn": "max", "outer": 1, "axis": 6, "inner": 1}, {}, lambda x: x.max(1, keepdims=True)),
+    "layer_norm": ("layer_norm", ["x"], 6, {"eps": 1e-5}, {}, _layer_norm),
+    "layer_norm scaled": ("layer_norm", ["x"], 6, {"eps": 1e-5}, {"scale": SCALE, "shift": SHIFT}, lambda x: _layer_norm(x) * SCALE + SHIFT),
+    "l2_normalize": ("l2_normalize", ["x"], 6, {"eps": 1e-6}, {}, lambda x: x / np.linalg.norm(x, axis=1, keepdims=True)),
+    "dot": ("dot", ["x", "y"], 1, {}, {}, lambda x, y: (x * y).sum(1, keepdims=True)),
+    "embedding": ("embedding", ["ids"], 12, {"padding": 0}, {"table": TABLE},
+                  lambda ids: (TABLE[ids] * (ids != 0)[:, :, None]).reshape(-1, 12)),
+    "embedding without padding": ("embedding", ["ids"], 12, {"padding": None}, {"table": TABLE}, lambda ids: TABLE[ids].reshape(-1, 12)),
+    **{f"embedding_bag {mode}": ("embedding_bag", ["ids"], 3, {"mode": mode, "padding": 0}, {"table": TABLE}, lambda ids, mode=mode: _bag(ids, mode))
+       for mode in ("sum", "mean", "max")},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("name", OPERATORS)
+def test_operator_in_each_domain(name: str, isa: str, tmp_path: Path) -> None:
+    """As a request step, an item step whose value is stored and gathered, and a candidate step; with slices of wider buffers."""
+    op, names, width, attrs, weights, meaning = OPERATORS[name]
+    rng = np.random.default_rng(11)
+    n = 23
+    ids = rng.integers(0, 9, (n, 4)).astype(np.int32)
+    ids[3] = 0
+    dense = rng.normal(size=(n, 15)).astype(np.float32)
+    columns = {"x": dense[:, :6], "y": dense[:, 6:12], "gate": dense[:, 12:14], "one": dense[:, 14:], "ids": ids}
+    arguments = [columns[i] if i == "ids" else columns[i].astype(np.float64) for i in names]
+    expected = meaning(*arguments)
+
+    m = PlanMaker()
+    for domain in ("request", "item", "candidate"):
+        id_input = m.input(f"{domain} ids", domain, "ids", 4, rows=9, padding=0)
+        x = m.input(f"{domain} dense", domain, "dense", 15)[0]
+        places = {"x": [x, 0, 6], "y": [x, 6, 6], "gate": [x, 12, 2], "one": [x, 14, 1], "ids": id_input}
+        wide = m.buffer(domain, width + 2, stored=domain == "item")
+        output = [wide[0], 1, width]
+        m.step(domain, op, domain, [places[i] for i in names], output, weights=weights, **attrs)
+        if domain == "item":
+            m.output("item", output, "item")
+            output = m.step("gather", "gather", "candidate", [output], width)
+        if domain == "request":
+            m.output("request", output, "request")
+        for i in range(width):
+            m.output(f"{domain}.{i}", [output[0], output[1] + i, 1])
+    keys = np.arange(n, dtype=np.int64)
+    model = Model(str(m.write(tmp_path / "m", {"keys": keys, "ids": ids, "dense": dense})), isa=isa)
+    session = Session(model, tile=7)
+    close = {"rtol": 1e-5, "atol": 2e-6}
+    np.testing.assert_allclose(model.item_output("item"), expected, **close)
+    np.testing.assert_allclose(session.request_output("request", ids, dense), expected, **close)
+    order = rng.permutation(n)
+    scores, fused = session.score(
+        ids[:2], dense[:2], np.array([0, n, 2 * n]), np.tile(keys[order], 2),
+        candidate_ids=np.tile(ids, (2, 1)), candidate_dense=np.tile(dense, (2, 1)),
+    )  # fmt: skip
+    of_request, of_item, of_candidate = np.split(scores.reshape(2, n, 3 * width), 3, axis=2)
+    for r in range(2):
+        np.testing.assert_allclose(of_request[r], np.tile(expected[r], (n, 1)), **close)
+        np.testing.assert_allclose(of_item[r], expected[order], **close)
+        np.testing.assert_allclose(of_candidate[r], expected, **close)
+    np.testing.assert_allclose(fused, scores.astype(np.float64).sum(axis=1), rtol=1e-5, atol=1e-4)
+
+
+def test_ids_of_items_reach_candidates_through_gather(tmp_path: Path) -> None:
+    m = PlanMaker()
+    tags = m.input("tags", "item", "ids", 3, rows=9, padding=0)
+    gathered = m.step("gather", "gather", "candidate", [[tags[0], 1, 2]], 2, dtype="i32")
+    value = m.step("tags", "embedding_bag", "candidate", [gathered], 3, weights={"table": TABLE}, mode="sum", padding=0)
+    m.output("sum", m.step("total", "reduce", "candidate", [value], 1, fn="sum", outer=1, axis=3, inner=1))
+    ids = np.random.default_rng(0).integers(0, 9, (50, 3)).astype(np.int32)
+    catalogue = {"keys": np.arange(50), "ids": ids, "dense": np.zeros((50, 0), dtype=np.float32)}
+    model = Model(str(m.write(tmp_path / "m", catalogue)))
+    expected = _bag(ids[:, 1:], "sum").sum(axis=1)
+    scores, _ = Session(model).score(None, None, np.array([0, 50]), np.arange(50))
+    np.testing.assert_allclose(scores[:, 0], expected, atol=1e-5)
+    whole, _ = Session(model, tile=9).score(None, None, None, None)
+    assert whole.tobytes() == scores.tobytes()
+
+
+def test_a_model_that_knows_nothing_of_items_needs_no_catalogue(tmp_path: Path) -> None:
+    m = PlanMaker()
+    x = m.input("x", "candidate", "dense", 2)
+    m.output("sum", m.step("total", "reduce", "candidate", [x], 1, fn="sum", outer=1, axis=2, inner=1))
+    session = Session(Model(str(m.write(tmp_path / "m"))))
+    dense = np.arange(6, dtype=np.float32).reshape(3, 2)
+    scores, _ = session.score(None, None, np.array([0, 1, 3]), np.array([5, 5, 9]), candidate_dense=dense)
+    assert scores[:, 0].tolist() == [1, 5, 9]
+
+
+@pytest.mark.parametrize("kind", ["sum", "product"])
+def test_ties_and_nan(tmp_path: Path, kind: str) -> None:
+    """Equal scores keep the order of their positions; NaN ranks last, whatever the fusion."""
+    m = PlanMaker()
+    x = m.input("x", "candidate", "dense", 2)
+    m.output("ratio", m.step("ratio", "binary", "candidate", [[x[0], 0, 1], [x[0], 1, 1]], 1, fn="div"))
+    m.fusion = {"kind": kind, "tasks": ["ratio"], "weights": [1.0]}
+    session = Session(Model(str(m.write(tmp_path / "m"))))
+    dense = np.array([[0, 0], [1, 1], [2, 1], [0, 0], [2, 1], [1, 0], [1, 1]], dtype=np.float32)  # NaN 1 2 NaN 2 inf 1
+    items = np.zeros(7, dtype=np.int64)
+    positions, fused, _, counts = session.rank(None, None, np.array([0, 7]), items, k=9, candidate_dense=dense)
+    assert positions[0].tolist() == [5, 2, 4, 1, 6, 0, 3, -1, -1]
+    assert np.isnan(fused[0, 5:]).all()
+    assert counts.tolist() == [7]
+    assert session.rank(None, None, np.array([0, 7]), items, k=2, candidate_dense=dense)[0].tolist() == [[5, 2]]
