@@ -140,7 +140,8 @@ void gather(const Kernels& kernels, size_t rows, size_t width, size_t table_byte
   const size_t items = table_bytes / 4 / width;
   Floats table(items * width), request(width), out(rows * width);
   std::mt19937 random(2);
-  std::vector<uint32_t> picks(rows * 4096 / std::min<size_t>(rows, 4096));
+  std::vector<uint32_t> picks(
+      std::max<size_t>(rows, (size_t{256} << 20) / (width * 4)));  // of far more than the caches hold
   for (auto& p : picks) p = static_cast<uint32_t>(random() % items);
   size_t next = 0;
   AffineArgs args = {};

@@ -36,15 +36,24 @@ inline void pack(const float* w, size_t groups, size_t n, size_t k, float* dst) 
     }
 }
 
-// tile[MR][NP * NV * W] = x[MR][kXStride] times NP panels of NV vectors; on top of what the tile has unless `fresh`.
+// Where a micro kernel leaves its sums, and what it does to them on the way out.
+struct Sums {
+  float* to;
+  size_t stride;
+  const float* bias;  // NULL: none
+  bool fresh;         // else on top of what is there
+  bool relu;
+};
+
+// sums[MR][NP * NV * W] = x[MR][kXStride] times NP panels of NV vectors.
 template <size_t MR, size_t NV, size_t NP>
-__attribute__((noinline)) void micro(const float* x, const float* panels, size_t panel_floats, size_t k, bool fresh,
-                                     float* tile) {
+__attribute__((noinline)) void micro(const float* x, const float* panels, size_t panel_floats, size_t k,
+                                     const Sums& sums) {
   F sum[MR][NP * NV];
 #pragma GCC unroll 16
   for (size_t r = 0; r < MR; ++r)
 #pragma GCC unroll 16
-    for (size_t j = 0; j < NP * NV; ++j) sum[r][j] = fresh ? zero() : load(tile + (r * NP * NV + j) * W);
+    for (size_t j = 0; j < NP * NV; ++j) sum[r][j] = sums.fresh ? zero() : load(sums.to + r * sums.stride + j * W);
 
   for (size_t i = 0; i < k; ++i) {
     F w[NP * NV];
@@ -60,9 +69,12 @@ __attribute__((noinline)) void micro(const float* x, const float* panels, size_t
     }
   }
 #pragma GCC unroll 16
-  for (size_t r = 0; r < MR; ++r)
+  for (size_t j = 0; j < NP * NV; ++j) {
+    const F bias = sums.bias ? load(sums.bias + j * W) : set1(-0.0f);  // x + -0 is x, also for -0
+    const F floor = set1(sums.relu ? 0.0f : -kInfinity);
 #pragma GCC unroll 16
-    for (size_t j = 0; j < NP * NV; ++j) store(tile + (r * NP * NV + j) * W, sum[r][j]);
+    for (size_t r = 0; r < MR; ++r) store(sums.to + r * sums.stride + j * W, max(floor, sum[r][j] + bias));
+  }
 }
 
 // Where finished sums go: `n` columns from `first` on. Gathered addends of the row `ahead` rows on are fetched
@@ -87,36 +99,41 @@ inline void add_row(const float* from, const float* bias, const Rows* addends, s
     if (bias) x = x + load_part(bias + i, m);
     for (size_t a = 0; a < A; ++a) {
       x = x + load_part(here[a] + i, m);
-      if (next[a]) __builtin_prefetch(next[a] + i);
+      if (next[a] && i % kLineFloats == 0) __builtin_prefetch(next[a] + i, 0, 2);  // into L2
     }
     store_part(to + i, relu ? max(zero(), x) : x, m);
   }
 }
 
-// Rows r .. r + count of `out`: act(tile + bias + addends). tile may be NULL.
-__attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t count, const float* tile,
-                                      size_t tile_stride, const Columns& c) {
-  const bool relu = args.activation == Activation::relu;
-  for (size_t i = r; i < r + count; ++i, tile += tile ? tile_stride : 0) {
-    const float* from = tile;
-    const float* bias = args.bias ? args.bias + c.first : nullptr;
-    const Rows* addends = args.addends;
-    size_t left = args.n_addends;
-    float* to = row(args.out, i) + c.first;
-    for (; left > 2; left -= 2, addends += 2, from = to, bias = nullptr)
-      add_row<2>(from, bias, addends, i, args.rows, c, false, to);
-    if (left == 2) {
-      add_row<2>(from, bias, addends, i, args.rows, c, relu, to);
-    } else if (left == 1) {
-      add_row<1>(from, bias, addends, i, args.rows, c, relu, to);
-    } else {
-      add_row<0>(from, bias, addends, i, args.rows, c, relu, to);
-    }
-  }
-  if (args.activation == Activation::none || relu) return;
+FASTMTR_INLINE bool is_simple(Activation fn) { return fn == Activation::none || fn == Activation::relu; }
+
+inline void activate_columns(const AffineArgs& args, size_t r, size_t count, const Columns& c) {
   const Out out = {row(args.out, r) + c.first, args.out.stride};
   activate_rows(count, c.n, args.activation, args.alpha, args.slope ? args.slope + c.first : nullptr,
                 {out.data, out.stride, nullptr}, out);
+}
+
+// Rows r .. r + count of `out`: act(from + bias + addends). from.data may be NULL, or be `out`.
+__attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t count, const Rows& from,
+                                      const Columns& c) {
+  const bool relu = args.activation == Activation::relu;
+  for (size_t i = 0; i < count; ++i) {
+    const float* sums = from.data ? row(from, i) : nullptr;
+    const float* bias = args.bias ? args.bias + c.first : nullptr;
+    const Rows* addends = args.addends;
+    size_t left = args.n_addends;
+    float* to = row(args.out, r + i) + c.first;
+    for (; left > 2; left -= 2, addends += 2, sums = to, bias = nullptr)
+      add_row<2>(sums, bias, addends, r + i, args.rows, c, false, to);
+    if (left == 2) {
+      add_row<2>(sums, bias, addends, r + i, args.rows, c, relu, to);
+    } else if (left == 1) {
+      add_row<1>(sums, bias, addends, r + i, args.rows, c, relu, to);
+    } else {
+      add_row<0>(sums, bias, addends, r + i, args.rows, c, relu, to);
+    }
+  }
+  if (!is_simple(args.activation)) activate_columns(args, r, count, c);
 }
 
 // A block of rows times neighbouring panels of one group.
@@ -130,13 +147,28 @@ template <size_t MR, size_t NV, size_t NP>
 FASTMTR_INLINE void product(const AffineArgs& args, const Block& b, const float* x, size_t done, size_t k,
                             size_t column, size_t n) {
   constexpr size_t width = NP * NV * W;
-  alignas(64) float tile[MR * width];
   const size_t first = b.group * args.n + b.column + column;
+  const Columns columns = {first, n, MR};
+  const float* panels = b.panels + column * args.k + done * NV * W;
+  const size_t panel_floats = args.k * NV * W;
+  const bool last = done + k == args.k;
+  float* to = row(args.out, b.row) + first;
+
+  if (n == width) {
+    const bool ends = last && args.n_addends == 0;
+    micro<MR, NV, NP>(x, panels, panel_floats, k,
+                      {to, args.out.stride, ends && args.bias ? args.bias + first : nullptr, done == 0,
+                       ends && args.activation == Activation::relu});
+    if (last && !ends) return finish(args, b.row, MR, {to, args.out.stride, nullptr}, columns);
+    if (ends && !is_simple(args.activation)) activate_columns(args, b.row, MR, columns);
+    return;
+  }
+  alignas(64) float tile[MR * width];
   if (done > 0)
-    for (size_t r = 0; r < MR; ++r) copy_floats(tile + r * width, row(args.out, b.row + r) + first, n);
-  micro<MR, NV, NP>(x, b.panels + column * args.k + done * NV * W, args.k * NV * W, k, done == 0, tile);
-  if (done + k == args.k) return finish(args, b.row, MR, tile, width, {first, n, MR});
-  for (size_t r = 0; r < MR; ++r) copy_floats(row(args.out, b.row + r) + first, tile + r * width, n);
+    for (size_t r = 0; r < MR; ++r) copy_floats(tile + r * width, to + r * args.out.stride, n);
+  micro<MR, NV, NP>(x, panels, panel_floats, k, {tile, width, nullptr, done == 0, false});
+  if (last) return finish(args, b.row, MR, {tile, width, nullptr}, columns);
+  for (size_t r = 0; r < MR; ++r) copy_floats(to + r * args.out.stride, tile + r * width, n);
 }
 
 template <size_t MR>
@@ -170,7 +202,7 @@ inline void add_only(const AffineArgs& args) {
   constexpr size_t block = 16;
   const size_t ahead = 1 + 1024 / width;  // a few KiB
   for (size_t r = 0; r < args.rows; r += block)
-    finish(args, r, less(block, args.rows - r), nullptr, 0, {0, width, ahead});
+    finish(args, r, less(block, args.rows - r), {nullptr, 0, nullptr}, {0, width, ahead});
 }
 
 inline void affine(const AffineArgs* pointer) {
