@@ -40,9 +40,7 @@ def test_uncertainty_weighting_follows_the_paper() -> None:
     with torch.no_grad():
         loss.log_variance.copy_(torch.tensor([0.5, -1.0, 2.0]))
     total, (click, buy, watch) = loss(*example())
-    by_hand = (
-        math.exp(-0.5) * click + 0.25 + 3 * (math.exp(1.0) * buy - 0.5) + 0.5 * (math.exp(-2.0) * watch / 2 + 1.0)
-    )
+    by_hand = math.exp(-0.5) * click + 0.25 + 3 * (math.exp(1.0) * buy - 0.5) + 0.5 * (math.exp(-2.0) * watch / 2 + 1.0)
     assert total.item() == pytest.approx(float(by_hand))
     total.backward()
     assert (loss.log_variance.grad != 0).all()

@@ -57,8 +57,8 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     weighting : {"fixed", "uncertainty"}
         See :class:`~fastmtr.training.losses.MultiTaskLoss`.
     base_rates : bool
-        Begin with each tower's last bias at the log odds (mean, for a regression) of its task in the training samples, so
-        that training of rare tasks does not begin with learning that they are rare.
+        Begin with each tower's last bias at the log odds (mean, for a regression) of its task in the training samples,
+        so that rare tasks do not begin with learning that they are rare.
     patience : int
         Stop after so many epochs without a better validation score; the best epoch's weights are kept.
     seed : int
