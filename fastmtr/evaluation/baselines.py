@@ -70,7 +70,7 @@ def logistic_regression(prepared: Prepared, samples: Samples, *, c: float = 0.1,
             continue
         if np.unique(y).size < 2:
             raise SchemaError(f"task {task.name!r} has only one class in training; a logistic regression needs both")
-        fitted = LogisticRegression(C=c, max_iter=max_iter, tol=1e-3).fit(x[known], y)
+        fitted = LogisticRegression(C=c, solver="newton-cg", max_iter=max_iter, tol=1e-3).fit(x[known], y)
         found[:, i] = fitted.predict_proba(wanted)[:, 1]
     return found
 
