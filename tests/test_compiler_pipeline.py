@@ -88,7 +88,7 @@ def test_mmoe_is_factored_as_promised() -> None:
 def test_ple_experts_are_stacked_and_grouped() -> None:
     candidate = steps(compile_graph(model_graph("ple"), n_items=1000), "candidate")
     groups = sorted(s["attrs"]["groups"] for s in candidate if s["op"] == "affine" and s["attrs"]["has_x"])
-    assert groups[-2:] == [8, 8]
+    assert groups[-3:] == [4, 8, 8]  # second level, first layers; second layers of both levels
     assert "copy" not in {s["op"] for s in candidate}
 
 
@@ -115,6 +115,12 @@ def test_memory_is_given_to_what_saves_most() -> None:
 def test_two_tower_scores_from_stored_vectors() -> None:
     compiled = compile_graph(model_graph("two_tower"), n_items=1000, item_memory=0)
     assert [s["op"] for s in steps(compiled, "candidate")] == ["gather", "dot", "activation"]
+
+
+def test_item_values_that_candidates_read_side_by_side_are_one_gather() -> None:
+    compiled = compile_graph(model_graph("cross"), n_items=1000)
+    gathers = [s for s in steps(compiled, "candidate") if s["op"] == "gather"]
+    assert sorted(s["output"][2] for s in gathers) == [1, 1, 24]  # the price, a task of the item alone, two embeddings
 
 
 def test_tasks_of_one_domain_still_score_candidates() -> None:

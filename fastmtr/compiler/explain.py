@@ -94,18 +94,31 @@ class Explanation:
         catalogue = f"; {self.n_items * kept:,} for {self.n_items:,} items" if self.n_items else ""
         return [
             _LEGEND,
-            f"FLOPs of the tasks' scores: {request:,} once a request, {item:,} once an item ahead of time, {candidate:,} a candidate.",
-            f"Without factoring, all of it for each candidate: {whole:,}, {whole / max(candidate, 1):.2f} times as many.",
+            f"FLOPs of the tasks' scores: {request:,} once a request, {item:,} once an item ahead of time, "
+            f"{candidate:,} a candidate.",
+            f"Without factoring, all of it for each candidate: {whole:,}, {whole / max(candidate, 1):.2f} times.",
             f"Kept for each item: {self.stored_bytes:,} bytes of values and {self.input_bytes:,} of inputs{catalogue}.",
         ]
 
     def rows(self, domain: Domain) -> list[tuple[str, ...]]:
         """The table of one domain as text, without its header."""
         return [
-            (s.name, s.op, str(s.width), *(f"{n:,}" if n else "" for n in _numbers(s)))
-            for s in self.steps
-            if s.domain == domain
+            (
+                name if len(steps) == 1 else f"{name} x {len(steps)}",
+                op,
+                str(sum(s.width for s in steps)),
+                *(f"{sum(n):,}" if any(n) else "" for n in zip(*map(_numbers, steps), strict=True)),
+            )
+            for (name, op), steps in self._by_name(domain).items()
         ]
+
+    def _by_name(self, domain: Domain) -> dict[tuple[str, str], list[StepCost]]:
+        """Copies and gathers into one value stand together."""
+        found: dict[tuple[str, str], list[StepCost]] = {}
+        for s in self.steps:
+            if s.domain == domain:
+                found.setdefault((s.name, s.op), []).append(s)
+        return found
 
     def remarks(self, domain: Domain) -> list[str]:
         """Why steps are in this domain; steps with one reason together."""
@@ -192,9 +205,7 @@ def explain(plan: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, n_i
     for index in reversed(range(len(reads))):
         if index in for_tasks:
             for_tasks.update(reads[index])
-    steps = [
-        _cost(step, buffers, shapes, reads[index], index in for_tasks) for index, step in enumerate(plan["steps"])
-    ]
+    steps = [_cost(step, buffers, shapes, reads[index], index in for_tasks) for index, step in enumerate(plan["steps"])]
     input_bytes = sum(4 * i["width"] for i in plan["inputs"] if i["domain"] == "item")
     return Explanation(tuple(steps), n_items, input_bytes)
 

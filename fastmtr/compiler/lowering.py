@@ -7,10 +7,11 @@ is an operand. An item value that is not stored is computed in the candidate pha
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 from fastmtr.compiler.rewrite import Piece, pieces_of
+from fastmtr.compiler.split_by_domain import ITEM_PART
 from fastmtr.compiler.storage import Storage, stored_unit
 from fastmtr.graph import Domain, Graph, Input, Node
 from fastmtr.operators import OPS
@@ -67,6 +68,7 @@ class _Lowering:
         for o in self.graph.outputs:
             if o.role != "item":
                 self._need(o.value, "candidate" if o.role == "task" else "request")
+        self._place_neighbours()
         for phase in _PHASES:
             self._place_concats(phase)
         for node in self.graph.nodes:
@@ -144,6 +146,29 @@ class _Lowering:
     def _buffer(self, name: str, domain: Domain, width: int, *, stored: bool, dtype: str = "f32") -> int:
         self.buffers.append({"name": name, "domain": domain, "dtype": dtype, "width": width, "stored": stored})
         return len(self.buffers) - 1
+
+    def _place_neighbours(self) -> None:
+        """Stored values that candidates read side by side share a table, so that one gather brings them all."""
+        for value, phase in self.concats:
+            if phase != "candidate":
+                continue
+            run: list[str] = []
+            for p in (*self.pieces[value], None):
+                if p is not None and self._may_neighbour(p) and p.source not in run:
+                    run.append(p.source)
+                    continue
+                if len(run) > 1:
+                    widths = [self.graph.width(source) for source in run]
+                    buffer = self._buffer(f"{value}@item", "item", sum(widths), stored=True)
+                    for source, offset in zip(run, accumulate(widths, initial=0), strict=False):
+                        self.place[source, "item"] = [buffer, offset, self.graph.width(source)]
+                run = []
+
+    def _may_neighbour(self, piece: Piece) -> bool:
+        source = piece.source
+        whole = piece.width == self.graph.width(source)
+        computed = (source, "item") in self.computed and (source, "item") not in self.place
+        return whole and computed and source in self.storage.stored
 
     def _place_concats(self, phase: Domain) -> None:
         """Widest first: a concat within a wider one is then a part of its buffer."""
@@ -278,26 +303,33 @@ class _Lowering:
         """Why a step of the candidate phase is in it."""
         if phase != "candidate":
             return ""
-        domain = self.graph.domain(node.output)
-        if domain == "item":
-            unit = node.output
-            return (
-                f"item value, not stored: {self.storage.refused.get(unit, 'needed to compute one that is not stored')}"
-            )
+        if self.graph.domain(node.output) == "item":
+            reason = self.storage.refused.get(node.output, "needed to compute one that is not stored")
+            return f"item value, not stored: {reason}"
         if node.op == "affine" and "w" not in node.weights:
             return "split: sum of the request's part and the item's"
         if node.op == "affine":
-            x = self.pieces[node.inputs[0]]
-            mixed = sorted({p.source for p in x if self.graph.domain(p.source) == "candidate"})
-            why = f"not split: {_listed(mixed)} of its input needs both user and item" if mixed else ""
-            item = sorted({p.source for p in x if self.graph.domain(p.source) == "item"})
-            if item:
-                part = f"{node.output}@item"
-                reason = self.storage.refused.get(part, "its groups read different columns of a mixed input")
-                why += ("; " if why else "") + f"item part not stored: {reason}"
-            return why
-        by_domain = [f"{name} ({self.graph.domain(name)})" for name in node.inputs[:4]]
-        return f"not linear: reads {_listed(by_domain)}" if node.op not in ("mixture", "softmax") else ""
+            return self._why_not_split(node)
+        domains = {name: self.graph.domain(name) for name in node.inputs}
+        if set(domains.values()) == {"candidate"}:
+            return f"not linear, of candidate values ({_listed(list(domains))})"
+        return f"not linear: reads {_listed([f'{name} ({domain})' for name, domain in domains.items()])}"
+
+    def _why_not_split(self, node: Node) -> str:
+        by_domain: dict[Domain, list[str]] = {"request": [], "item": [], "candidate": []}
+        for p in self.pieces[node.inputs[0]]:
+            of_domain = by_domain[self.graph.domain(p.source)]
+            if p.source not in of_domain:
+                of_domain.append(p.source)
+        why = []
+        if by_domain["candidate"]:
+            why.append(f"not split: its input has candidate values ({_listed(by_domain['candidate'])})")
+        if by_domain["request"]:
+            why.append("not split: its groups read different columns of a mixed input")
+        elif by_domain["item"]:
+            reason = self.storage.refused.get(node.output + ITEM_PART, "no item memory")
+            why.append(f"item part not stored: {reason}")
+        return "; ".join(why)
 
 
 def _known_attrs(node: Node) -> Sequence[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 
@@ -26,6 +27,7 @@ def stack_siblings(graph: Graph, *, domains: Collection[Domain] = ("request", "c
     Each output element is computed as before, term by term, so no bit changes. Item values are not stacked by default:
     they are stored one by one, as memory allows.
     """
+    graph = _ungroup_shared(graph, domains)
     while True:
         for stack in (_stack_same_input, _group_same_shape, _merge_softmaxes):
             stacked = stack(graph, domains)
@@ -34,6 +36,18 @@ def stack_siblings(graph: Graph, *, domains: Collection[Domain] = ("request", "c
                 break
         else:
             return graph
+
+
+def _ungroup_shared(graph: Graph, domains: Collection[Domain]) -> Graph:
+    """Groups that read the same columns are one group with all their outputs."""
+    editor = Editor(graph)
+    for node in graph.nodes:
+        if node.attrs.get("shared_x") and graph.domain(node.output) in domains:
+            w = graph.weights[node.weights["w"]]
+            weights = {**node.weights, "w": editor.weight(f"{node.output}.w", w.reshape(-1, w.shape[-1]))}
+            node = replace(node, weights=weights, attrs={**node.attrs, "groups": 1, "shared_x": False})
+        editor.nodes.append(node)
+    return editor.graph()
 
 
 def _stack_same_input(graph: Graph, domains: Collection[Domain]) -> Graph | None:
@@ -60,7 +74,7 @@ def _group_same_shape(graph: Graph, domains: Collection[Domain]) -> Graph | None
 
     def key(node: Node) -> Hashable:
         # Of equal depth, so that no member waits for another.
-        if len(node.inputs) != 1 or (node.attr("shared_x") and node.attr("groups") != 1):
+        if len(node.inputs) != 1 or node.attr("shared_x"):
             return None
         shape = canonical(graph.weights[node.weights["w"]]).shape[1:]
         return (shape, node.attr("activation"), node.attr("alpha"), graph.domain(node.output), depth[node.output])
@@ -81,41 +95,59 @@ def _side_by_side(
     graph: Graph, family: Sequence[Node], pieces: dict[str, tuple[Piece, ...]], widths: dict[str, int]
 ) -> Iterable[list[Node]]:
     """Members whose inputs are, or can be laid, side by side without a copy: largest sets first."""
-    runs: list[list[Node]] = []
-    for node in sorted(family, key=lambda n: pieces[n.inputs[0]]):
-        made_of = pieces[node.inputs[0]]
-        if len(made_of) == 1 and runs:
-            before = pieces[runs[-1][-1].inputs[0]][-1]
-            if before.source == made_of[0].source and before.offset + before.width == made_of[0].offset:
-                runs[-1].append(node)
-                continue
-        if len(made_of) == 1:
-            runs.append([node])
-    yield from (run for run in sorted(runs, key=len, reverse=True) if len(run) > 1)
+    input_of = {n.output: pieces[n.inputs[0]] for n in family if len(pieces[n.inputs[0]]) == 1}
+    single = [n for n in family if n.output in input_of]
 
+    # Neighbouring columns of one value.
+    places = [(input_of[n.output][0], n) for n in single]
+    found = _runs(places, lambda a, b: a.source == b.source and a.offset + a.width == b.offset)
+
+    # Neighbours in a concat that is there already.
+    whole = {n.output: p.source for p, n in places if p.width == widths[p.source]}
+    in_concat: set[str] = set()
+    for concat in (n.output for n in graph.nodes if n.op == "concat"):
+        position = {p.source: at for at, p in enumerate(pieces[concat]) if p.width == widths[p.source]}
+        in_concat.update(p.source for p in pieces[concat])
+        ranks = [(position[whole[n.output]], n) for n in single if whole.get(n.output) in position]
+        found += _runs(ranks, lambda a, b: a + 1 == b)
+
+    # Values that can be written side by side, since nothing else says where they are.
+    free: dict[str, Node] = {}
     inputs = {i.name for i in graph.inputs}
-    in_concat = {p.source for n in graph.nodes if n.op == "concat" for p in pieces[n.output]}
-    free, taken = [], set[str]()
-    for node in family:
-        made_of = pieces[node.inputs[0]]
-        source = made_of[0].source
-        whole = len(made_of) == 1 and made_of[0].width == widths[source]
-        if whole and source not in inputs | in_concat | taken and graph.domain(source) == graph.domain(node.output):
-            taken.add(source)
-            free.append(node)
-    if len(free) > 1:
-        yield free
+    for n in single:
+        source = whole.get(n.output)
+        if source is not None and source not in inputs | in_concat and graph.domain(source) == graph.domain(n.output):
+            free.setdefault(source, n)
+    found.append(list(free.values()))
+    return sorted((members for members in found if len(members) > 1), key=len, reverse=True)
+
+
+_Place = TypeVar("_Place", Piece, int)
+
+
+def _runs(places: Iterable[tuple[_Place, Node]], follows: Callable[[_Place, _Place], bool]) -> list[list[Node]]:
+    """Nodes in the order of their places, as runs in which each follows the one before."""
+    runs: list[list[Node]] = []
+    last: _Place | None = None
+    for place, node in sorted(places, key=lambda each: each[0]):
+        if last is not None and follows(last, place):
+            runs[-1].append(node)
+        else:
+            runs.append([node])
+        last = place
+    return runs
 
 
 def _families(graph: Graph, domains: Collection[Domain], key: Callable[[Node], Hashable]) -> list[list[Node]]:
-    """Affines with a product that have the same key (None: no family), where there are several."""
+    """Affines with a product that have the same key (None: no family), where there are several; widest first."""
     families: defaultdict[Hashable, list[Node]] = defaultdict(list)
     for node in graph.nodes:
         if node.op == "affine" and "w" in node.weights and graph.domain(node.output) in domains:
             found = key(node)
             if found is not None:
                 families[found].append(node)
-    return [family for family in families.values() if len(family) > 1]
+    several = [family for family in families.values() if len(family) > 1]
+    return sorted(several, key=lambda family: -sum(graph.width(n.output) for n in family))
 
 
 def _family_name(members: Sequence[Node]) -> str:
