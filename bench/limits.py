@@ -9,6 +9,7 @@ the cost of a call drop out. Its FLOPs are those of the plan.
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import subprocess
 import sys
@@ -21,6 +22,7 @@ import numpy as np
 from peers import FastMTR
 from workload import MODELS, Workload, make_workload
 
+from fastmtr._native import info
 from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.compiler import Explanation, compile_graph, explain
 from fastmtr.graph import Graph
@@ -32,11 +34,12 @@ HEAD = ("model", "stored an item", "FLOPs a request", "FLOPs", "bytes gathered",
 def fma_peak(kernels: Path | None) -> tuple[float, str]:
     """FLOP/s of one core, and where the number comes from."""
     if kernels is not None:
-        text = subprocess.run([kernels, "--peak"], capture_output=True, text=True, check=True).stdout
-        found = re.findall(r"([\d.]+) GFLOP/s", text)
-        if not found:
-            raise SystemExit(f"{kernels} --peak printed no 'GFLOP/s': {text!r}")
-        return max(map(float, found)) * 1e9, f"{kernels.name} --peak"
+        isa = json.loads(info())["isa"]
+        text = subprocess.run([kernels, isa], capture_output=True, text=True, check=True).stdout
+        found = re.search(r"multiply-add peak ([\d.]+) GFLOP/s", text)
+        if found is None:
+            raise SystemExit(f"{kernels} {isa} printed no 'multiply-add peak ... GFLOP/s': {text[:200]!r}")
+        return float(found[1]) * 1e9, f"{kernels.name}, {isa}"
     import torch
 
     torch.set_num_threads(1)
