@@ -33,7 +33,7 @@ class Keys:
         if isinstance(key, bool) or not isinstance(key, int | np.integer):
             return self._refuse(key)
         if not -(2**63) <= key < 2**63:
-            return -1
+            raise SchemaError(f"a key must fit in 64 bits, found {key}")
         at = int(self._sorted.searchsorted(key))
         return int(self._order[at]) if at < len(self._sorted) and self._sorted[at] == key else -1
 
@@ -68,7 +68,7 @@ class Keys:
         if given.dtype.kind not in "iu":
             self._refuse(given[0])
         if given.dtype.kind == "u" and given.max() > np.iinfo(np.int64).max:
-            raise SchemaError(f"a key must be below 2**63, found {given.max()}")
+            raise SchemaError(f"a key must fit in 64 bits, found {given.max()}")
         return np.ascontiguousarray(given, np.int64)
 
     def to_engine(self, keys: NDArray[Any], *, skip: bool) -> NDArray[np.int64]:

@@ -286,7 +286,7 @@ class Ranker:
         requests = self._requests(user, context)
         keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
         positions, fused, values, counts = self._call(
-            self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k
+            self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k=k
         )
         found = []
         for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
@@ -371,7 +371,7 @@ class Ranker:
         np.cumsum([len(each) for each in rows], out=offsets[1:])
         flat = np.concatenate(rows) if rows else _NO_ROWS
         positions, fused, values, counts = self._call(
-            self._session().rank, requests.packed, offsets, self._items.keys[flat], None, fusion_weights, "error", k
+            self._session().rank, requests.packed, offsets, self._items.keys[flat], None, fusion_weights, "error", k=k
         )
         found = []
         for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
@@ -428,6 +428,12 @@ class Ranker:
                 if self._retriever is None:
                     self._retriever = Retriever(self.item_vectors, config=self._retrieval, threads=self.threads)
         return self._retriever
+
+    @property
+    def item_vectors(self) -> NDArray[np.float32]:
+        """The retrieval head's vectors of the catalogue in row order, shape (items, dim); SchemaError without a head."""
+        self._need_head()
+        return self._model.item_output("item_vector")
 
     def user_vectors(self, user: User | Users, *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
         """The retrieval head's vectors of one or many users, shape (users, dim)."""
@@ -491,7 +497,7 @@ class Ranker:
         candidates: Mapping[str, ArrayLike] | None,
         fusion_weights: Mapping[str, float] | None,
         unknown_items: UnknownItems,
-        *k: int,
+        **k: int,
     ) -> Any:
         extra = self._candidate_inputs(candidates, int(offsets[-1]))
         try:
@@ -500,7 +506,7 @@ class Ranker:
                 packed.dense,
                 offsets,
                 keys,
-                *k,
+                **k,
                 candidate_ids=None if extra is None or not extra.ids.shape[1] else extra.ids,
                 candidate_dense=None if extra is None or not extra.dense.shape[1] else extra.dense,
                 skip_unknown=unknown_items == "skip",
