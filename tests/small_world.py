@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from fastmtr.schema import Feature, Schema, Task
-from fastmtr.training.samples import Prepared, prepare
+from fastmtr.training.samples import Prepared, Samples, prepare
 from fastmtr.training.splits import SplitRules
 from fastmtr.training.tasks import TaskRule, TaskRules
 
@@ -68,4 +68,17 @@ def small_prepared() -> Prepared:
         items={"item": np.arange(n_items), "topic": topic, "price": price},
         tasks=TaskRules(rules={"click": TaskRule()}),
         split=SplitRules(valid_from="1970-01-08", test_from="1970-01-09"),
+    )
+
+
+def cut(samples: Samples, rows: np.ndarray) -> Samples:
+    """Only these samples."""
+    return Samples(
+        request=samples.request.take(rows),
+        item_rows=samples.item_rows[rows],
+        item_dense=None if samples.item_dense is None else samples.item_dense[rows],
+        candidate=None if samples.candidate is None else samples.candidate.take(rows),
+        user_rows=samples.user_rows[rows],
+        labels=samples.labels[rows],
+        timestamps=samples.timestamps[rows],
     )

@@ -9,7 +9,7 @@ import msgspec
 import numpy as np
 import pytest
 import torch
-from small_world import SCHEMA, small_prepared
+from small_world import SCHEMA, cut, small_prepared
 
 from fastmtr.errors import ConfigError, FastMTRError, SchemaError
 from fastmtr.evaluation.metrics import grouped_auc, roc_auc
@@ -205,19 +205,6 @@ def test_the_configuration_is_checked(wrong: dict[str, object], message: str) ->
 def test_the_progress_bar_goes_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     train(build(), small_prepared(), config=msgspec.structs.replace(QUICK, epochs=1), progress=True)
     assert capsys.readouterr().out == ""
-
-
-def cut(samples: Samples, rows: np.ndarray) -> Samples:
-    """Only these samples."""
-    return Samples(
-        request=samples.request.take(rows),
-        item_rows=samples.item_rows[rows],
-        item_dense=None if samples.item_dense is None else samples.item_dense[rows],
-        candidate=None if samples.candidate is None else samples.candidate.take(rows),
-        user_rows=samples.user_rows[rows],
-        labels=samples.labels[rows],
-        timestamps=samples.timestamps[rows],
-    )
 
 
 def test_prepared_is_what_the_tests_think() -> None:
