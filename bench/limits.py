@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,28 +48,24 @@ def fma_peak(kernels: Path | None) -> tuple[float, str]:
     return 2 * 768**3 / best, "the best of 20 PyTorch products 768 x 768, somewhat below the true peak"
 
 
-def _seconds(function: object) -> float:
-    assert callable(function)
-    start = time.perf_counter()
+def _seconds(function: Callable[[], object]) -> float:
+    """Of this thread's processor time, so that other programs count less."""
+    start = time.thread_time()
     function()
-    return time.perf_counter() - start
+    return time.thread_time() - start
 
 
 def candidate_seconds(bundle: Path, workload: Workload, n: int) -> float:
-    """Of one candidate, one thread: the smallest slope over rounds, which the machine's noise can only raise."""
+    """Of one candidate, one thread. Each request counts with its best time: noise can only add to a time."""
     contestant = FastMTR("fastmtr", bundle, workload, threads=1)
-    slopes = []
     requests = {size: workload.requests(size, count=8) for size in (FEW, n)}
-    for _ in range(15):
-        typical = {}
+    best = {size: np.full(8, np.inf) for size in requests}
+    for _ in range(25):
         for size, some in requests.items():
-            times = []
-            for request in some:
+            for i, request in enumerate(some):
                 contestant.load(request)
-                times.append(_seconds(contestant.run))
-            typical[size] = float(np.median(times))
-        slopes.append((typical[n] - typical[FEW]) / (n - FEW))
-    return min(slopes)
+                best[size][i] = min(best[size][i], _seconds(contestant.run))
+    return float(np.median(best[n]) - np.median(best[FEW])) / (n - FEW)
 
 
 def plan_costs(graph: Graph, workload: Workload, item_memory: int) -> Explanation:
