@@ -41,8 +41,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     cleaning : CleaningRules
     split : SplitRules
     history : HistoryRules
-        How the past of users and items becomes features.
-    history : HistoryRules
         How histories and past rates are made from the log.
     model : ModelConfig
     training : TrainerConfig
@@ -55,7 +53,6 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     split: SplitRules
     tasks: TaskRules = TaskRules()
     cleaning: CleaningRules = CleaningRules()
-    history: HistoryRules = HistoryRules()
     history: HistoryRules = HistoryRules()
     model: ModelConfig = ModelConfig(type="mmoe")
     training: TrainerConfig = TrainerConfig()

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from fastmtr.bundle import Bundle, write_bundle
 from fastmtr.config import Config
 from fastmtr.convert import convert
+from fastmtr.datasets import DataSet
 from fastmtr.errors import ConversionError, SchemaError
 from fastmtr.evaluation.baselines import item_times_user_mean, logistic_regression, popular_items, popularity
 from fastmtr.evaluation.evaluate import (
@@ -31,7 +32,7 @@ from fastmtr.evaluation.report import Report, make_report
 from fastmtr.models import ModelConfig, MultiTaskModel, build_model
 from fastmtr.ranker import Ranker
 from fastmtr.tables import load_tables
-from fastmtr.training.samples import Prepared, Samples, prepare
+from fastmtr.training.samples import Prepared, Samples
 from fastmtr.training.trainer import TrainResult, predict, train
 
 __all__ = [
@@ -79,19 +80,7 @@ class Fitted:
 
 def prepare_data(config: Config, *, folder: str | os.PathLike[str], progress: bool = False) -> Prepared:
     """Read the configuration's tables and make samples of them."""
-    tables = load_tables(config.data, folder=folder)
-    return prepare(
-        config.schema,
-        tables.log,
-        tasks=config.tasks,
-        split=config.split,
-        users=tables.users,
-        items=tables.items,
-        cleaning=config.cleaning,
-        history=config.history,
-        item_label=config.data.item_label,
-        progress=progress,
-    )
+    return DataSet(config, *load_tables(config.data, folder=folder)).prepare(progress=progress)
 
 
 def fit(config: Config, prepared: Prepared, *, progress: bool = False) -> Fitted:

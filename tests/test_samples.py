@@ -255,6 +255,18 @@ def test_the_report_counts() -> None:
     assert (train.first, train.last) == (prepared.train.timestamps[0], prepared.train.timestamps[-1])
 
 
+def test_parts_may_be_empty() -> None:
+    late = SplitRules(valid_from="1970-02-01", test_from="1970-02-02")
+    prepared = _prepare(_log(), split=late, item_label="{item} by {author}")
+    assert (prepared.train.n_rows, prepared.valid.n_rows, prepared.test.n_rows) == (600, 0, 0)
+    for samples in (prepared.valid, prepared.test):
+        assert samples.request.ids.shape == (0, prepared.train.request.ids.shape[1])
+        assert samples.request.dense.shape == (0, prepared.train.request.dense.shape[1])
+    assert prepared.report.splits[1].first is None
+    assert prepared.catalogue.labels is not None
+    assert prepared.catalogue.labels[:2] == ("100 by ?", "101 by author 1")
+
+
 def test_progress_is_quiet_on_standard_output(capsys: pytest.CaptureFixture[str]) -> None:
     _prepare(_log(), progress=True)
     assert capsys.readouterr().out == ""

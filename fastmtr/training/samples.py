@@ -397,7 +397,7 @@ def _labels(template: str | None, items: Entities) -> tuple[str, ...] | None:
         raise ConfigError(
             f"item_label: the items' table has no column {absent[0]!r}; it has {items.table.column_names}"
         )
-    columns = {name: items.table.column(name).to_pylist() for name in names}
+    columns = {name: ["?" if v is None else v for v in items.table.column(name).to_pylist()] for name in names}
     return tuple(template.format(**{name: columns[name][i] for name in names}) for i in range(items.n_rows))
 
 

@@ -98,7 +98,8 @@ def times_of(table: pa.Table, schema: Schema) -> NDArray[np.int64]:
     """The timestamps of a table without null ones."""
     assert schema.timestamp is not None
     column = ticks_column(table.column(schema.timestamp), name=schema.timestamp, unit=schema.timestamp_unit)
-    return column.to_numpy(zero_copy_only=False).astype(np.int64)
+    times: NDArray[np.int64] = column.to_numpy(zero_copy_only=False).astype(np.int64)
+    return times
 
 
 def _offset(schema: Schema) -> int:

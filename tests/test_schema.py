@@ -1,0 +1,113 @@
+"""A schema checks itself, and survives JSON."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import pytest
+
+from fastmtr.errors import SchemaError
+from fastmtr.schema import Feature, Schema, Task
+
+ITEM = Feature(name="item", entity="item", kind="categorical")
+AUTHOR = Feature(name="author", entity="item", kind="categorical")
+TASKS = (Task(name="click"), Task(name="buy", depends_on="click"), Task(name="watch", kind="regression"))
+
+
+def _schema(
+    *features: Feature, tasks: tuple[Task, ...] = TASKS, timestamp: str | None = "time", **options: Any
+) -> Schema:
+    return Schema(
+        user="user", item="item", features=(ITEM, AUTHOR, *features), tasks=tasks, timestamp=timestamp, **options
+    )
+
+
+def _user(**options: Any) -> Feature:
+    return Feature(**({"name": "f", "entity": "user", "kind": "numeric"} | options))
+
+
+def test_json_round_trip() -> None:
+    schema = _schema(
+        _user(kind="sequence", of="item", event="click"),
+        _user(name="g", event="buy", statistic="rate"),
+        Feature(name="hour", entity="context", kind="categorical", derive="hour"),
+        timestamp_unit="ms",
+        utc_offset_hours=5.5,
+    )
+    assert Schema.from_json(schema.to_json()) == schema
+    with pytest.raises(SchemaError, match=r"schema: .*unknown field `features_`"):
+        Schema.from_json(schema.to_json().replace(b'"features"', b'"features_"'))
+
+
+def test_lookups() -> None:
+    schema = _schema(_user())
+    assert schema.feature("author") is AUTHOR
+    assert [f.name for f in schema.of_entity("user", "item")] == ["item", "author", "f"]
+    assert [t.name for t in schema.chain("buy")] == ["click", "buy"]
+    with pytest.raises(SchemaError, match=r"no feature is named 'x'; there are \['item', 'author', 'f'\]"):
+        schema.feature("x")
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"name": "item"}, "feature 'item' stands twice"),
+        ({"kind": "sequence", "entity": "item", "of": "item"}, "a sequence belongs to entity 'user', found 'item'"),
+        (
+            {"kind": "sequence"},
+            r"'of' must name a categorical item feature \(one of \['author', 'item'\]\), found None",
+        ),
+        (
+            {"kind": "sequence", "of": "item", "event": "like"},
+            r"'event' must name a task \(one of \['click', 'buy', 'watch'\]\)",
+        ),
+        ({"kind": "sequence", "of": "item", "event": "watch"}, "positives of a binary task; 'watch' is a regression"),
+        (
+            {"kind": "categorical", "of": "item"},
+            "'of' and 'event' belong to kind 'sequence' or a 'numeric' with an event",
+        ),
+        ({"of": "item"}, "'of' and 'event' belong to kind 'sequence' or a 'numeric' with an event"),
+        (
+            {"entity": "context", "event": "click"},
+            "a past statistic belongs to entity 'user' or 'item', found 'context'",
+        ),
+        ({"event": "click", "of": "item"}, r"'of' must name a categorical user feature \(one of \[\]\), found 'item'"),
+        ({"event": "watch"}, "log_odds need a binary task; 'watch' is a regression, so choose statistic 'rate'"),
+        ({"derive": "hour"}, "'derive' belongs to a categorical of entity 'context', not a numeric of 'user'"),
+    ],
+)
+def test_features_that_contradict_the_schema(feature: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        _schema(_user(**feature))
+
+
+@pytest.mark.parametrize(
+    "feature",
+    [
+        {"event": "click"},
+        {"kind": "sequence", "of": "item", "event": "click"},
+        {"entity": "context", "kind": "categorical", "derive": "hour"},
+    ],
+)
+def test_what_needs_a_timestamp_says_so(feature: dict[str, Any]) -> None:
+    with pytest.raises(SchemaError, match="'timestamp' column"):
+        _schema(_user(**feature), timestamp=None)
+
+
+def test_tasks_that_contradict_each_other() -> None:
+    with pytest.raises(SchemaError, match="task 'a' depends on itself: a <- b <- a"):
+        _schema(tasks=(Task(name="a", depends_on="b"), Task(name="b", depends_on="a")))
+    with pytest.raises(SchemaError, match="no task is named 'x'"):
+        _schema(tasks=(Task(name="a", depends_on="x"),))
+    with pytest.raises(SchemaError, match="task 'a' stands twice"):
+        _schema(tasks=(Task(name="a"), Task(name="a")))
+    with pytest.raises(SchemaError, match="the schema has no task"):
+        _schema(tasks=())
+    with pytest.raises(SchemaError, match="the schema has no feature"):
+        Schema(user="u", item="i", features=(), tasks=TASKS)
+
+
+def test_numbers_out_of_range_are_refused() -> None:
+    with pytest.raises(msgspec.ValidationError, match="Expected `int` >= 1"):
+        msgspec.convert({"name": "a", "entity": "user", "kind": "categorical", "dim": 0}, Feature)
