@@ -43,8 +43,7 @@ double seconds_of_best(const std::function<void()>& run) {
   return best;
 }
 
-// ---- peak: as many independent multiply-adds as the registers hold
-// ----------------------------------------------------
+// ---- peak: as many independent multiply-adds as the registers hold ------------------------------------------------
 
 constexpr int kPeakSteps = 4096;
 volatile float sink;
@@ -96,8 +95,7 @@ double peak_gflops(const std::string& isa) {
   return 2.0 * 12 * 4 * kPeakSteps / seconds_of_best(peak_plain) * 1e-9;
 }
 
-// ---- cases
-// -----------------------------------------------------------------------------------------------------------
+// ---- cases --------------------------------------------------------------------------------------------------------
 
 struct Floats {  // 64-byte aligned
   explicit Floats(size_t n) : data(static_cast<float*>(std::aligned_alloc(64, (n * 4 + 63) / 64 * 64))) {

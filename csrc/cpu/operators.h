@@ -206,8 +206,7 @@ inline void copy(size_t rows, size_t width, Rows x, Out out) {
   }
 }
 
-// ---- tables
-// ----------------------------------------------------------------------------------------------------------
+// ---- tables -------------------------------------------------------------------------------------------------------
 
 constexpr size_t kIdsAhead = 16;                  // lookups that are under way while one is copied
 constexpr size_t kAheadFloats = 4 * kLineFloats;  // of each: the processor's own prefetcher goes on from there
@@ -261,8 +260,7 @@ inline void embedding_bag(size_t rows, size_t n_ids, IdRows ids, int64_t padding
   }
 }
 
-// ---- fusion
-// ----------------------------------------------------------------------------------------------------------
+// ---- fusion -------------------------------------------------------------------------------------------------------
 
 // W candidates side by side; tasks ascending.
 inline void fuse(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets,
