@@ -20,7 +20,6 @@ from fastmtr.retrieval import RetrievalConfig
 from fastmtr.schema import Schema
 from fastmtr.tables import DataRules
 from fastmtr.training.cleaning import CleaningRules
-from fastmtr.training.samples import HistoryRules
 from fastmtr.training.splits import SplitRules
 from fastmtr.training.tasks import TaskRules
 from fastmtr.training.trainer import TrainerConfig
