@@ -160,6 +160,17 @@ def test_embedding_decay_shrinks_the_embeddings() -> None:
     assert size(1e-2) < 0.5 * size(0.0)
 
 
+def test_a_great_epsilon_keeps_embeddings_near_their_start() -> None:
+    def moved(epsilon: float) -> float:
+        model, start = build(), build()
+        config = msgspec.structs.replace(QUICK, epochs=2, embedding_epsilon=epsilon)
+        train(model, small_prepared(), config=config, progress=False)
+        pairs = zip(model.inputs.tables.parameters(), start.inputs.tables.parameters(), strict=True)
+        return sum((a - b).detach().square().sum().item() for a, b in pairs)
+
+    assert 0 < moved(1.0) < 0.1 * moved(1e-8)
+
+
 def test_a_last_batch_of_one_row_does_no_harm_with_batch_norm() -> None:
     prepared = small_prepared()
     few = dataclasses.replace(prepared, train=cut(prepared.train, np.arange(65)))

@@ -49,6 +49,10 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         Of Adam.
     embedding_learning_rate : float, optional
         Of the embedding tables, where it should differ.
+    embedding_epsilon : float
+        Adam's epsilon for the embedding tables. Adam moves a row that few batches read by whole steps, however weak the
+        evidence; an epsilon well above the size of the gradients makes steps proportional to it, so that rare ids are
+        not learned by heart.
     weight_decay : float
         Decoupled (AdamW), of the layers' weights.
     embedding_decay : float
@@ -69,6 +73,7 @@ class TrainerConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     batch_size: _Positive = 2048
     learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-3
     embedding_learning_rate: Annotated[float, msgspec.Meta(gt=0.0)] | None = None
+    embedding_epsilon: Annotated[float, msgspec.Meta(gt=0.0)] = 1e-8
     weight_decay: _NotNegative = 0.0
     embedding_decay: _NotNegative = 0.0
     weighting: Weighting = "fixed"
@@ -240,7 +245,12 @@ class _Training:
         layers = [p for p in self.model.parameters() if id(p) not in ids]
         groups = [
             {"params": layers, "weight_decay": c.weight_decay, "lr": c.learning_rate},
-            {"params": tables, "weight_decay": 0.0, "lr": c.embedding_learning_rate or c.learning_rate},
+            {
+                "params": tables,
+                "weight_decay": 0.0,
+                "lr": c.embedding_learning_rate or c.learning_rate,
+                "eps": c.embedding_epsilon,
+            },
             {"params": list(self.loss.parameters()), "weight_decay": 0.0, "lr": c.learning_rate},
         ]
         return torch.optim.AdamW([g for g in groups if g["params"]], fused=True)
