@@ -29,7 +29,7 @@ from workload import MODELS, Request, Workload, make_workload
 
 from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.compiler.split_by_domain import split_by_domain
-from fastmtr.graph import Graph
+from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.reference import evaluate
 
 if TYPE_CHECKING:
@@ -179,7 +179,7 @@ def largest_differences(contestants: Sequence[Contestant], requests: Sequence[Re
     """Of each contestant from the float64 reference over the first requests; a contestant that is wrong is an error."""
     worst = [0.0] * len(contestants)
     for request in requests[:2]:
-        packed = {"request": request.request, "item": p.workload.items.take(request.rows)}
+        packed: dict[Domain, Packed] = {"request": request.request, "item": p.workload.items.take(request.rows)}
         values = evaluate(p.graph, packed)
         expected = np.column_stack([np.broadcast_to(values[t].ravel(), len(request.rows)) for t in p.graph.tasks])
         for i, contestant in enumerate(contestants):
@@ -425,10 +425,10 @@ def save(
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    numbers = tuple(int(part) for part in text.split(","))
-    if min(numbers) < 1:
-        raise ValueError
-    return numbers
+    parts = text.split(",")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts):
+        raise argparse.ArgumentTypeError(f"expected whole numbers above 0 with commas between, found {text!r}")
+    return tuple(map(int, parts))
 
 
 def _names(among: Sequence[str]) -> Callable[[str], tuple[str, ...]]:

@@ -295,8 +295,8 @@ class _Lowering:
         if groups == 1 or (node.attr("shared_x") and self.stacked):
             return self._gemm(x, w.reshape(groups * n, k), added, bias)
         if self.stacked:
-            b = np.zeros((groups, 1, n), np.float32) if bias is None else bias.reshape(groups, 1, n)
-            made = self.call("bmm", [self.grouped(x, groups)], w=np.ascontiguousarray(w.transpose(0, 2, 1)), b=b)
+            rows = np.zeros((groups, 1, n), np.float32) if bias is None else bias.reshape(groups, 1, n)
+            made = self.call("bmm", [self.grouped(x, groups)], w=np.ascontiguousarray(w.transpose(0, 2, 1)), b=rows)
             for a in added:
                 made = self.call("add", [made, self.grouped(a, groups)])
             return self.whole(made, groups * n, groups)

@@ -82,14 +82,22 @@ class Workload:
         from fastmtr.convert import convert
         from fastmtr.models import ModelConfig, build_model
 
-        layers = {
-            "shared_bottom": {"bottom": (512, 256), "tower": (128, 64)},
-            "mmoe": {"experts": 8, "expert": (256, 128), "tower": (64,)},
-            "ple": {"levels": 2, "shared_experts": 2, "task_experts": 2, "expert": (256, 128), "tower": (64,)},
-            "esmm": {"tower": (256, 128)},
-        }[model]
-        config = ModelConfig(type=model, embedding_std=1.0, **layers)
-        made = build_model(config, self.inputs, schema=self.schema_of(model), seed=self.seed).eval()
+        configs = {
+            "shared_bottom": ModelConfig(type="shared_bottom", bottom=(512, 256), tower=(128, 64), embedding_std=1.0),
+            "mmoe": ModelConfig(type="mmoe", experts=8, expert=(256, 128), tower=(64,), embedding_std=1.0),
+            "ple": ModelConfig(
+                type="ple",
+                levels=2,
+                shared_experts=2,
+                task_experts=2,
+                expert=(256, 128),
+                tower=(64,),
+                embedding_std=1.0,
+            ),
+            "esmm": ModelConfig(type="esmm", tower=(256, 128), embedding_std=1.0),
+        }
+        schema = self.schema_of(model)
+        made = build_model(configs[model], self.inputs, schema=schema, seed=self.seed).eval()
         # Weights of this size make probabilities that differ between candidates, so that errors can be seen.
         random = torch.Generator().manual_seed(self.seed)
         for layer in made.modules():
