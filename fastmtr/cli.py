@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -83,42 +84,24 @@ def _parser() -> argparse.ArgumentParser:
         made.set_defaults(run=run)
         return made
 
-    demo = command(
-        "demo", _demo, "Real short-video data, from the log to ranked lists: quality per task, latency by stage."
-    )
-    demo.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
+    some: dict[str, Any] = {"type": _positive, "metavar": "N"}
+    file: dict[str, Any] = {"type": Path, "metavar": "FILE"}
+
+    demo = command("demo", _demo, "Real short-video data, from the log to ranked lists: quality per task, latency.")
+    demo.add_argument("--html", **file, help="write a report with plots")
     demo.add_argument("--bundle", type=Path, metavar="DIR", help="keep the trained bundle there")
-    demo.add_argument(
-        "--seeds",
-        type=_count,
-        default=0,
-        metavar="N",
-        help="also compare with single-task models over N seeds (2 or more; some minutes)",
-    )
-    demo.add_argument("--epochs", type=_count, metavar="N", help="train at most so many epochs")
+    demo.add_argument("--seeds", **some, help="also compare with single-task models over N seeds (some minutes)")
+    demo.add_argument("--epochs", **some, help="train at most so many epochs")
     demo.add_argument("--ready", action="store_true", help="do not train: take the packaged bundle")
 
     train = command("train", _train, "Train the model of a configuration and write a bundle.")
-    train.add_argument(
-        "config", metavar="CONFIG", nargs="?", help="a TOML file, or the name of a packaged data set (kuairand)"
-    )
-    train.add_argument("--out", type=Path, metavar="BUNDLE")
-    train.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    train.add_argument(
-        "--seeds", type=_count, default=0, metavar="N", help="compare with single-task models over N seeds (2 or more)"
-    )
-    train.add_argument("--threads", type=_positive, default=1, metavar="N", help="of torch (default 1)")
-    train.add_argument(
-        "--item-memory",
-        type=_bytes,
-        default="auto",
-        metavar="BYTES",
-        help="for item values computed ahead of time (default: 1 GiB)",
-    )
-    train.add_argument("--html", type=Path, metavar="FILE", help="write a report with plots")
-    train.add_argument(
-        "--template", action="store_true", help="print a commented configuration to start from, and stop"
-    )
+    train.add_argument("config", metavar="CONFIG", nargs="?", help="a TOML file, or a packaged data set (kuairand)")
+    _out(train, required=False)
+    train.add_argument("--seeds", **some, help="compare with single-task models over N seeds (2 or more)")
+    train.add_argument("--threads", **some, default=1, help="of torch (default 1)")
+    train.add_argument("--users", **some, help="keep only N users in the bundle, those who met most items")
+    train.add_argument("--html", **file, help="write a report with plots")
+    train.add_argument("--template", action="store_true", help="print a commented configuration to start from")
 
     judge = command("evaluate", _evaluate, "Score a configuration's test samples with a bundle, and tell the quality.")
     _bundle(judge)
@@ -127,15 +110,10 @@ def _parser() -> argparse.ArgumentParser:
 
     recompile = command("compile", _compile, "Compile a bundle's model again, with another memory budget or fusion.")
     _bundle(recompile)
-    recompile.add_argument("--out", type=Path, required=True, metavar="BUNDLE")
-    recompile.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    recompile.add_argument(
-        "--item-memory", type=_bytes, default="auto", metavar="BYTES", help="for item values computed ahead of time"
-    )
+    _out(recompile, required=True)
     recompile.add_argument("--fusion", choices=("product", "sum"), help="how task scores become one")
-    recompile.add_argument(
-        "--weight", action="append", default=[], type=_weight, metavar="TASK=W", help="of the fusion; repeat it"
-    )
+    weight: dict[str, Any] = {"action": "append", "default": [], "type": _weight, "metavar": "TASK=W"}
+    recompile.add_argument("--weight", **weight, help="of the fusion; repeat it")
 
     info = command("info", _info, "What the engine can use here, and what is in a bundle.")
     info.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE")
@@ -143,28 +121,31 @@ def _parser() -> argparse.ArgumentParser:
 
     explain = command("explain", _explain, "Each step of a bundle: when it runs, what it costs, and why.")
     _bundle(explain)
-    explain.add_argument("--html", type=Path, metavar="FILE", help="write a page with a diagram")
+    explain.add_argument("--html", **file, help="write a page with a diagram")
 
     recommend = command("recommend", _recommend, "Retrieve and rank for users of a bundle.")
     _bundle(recommend)
     recommend.add_argument("--user", action="append", required=True, metavar="KEY", help="repeat it for more users")
-    recommend.add_argument("-k", type=_positive, default=10, metavar="N")
-    recommend.add_argument(
-        "--retrieve", type=_positive, default=500, metavar="N", help="candidates to rank (default 500)"
-    )
+    recommend.add_argument("-k", **some, default=10)
+    recommend.add_argument("--retrieve", **some, default=500, help="candidates to rank (default 500)")
     recommend.add_argument("--all", action="store_true", help="rank the whole catalogue, without retrieval")
     recommend.add_argument("--with-seen", action="store_true", help="do not leave out what the user has seen")
     recommend.add_argument("--json", action="store_true", help="one JSON line a user")
 
     bench = command("bench", _bench, "Latency of score, rank and recommend on a bundle's own catalogue.")
     _bundle(bench)
-    bench.add_argument(
-        "--n", type=_positive, nargs="+", default=[1, 16, 128, 512, 2048], metavar="N", help="candidates of a request"
-    )
-    bench.add_argument("--calls", type=_positive, default=300, metavar="N", help="of each kind")
-    bench.add_argument("--threads", type=_positive, default=1, metavar="N", help="of one call")
+    bench.add_argument("--n", **some, nargs="+", default=[1, 16, 128, 512, 2048], help="candidates of a request")
+    bench.add_argument("--calls", **some, default=300, help="of each kind (default 300)")
+    bench.add_argument("--threads", **some, default=1, help="of one call (default 1)")
     bench.add_argument("--json", action="store_true", help="numbers for programs")
     return parser
+
+
+def _out(parser: argparse.ArgumentParser, *, required: bool) -> None:
+    parser.add_argument("--out", type=Path, required=required, metavar="BUNDLE", help="the directory to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
+    memory = "for item values computed ahead of time, such as 64M (default: 1G)"
+    parser.add_argument("--item-memory", type=_bytes, default="auto", metavar="BYTES", help=memory)
 
 
 def _bundle(parser: argparse.ArgumentParser) -> None:
@@ -187,12 +168,11 @@ def _bytes(text: str) -> int | str:
     """A number with K, M or G, or auto."""
     if text == "auto":
         return text
-    number, factor = (
-        (text[:-1], 1024 ** (" KMG".index(text[-1].upper()))) if text[-1:].upper() in tuple("KMG") else (text, 1)
-    )
-    if not number.isdecimal():
+    parts = re.fullmatch(r"([0-9]+)([KMG]?)", text.upper())
+    if parts is None:
         raise argparse.ArgumentTypeError(f"expected bytes such as 64M, or auto, found {text!r}")
-    return int(number) * factor
+    exponent: int = " KMG".index(parts[2] or " ")
+    return int(parts[1]) << 10 * exponent
 
 
 def _weight(text: str) -> tuple[str, float]:
@@ -213,9 +193,19 @@ def _bad_weight(text: str) -> tuple[str, float]:
 def _demo(options: argparse.Namespace) -> None:
     from fastmtr.demo import run_demo
 
+    run_demo(
+        html=options.html,
+        bundle=options.bundle,
+        seeds=_seeds(options),
+        epochs=options.epochs,
+        ready=options.ready,
+    )
+
+
+def _seeds(options: argparse.Namespace) -> int:
     if options.seeds == 1:
         raise ConfigError("--seeds 1: an interval needs at least 2 seeds")
-    run_demo(html=options.html, bundle=options.bundle, seeds=options.seeds, epochs=options.epochs, ready=options.ready)
+    return options.seeds or 0
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -226,26 +216,25 @@ def _train(options: argparse.Namespace) -> None:
         return
     if options.config is None or options.out is None:
         raise ConfigError("train needs a CONFIG and --out BUNDLE; see fastmtr train --help, or start from --template")
-    if options.seeds == 1:
-        raise ConfigError("--seeds 1: an interval needs at least 2 seeds")
+    seeds = _seeds(options)
     # Before an hour of training, not after it.
     if options.out.exists() and not options.overwrite:
         raise BundleError(f"{options.out} exists already; pass --overwrite to replace it, or another path")
     import torch
 
-    from fastmtr.config import load_config
+    from fastmtr.datasets import load
     from fastmtr.workflow import train_bundle
 
     torch.set_num_threads(options.threads)
     path = _config_path(options.config)
     console = _console(stderr=True)
     report = train_bundle(
-        load_config(path),
-        folder=path.parent,
+        load(path),
         out=options.out,
         title=path.stem,
         item_memory=options.item_memory,
-        seeds=options.seeds,
+        most_users=options.users,
+        seeds=seeds,
         overwrite=options.overwrite,
         progress=console.is_terminal,
         say=lambda what: console.print(what, markup=False, highlight=False),
@@ -263,23 +252,22 @@ def _train(options: argparse.Namespace) -> None:
 def _evaluate(options: argparse.Namespace) -> None:
     import msgspec
 
-    from fastmtr.config import load_config
+    from fastmtr.datasets import load
     from fastmtr.evaluation.evaluate import evaluate
     from fastmtr.evaluation.report import quality_tables
     from fastmtr.ranker import Ranker
-    from fastmtr.workflow import check_same_features, prepare_data, stored_thresholds
+    from fastmtr.workflow import check_same_features, stored_thresholds
 
-    path = _config_path(options.config)
-    config = load_config(path)
+    data = load(_config_path(options.config))
     ranker = Ranker.load(options.bundle)
-    prepared = prepare_data(config, folder=path.parent, progress=_console(stderr=True).is_terminal)
+    prepared = data.prepare(progress=_console(stderr=True).is_terminal)
     check_same_features(ranker, prepared)
     scores = ranker.predict(prepared.test, items=prepared.catalogue.keys)
-    columns = [ranker.tasks.index(task.name) for task in config.schema.tasks]
+    columns = [ranker.tasks.index(task.name) for task in prepared.schema.tasks]
     found = evaluate(
         scores[:, columns],
         prepared.test,
-        schema=config.schema,
+        schema=prepared.schema,
         thresholds=stored_thresholds(ranker.bundle),
         intervals=True,
     )
@@ -443,9 +431,9 @@ def _show(table: Any) -> None:
 
 
 def _console(*, stderr: bool = False) -> Console:
-    from rich.console import Console
+    from fastmtr.evaluation.report import wide_console
 
-    return Console(stderr=stderr)
+    return wide_console(stderr=stderr)
 
 
 def _config_path(name: str) -> Path:

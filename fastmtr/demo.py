@@ -3,40 +3,36 @@
 from __future__ import annotations
 
 import tempfile
-
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
 from time import perf_counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import msgspec
 import numpy as np
 
 from fastmtr.compiler import explain
 from fastmtr.errors import BundleError, FastMTRError
-from fastmtr.evaluation.report import Latency, Report, Table, latency_table
+from fastmtr.evaluation.report import Latency, Report, Table, latency_table, wide_console
 from fastmtr.latency import measure_stages
 from fastmtr.ranker import Ranker, Ranking
 from fastmtr.retrieval import RetrievalConfig, Retriever
-
-if TYPE_CHECKING:
-    from fastmtr.config import Config
 
 __all__ = ["ready_bundle", "run_demo"]
 
 _TITLE = "KuaiRand: short videos, five tasks"
 _NEEDED = ("torch", "sklearn", "pyarrow", "rich")
 _CALLS = 500
-_LISTS = 3
-_K = 10
+_LISTS = 2
+_K = 5
 # The page (tab) that most impressions come from, on a Thursday evening.
 _CONTEXT = {"tab": 1, "time_ms": 1_651_752_000_000}
 _CONTEXT_WORDS = "main page, Thursday 2022-05-05, 20:00"
 
 
 def ready_bundle() -> Path:
-    """The bundle that is packaged with fastmtr, made by ``fastmtr train kuairand --out fastmtr/datasets/kuairand_bundle``."""
+    """The bundle that is packaged with fastmtr; ``fastmtr/datasets/README.md`` has the command that makes it."""
     path = Path(__file__).parent / "datasets" / "kuairand_bundle"
     if not path.is_dir():
         raise BundleError(f"{path} is not there: this installation of fastmtr has no ready bundle")
@@ -92,20 +88,22 @@ def _learn(path: Path, *, seeds: int, epochs: int | None, say: _Voice) -> Report
     import torch
 
     from fastmtr import workflow
-    from fastmtr.config import load_config
-    from fastmtr.datasets import config_path
+    from fastmtr.datasets import kuairand
 
     if path.exists():
         raise BundleError(f"{path} exists already; give --bundle another path, or remove it")
     # More threads gain little with a model of this size, lose much on a busy machine, and change the last bits.
     torch.set_num_threads(1)
-    file = config_path("kuairand")
-    config: Config = load_config(file)
+    say.title("Data")
+    data = kuairand()
+    config = data.config
     if epochs is not None:
         config = msgspec.structs.replace(config, training=msgspec.structs.replace(config.training, epochs=epochs))
-
-    say.title("Data")
-    prepared = workflow.prepare_data(config, folder=file.parent, progress=say.live)
+    prepared = data.prepare(progress=say.live)
+    say(
+        f"{data.log.num_rows:,} impressions; {len(prepared.users.keys):,} users and "
+        f"{len(prepared.catalogue.keys):,} videos are described"
+    )
     say.title(f"Training: {workflow.describe_model(config.model)}")
     fitted = workflow.fit(config, prepared, progress=say.live)
     result = fitted.result
@@ -127,8 +125,8 @@ def _serve(path: Path, report: Report, *, html: Path | None, say: _Voice) -> Non
     ranker = Ranker.load(path)
     say.title("Compiled")
     say(
-        f"{ranker.n_items:,} items, {len(ranker.users):,} users, {ranker.isa}. The engine's scores differ from torch's by at "
-        f"most {report.engine_difference:.1e} on {report.engine_rows:,} test samples."
+        f"{ranker.n_items:,} videos, {len(ranker.users):,} users, {ranker.isa}. The engine's scores differ from "
+        f"torch's by at most {report.engine_difference or 0.0:.1e} on {report.engine_rows:,} test samples."
     )
     shapes = {name: array.shape for name, array in ranker.bundle.weights.items()}
     explanation = explain(ranker.bundle.plan, shapes, n_items=ranker.n_items)
@@ -147,7 +145,10 @@ def _serve(path: Path, report: Report, *, html: Path | None, say: _Voice) -> Non
     say.title("Latency")
     with say.busy(f"{_CALLS} requests"):
         latency = measure_stages(ranker, calls=_CALLS, context=_CONTEXT)
-    note = f"{_CALLS} requests of random known users, one after the other on one thread, with raw context; 500 of {ranker.n_items:,} videos retrieved and ranked for {len(ranker.tasks)} tasks."
+    note = (
+        f"{_CALLS} requests of random known users, one after the other on one thread, with raw context; 500 of "
+        f"{ranker.n_items:,} videos retrieved and ranked for {len(ranker.tasks)} tasks."
+    )
     say(latency_table(latency, title="One request", note=note))
     if html is not None:
         from fastmtr.evaluation.html import write_html
@@ -205,7 +206,7 @@ def _list_table(ranking: Ranking) -> Table:
     ]
     who = f"user {ranking.user}" if ranking.known_user else "a user never seen"
     title = f"For {who} ({_CONTEXT_WORDS})"
-    return Table("lists", title, ["", "video", "fused", *ranking.tasks], rows)
+    return Table("lists", title, ["", "video", "fused", *ranking.tasks], rows, text=2)
 
 
 class _Voice:
@@ -214,9 +215,7 @@ class _Voice:
     def __init__(self) -> None:
         self._console: Any = None
         if find_spec("rich") is not None:
-            from rich.console import Console
-
-            self._console = Console()
+            self._console = wide_console()
 
     @property
     def live(self) -> bool:
@@ -249,5 +248,3 @@ class _Voice:
             print(f"{text} ...")
             return nullcontext()
         return self._console.status(text)
-
-

@@ -37,15 +37,19 @@ def measure(ranker: Ranker, *, sizes: Sequence[int], calls: int, seed: int = 0) 
     rng = np.random.default_rng(seed)
     found = []
     for n in sizes:
-        drawn = [ranker.items[rng.integers(ranker.n_items, size=n)] for _ in users]
-        k = min(_K, n)
-        found.append(_time(f"score {n}", calls, lambda i, drawn=drawn: ranker.score(users[i], drawn[i])))
-        found.append(
-            _time(f"rank {n}, best {k}", calls, lambda i, drawn=drawn, k=k: ranker.rank(users[i], drawn[i], k=k))
-        )
+        found += _time_size(ranker, users, [ranker.items[rng.integers(ranker.n_items, size=n)] for _ in users])
     if ranker.has_retrieval:
         found.append(_time(f"recommend {_K} of 500 retrieved", calls, lambda i: ranker.recommend(users[i], k=_K)))
     return found
+
+
+def _time_size(ranker: Ranker, users: list[Any], items: list[Any]) -> list[Latency]:
+    n, calls = len(items[0]), len(users)
+    k = min(_K, n)
+    return [
+        _time(f"score {n}", calls, lambda i: ranker.score(users[i], items[i])),
+        _time(f"rank {n}, best {k}", calls, lambda i: ranker.rank(users[i], items[i], k=k)),
+    ]
 
 
 def measure_stages(

@@ -431,7 +431,7 @@ class Ranker:
 
     @property
     def item_vectors(self) -> NDArray[np.float32]:
-        """The retrieval head's vectors of the catalogue in row order, shape (items, dim); SchemaError without a head."""
+        """The retrieval head's vectors of the catalogue in row order, shape (items, dim)."""
         self._need_head()
         return self._model.item_output("item_vector")
 

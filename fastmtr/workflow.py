@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.bundle import Bundle, write_bundle
+from fastmtr.bundle import Bundle, Catalogue, write_bundle
 from fastmtr.config import Config
 from fastmtr.convert import convert
 from fastmtr.datasets import DataSet
@@ -31,8 +31,7 @@ from fastmtr.evaluation.evaluate import (
 from fastmtr.evaluation.report import Report, make_report
 from fastmtr.models import ModelConfig, MultiTaskModel, build_model
 from fastmtr.ranker import Ranker
-from fastmtr.tables import load_tables
-from fastmtr.training.samples import Prepared, Samples
+from fastmtr.training.samples import Prepared, Samples, Seen
 from fastmtr.training.trainer import TrainResult, predict, train
 
 __all__ = [
@@ -46,7 +45,6 @@ __all__ = [
     "fit",
     "judge",
     "judge_retrieval",
-    "prepare_data",
     "save",
     "stored_thresholds",
     "train_bundle",
@@ -55,7 +53,8 @@ __all__ = [
 TOLERANCE = 1e-5
 """The greatest difference between a score of the engine and of torch that is let pass."""
 
-_RETRIEVED = 500
+# Retrieval hands hundreds of candidates to ranking; what it puts first does not matter.
+_CUTS = (50, 100, 500)
 
 
 @dataclass(frozen=True)
@@ -76,11 +75,6 @@ class Fitted:
     result: TrainResult
     scores: NDArray[np.float32]
     thresholds: Mapping[str, float]
-
-
-def prepare_data(config: Config, *, folder: str | os.PathLike[str], progress: bool = False) -> Prepared:
-    """Read the configuration's tables and make samples of them."""
-    return DataSet(config, *load_tables(config.data, folder=folder)).prepare(progress=progress)
 
 
 def fit(config: Config, prepared: Prepared, *, progress: bool = False) -> Fitted:
@@ -131,17 +125,25 @@ def save(
     fitted: Fitted,
     report: Report | None = None,
     item_memory: int | Literal["auto"] = "auto",
+    most_users: int | None = None,
     overwrite: bool = False,
 ) -> Path:
-    """Compile the model and write the bundle."""
+    """Compile the model and write the bundle, with the users who met most items if there are to be fewer."""
+    users, seen = prepared.users, prepared.seen
+    if most_users is not None and most_users < len(users.keys):
+        met = np.diff(seen.offsets)
+        chosen = np.sort(np.argsort(-met, kind="stable")[:most_users])
+        users = Catalogue(users.keys[chosen], users.packed.take(chosen))
+        rows = [seen.of(int(user)) for user in chosen]
+        seen = Seen(np.concatenate([[0], np.cumsum(met[chosen])]), np.concatenate([*rows, np.empty(0, np.int64)]))
     return write_bundle(
         out,
         schema=config.schema,
         graph=convert(fitted.model),
         pipeline_state=prepared.pipeline.state(),
         catalogue=prepared.catalogue,
-        users=prepared.users,
-        seen=prepared.seen,
+        users=users,
+        seen=seen,
         fusion=config.fusion.to_plan(config.schema),
         item_memory=item_memory,
         metadata={"retrieval": msgspec.to_builtins(config.retrieval), "model": describe_model(config.model)},
@@ -174,10 +176,10 @@ def engine_difference(ranker: Ranker, prepared: Prepared, scores: NDArray[np.flo
 
 
 def judge_retrieval(ranker: Ranker, prepared: Prepared, *, task: str, most: int = 2000) -> dict[str, dict[str, float]]:
-    """How many of a user's positives in the test samples each way of making a list finds in the whole catalogue.
+    """How many of a user's positives in the test samples retrieval finds in the whole catalogue, and popularity.
 
-    Items that the user met before are left out of lists and positives alike. Each user's request is that of the first
-    test sample.
+    Items that the user met before are left out of candidates and positives alike. Each user's request is that of the
+    user's first test sample.
 
     Parameters
     ----------
@@ -199,16 +201,9 @@ def judge_retrieval(ranker: Ranker, prepared: Prepared, *, task: str, most: int 
     rows, first = np.unique(prepared.test.user_rows, return_index=True)
     requests = prepared.test.request.take(first[np.searchsorted(rows, users[chosen])])
 
-    k = 100
+    k = max(_CUTS)
     found = {}
-    keys = prepared.catalogue.keys
-    ranked = ranker.recommend(requests, k=k, retrieve=_RETRIEVED, exclude=[keys[met] for met in seen])
-    row_of = {key: row for row, key in enumerate(keys.tolist())}
-    lists = np.full((len(chosen), k), -1, np.int64)
-    for i, ranking in enumerate(ranked):
-        lists[i, : len(ranking)] = [row_of[key] for key in ranking.items.tolist()]
-    found[f"retrieve {_RETRIEVED}, then rank by fused score"] = lists
-    found["two-tower retrieval alone"], _ = ranker.retriever.search(ranker.user_vectors(requests), k=k, exclude=seen)
+    found["two towers"], _ = ranker.retriever.search(ranker.user_vectors(requests), k=k, exclude=seen)
     popular = popular_items(prepared, task=task)
     lists = np.full((len(chosen), k), -1, np.int64)
     for i, met in enumerate(seen):
@@ -216,16 +211,16 @@ def judge_retrieval(ranker: Ranker, prepared: Prepared, *, task: str, most: int 
         left = head[~np.isin(head, met)][:k]
         lists[i, : len(left)] = left
     found["most popular"] = lists
-    return retrieval_quality(found, fresh, ks=(10, 50, 100))
+    return retrieval_quality(found, fresh, ks=_CUTS)
 
 
 def train_bundle(
-    config: Config,
+    data: DataSet,
     *,
-    folder: str | os.PathLike[str],
     out: str | os.PathLike[str],
     title: str,
     item_memory: int | Literal["auto"] = "auto",
+    most_users: int | None = None,
     seeds: int = 0,
     overwrite: bool = False,
     progress: bool = False,
@@ -235,19 +230,22 @@ def train_bundle(
 
     Parameters
     ----------
-    folder : path
-        Where relative data paths start.
+    data : DataSet
+        From :func:`fastmtr.datasets.load`.
     out : path
         The bundle to write. Nothing is written there unless the engine agrees with torch.
     title : str
         Of the report.
+    most_users : int, optional
+        Keep only so many users in the bundle, those who met most items.
     seeds : int
         At least 2: compare with single-task models over so many seeds.
     say : callable
         Told what is done now.
     """
+    config = data.config
     say("preparing data")
-    prepared = prepare_data(config, folder=folder, progress=progress)
+    prepared = data.prepare(progress=progress)
     say(f"training {describe_model(config.model)}")
     fitted = fit(config, prepared, progress=progress)
     say("judging the model and the baselines")
@@ -266,6 +264,7 @@ def train_bundle(
         out=out,
         title=title,
         item_memory=item_memory,
+        most_users=most_users,
         overwrite=overwrite,
     )
 
@@ -280,6 +279,7 @@ def finish(
     out: str | os.PathLike[str],
     title: str,
     item_memory: int | Literal["auto"] = "auto",
+    most_users: int | None = None,
     overwrite: bool = False,
 ) -> Report:
     """Compile, check the engine against torch, judge retrieval with the engine, and write bundle and report."""
@@ -313,6 +313,7 @@ def finish(
         fitted=fitted,
         report=report,
         item_memory=item_memory,
+        most_users=most_users,
         overwrite=overwrite,
     )
     return report
@@ -330,8 +331,8 @@ def check_same_features(ranker: Ranker, prepared: Prepared) -> None:
         same = same and all(np.array_equal(ours[1][name], theirs[1][name]) for name in ours[1])
     if not same or not np.array_equal(ranker.items, prepared.catalogue.keys):
         raise SchemaError(
-            "the configuration's data are not those that this bundle was trained on: schema, fitted features or catalogue "
-            "differ; give the configuration and the data of the training"
+            "the configuration's data are not those that this bundle was trained on: schema, fitted features or "
+            "catalogue differ; give the configuration and the data of the training"
         )
 
 

@@ -93,7 +93,18 @@ def test_evaluate_refuses_other_data(project, trained, tmp_path, capsys):
 
 def test_compile(trained, tmp_path, capsys):
     out = tmp_path / "lean"
-    arguments = ["compile", str(trained), "--out", str(out), "--item-memory", "0", "--fusion", "sum", "--weight", "buy=2"]
+    arguments = [
+        "compile",
+        str(trained),
+        "--out",
+        str(out),
+        "--item-memory",
+        "0",
+        "--fusion",
+        "sum",
+        "--weight",
+        "buy=2",
+    ]
     assert cli.main(arguments) == 0
     old, new = Ranker.load(trained), Ranker.load(out)
     user = int(old.users[0])
@@ -170,9 +181,17 @@ def test_errors_are_one_line(arguments, status, message, capsys, tmp_path, monke
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nothing"], ["bench"], ["recommend", "b", "--user", "1", "-k", "0"], ["compile", "b", "--out", "c", "--item-memory", "1X"],
-     ["compile", "b", "--out", "c", "--weight", "click"], ["train", "--threads", "many"], ["demo", "--se", "3"]],
-)  # fmt: skip
+    [
+        [],
+        ["nothing"],
+        ["bench"],
+        ["recommend", "b", "--user", "1", "-k", "0"],
+        ["compile", "b", "--out", "c", "--item-memory", "1X"],
+        ["compile", "b", "--out", "c", "--weight", "click"],
+        ["train", "--threads", "many"],
+        ["demo", "--se", "3"],
+    ],
+)
 def test_usage(arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         cli.main(arguments)
@@ -208,7 +227,9 @@ def test_closed_pipe(trained):
     assert process.wait() in (0, 1)
 
 
-@pytest.mark.parametrize(("text", "value"), [("auto", "auto"), ("0", 0), ("512", 512), ("64K", 65536), ("2m", 2 << 20), ("1G", 1 << 30)])
+@pytest.mark.parametrize(
+    ("text", "value"), [("auto", "auto"), ("0", 0), ("512", 512), ("64K", 65536), ("2m", 2 << 20), ("1G", 1 << 30)]
+)
 def test_item_memory(text, value):
     options = cli._parser().parse_args(["compile", "a", "--out", "b", "--item-memory", text])
     assert options.item_memory == value

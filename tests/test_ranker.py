@@ -119,9 +119,7 @@ def pipeline_of(ranker):
 def test_scores_are_those_of_the_reference(ranker):
     rows = np.array([5, 0, 39, 5])
     result = ranker.score(103, ranker.items[rows], context={"place": "work"})
-    request = pipeline_of(ranker).transform_row(
-        "request", {"place": "work"}, base=ranker.bundle.users.packed.take([3])
-    )
+    request = pipeline_of(ranker).transform_row("request", {"place": "work"}, base=ranker.bundle.users.packed.take([3]))
     scores, fused = expected(ranker, request, rows)
     assert isinstance(result, Scores)
     assert result.known_user

@@ -26,7 +26,8 @@ __all__ = ["render", "write_html"]
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6b7c; --line: #d8dee6; --strong: #eef4fb; }
-body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); max-width: 70rem; margin: 2rem auto; padding: 0 1.5rem; }
+body { font: 15px/1.5 system-ui, sans-serif; color: var(--ink); }
+body { max-width: 70rem; margin: 2rem auto; padding: 0 1.5rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.25rem; margin: 2.5rem 0 .8rem; border-bottom: 2px solid var(--line); padding-bottom: .3rem; }
 .lead, .note { color: var(--soft); }
@@ -44,7 +45,6 @@ iframe { width: 100%; height: 40rem; border: 1px solid var(--line); }
 .facts { display: flex; flex-wrap: wrap; gap: 1rem; margin: 1.2rem 0; }
 .facts div { background: var(--strong); border-radius: .5rem; padding: .6rem 1rem; }
 .facts b { display: block; font-size: 1.3rem; }
-.lists { display: grid; grid-template-columns: repeat(auto-fit, minmax(30rem, 1fr)); gap: 0 2rem; }
 """
 
 
@@ -111,7 +111,7 @@ def render(
         table = latency_table(latency, title="One request", note=latency_note)
         parts += ["<h2>Latency</h2>", *_plot(_latency, latency), _table(table)]
     if rankings:
-        parts += ["<h2>Lists</h2>", '<div class="lists">', *(_table(t, text=2) for t in rankings), "</div>"]
+        parts += ["<h2>Lists</h2>", *map(_table, rankings)]
     if explain is not None:
         parts += [
             "<h2>What the engine does, and why</h2>",
@@ -136,12 +136,11 @@ def _facts(report: Report, latency: Sequence[Latency]) -> str:
     return f'<div class="facts">{"".join(boxes)}</div>'
 
 
-def _table(table: Table, *, text: int = 1) -> str:
-    """`text`: so many first columns are left-aligned."""
+def _table(table: Table) -> str:
     head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
     lines = []
     for i, row in enumerate(table.rows):
-        opened = ("<td class='text'>" if j < text else "<td>" for j in range(len(row)))
+        opened = ("<td class='text'>" if j < table.text else "<td>" for j in range(len(row)))
         cells = "".join(f"{tag}{escape(cell)}</td>" for tag, cell in zip(opened, row, strict=True))
         lines.append(("<tr class='strong'>" if i == table.strong else "<tr>") + cells + "</tr>")
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
@@ -152,7 +151,7 @@ def _table(table: Table, *, text: int = 1) -> str:
 # ---- plots -----------------------------------------------------------------------------------------------------------
 
 _COLOURS = ("#2563a8", "#d1682b", "#3a8f5c", "#9a4aa8", "#b8962e", "#4aa3a8", "#a84a5b", "#6b7280")
-_RC = {
+_RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastmtr",
     "font.family": "sans-serif",
@@ -200,7 +199,8 @@ def _roc_and_calibration(figure: Figure, report: Report) -> str:
     left, right = figure.subplots(1, 2)
     for colour, (task, curve) in zip(_cycle(len(report.curves)), report.curves.items(), strict=True):
         left.plot(curve.false_positive, curve.true_positive, color=colour, label=_short(task))
-        right.plot(curve.predicted, curve.observed, color=colour, marker="o", markersize=3, label=_short(task))
+        observed = [value or float("nan") for value in curve.observed]
+        right.plot(curve.predicted, observed, color=colour, marker="o", markersize=3, label=_short(task))
     left.plot([0, 1], [0, 1], color="#8795a5", linestyle=":", linewidth=1)
     left.set(title="ROC", xlabel="false positive rate", ylabel="true positive rate")
     left.legend(loc="lower right")
@@ -208,7 +208,7 @@ def _roc_and_calibration(figure: Figure, report: Report) -> str:
     low = min(values, default=1e-3) / 1.5
     right.plot([low, 1], [low, 1], color="#8795a5", linestyle=":", linewidth=1)
     right.set(
-        title="Calibration (15 bins of equal size)",
+        title="Calibration (bins of equal size)",
         xlabel="predicted probability",
         ylabel="observed rate",
         xscale="log",
@@ -216,6 +216,10 @@ def _roc_and_calibration(figure: Figure, report: Report) -> str:
         xlim=(low, 1),
         ylim=(low, 1),
     )
+    for axis in (right.xaxis, right.yaxis):
+        # The usual labels of a logarithmic axis are mathematical text, which is off.
+        axis.set_major_formatter(lambda value, _: f"{value:g}")
+        axis.set_minor_formatter(lambda value, _: "")
     return "ROC and calibration curves of each task"
 
 
@@ -238,7 +242,7 @@ def _training(figure: Figure, report: Report) -> str:
 
 def _correlations(figure: Figure, report: Report) -> str:
     axes = figure.subplots(1, 2)
-    image = None
+    image: Any = None
     found = report.correlation
     for ax, what, rows in zip(axes, ("labels", "scores"), (found.labels, found.scores), strict=True):
         matrix = np.array([[_nan(v) for v in row] for row in rows])

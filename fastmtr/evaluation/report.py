@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from fastmtr.evaluation.evaluate import Comparison, TaskQuality
     from fastmtr.schema import Schema
     from fastmtr.training.samples import Prepared, Samples
@@ -29,6 +31,7 @@ __all__ = [
     "latency_table",
     "make_report",
     "quality_tables",
+    "wide_console",
 ]
 
 # A curve is drawn, not integrated: more points are not seen.
@@ -186,7 +189,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Table(msgspec.Struct, frozen=True):
-    """Text in rows and columns; the first column is left-aligned, the row ``strong`` is the one to look at."""
+    """Rows and columns; the ``text`` first columns are left-aligned, the row ``strong`` is the one to look at."""
 
     section: Literal["data", "quality", "effects", "retrieval", "latency", "lists"]
     title: str
@@ -194,26 +197,38 @@ class Table(msgspec.Struct, frozen=True):
     rows: list[list[str]]
     note: str = ""
     strong: int | None = None
+    text: int = 1
 
     def __str__(self) -> str:
         widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
         lines = [
-            "  ".join(c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
+            "  ".join(
+                c.ljust(w) if i < self.text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
+            )
             for row in [self.columns, *self.rows]
         ]
         return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
 
     def __rich__(self) -> Any:
+        from rich import box
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(title=Text(self.title, style="bold"), title_justify="left", caption_justify="left")
-        table.caption = Text(self.note, style="dim") if self.note else None
+        table = RichTable(title=Text(self.title, style="bold"), title_justify="left", box=box.SIMPLE_HEAD)
+        table.caption, table.caption_justify = Text(self.note, style="dim") if self.note else None, "left"
         for i, name in enumerate(self.columns):
-            table.add_column(Text(name), justify="right" if i else "left")
+            table.add_column(Text(name), justify="left" if i < self.text else "right")
         for i, row in enumerate(self.rows):
             table.add_row(*map(Text, row), style="bold" if i == self.strong else None)
         return table
+
+
+def wide_console(*, stderr: bool = False) -> Console:
+    """A console for tables: as wide as the terminal, or 120 columns where the output is no terminal."""
+    from rich.console import Console
+
+    console = Console(stderr=stderr)
+    return console if console.is_terminal else Console(stderr=stderr, width=120)
 
 
 def make_report(
@@ -279,7 +294,9 @@ def _curves(scores: NDArray[np.float32], samples: Samples, schema: Schema) -> di
             continue
         x, t, _ = roc_curve(y, p)
         at = np.linspace(0, 1, _POINTS)
-        bins = np.array_split(np.argsort(p, kind="stable"), min(_BINS, len(p)))
+        # So many that a bin has some positives, else a rare task's bins are mostly empty.
+        n_bins = int(np.clip(y.sum() // 10, 1, min(_BINS, len(p))))
+        bins = np.array_split(np.argsort(p, kind="stable"), n_bins)
         found[task.name] = Curve(
             at.round(4).tolist(),
             np.interp(at, x, t).round(4).tolist(),
@@ -329,8 +346,8 @@ def _split_table(report: Report) -> Table:
 
 _BINARY = ("auc", "gauc", "log_loss", "ece", "f1", "precision", "recall", "accuracy")
 _QUALITY_NOTE = (
-    "AUC: 95 % bootstrap interval over users. F1, precision, recall and accuracy are at the threshold with the best F1 on "
-    "the validation samples."
+    "AUC: 95 % bootstrap interval over users. F1, precision, recall and accuracy are at the threshold with the best F1 "
+    "on the validation samples."
 )
 _REGRESSION = ("rmse", "mae", "r2")
 
