@@ -1,9 +1,10 @@
-// Memory that begins at a cache line.
+// Memory that begins at a cache line; large pieces in large pages.
 #ifndef FASTMTR_CORE_ARENA_H
 #define FASTMTR_CORE_ARENA_H
 
+#include <sys/mman.h>
+
 #include <cstddef>
-#include <cstdlib>
 #include <limits>
 #include <new>
 #include <utility>
@@ -11,6 +12,7 @@
 namespace fastmtr {
 
 constexpr size_t kAlign = 64;
+constexpr size_t kLargePage = size_t{2} << 20;
 constexpr size_t kLine = kAlign / sizeof(float);  // floats a cache line
 
 inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -23,7 +25,11 @@ class Aligned {
   explicit Aligned(size_t n) : size_(n) {
     if (n == 0) return;
     if (n > (std::numeric_limits<size_t>::max() - kAlign) / sizeof(T)) throw std::bad_alloc();
-    data_ = static_cast<T*>(::operator new(n * sizeof(T), std::align_val_t{kAlign}));
+    data_ = static_cast<T*>(::operator new(n * sizeof(T), alignment()));
+#ifdef MADV_HUGEPAGE
+    // Rows read here and there out of a large table wait for address translation more than for memory. Advice only.
+    if (bytes() >= kLargePage) ::madvise(data_, bytes() / kLargePage * kLargePage, MADV_HUGEPAGE);
+#endif
     for (size_t i = 0; i < n; ++i) data_[i] = T{};
   }
   Aligned(Aligned&& other) noexcept { swap(other); }
@@ -33,7 +39,7 @@ class Aligned {
   }
   Aligned(const Aligned&) = delete;
   Aligned& operator=(const Aligned&) = delete;
-  ~Aligned() { ::operator delete(data_, std::align_val_t{kAlign}); }
+  ~Aligned() { ::operator delete(data_, alignment()); }
 
   // At least n elements; what was in it is lost when it grows.
   void reserve(size_t n) {
@@ -48,6 +54,8 @@ class Aligned {
   const T& operator[](size_t i) const { return data_[i]; }
 
  private:
+  std::align_val_t alignment() const { return std::align_val_t{bytes() >= kLargePage ? kLargePage : kAlign}; }
+
   void swap(Aligned& other) noexcept {
     std::swap(data_, other.data_);
     std::swap(size_, other.size_);

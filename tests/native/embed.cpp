@@ -1,0 +1,59 @@
+// The same service as embed.c, in C++17 over fastmtr.hpp. See tests/test_capi.py.
+#include <cstdio>
+#include <fstream>
+#include <iostream>
+#include <string>
+
+#include "fastmtr.hpp"
+
+int main(int argc, char** argv) {
+  if (argc != 3) return 2;
+  fastmtr::Model loaded(argv[1]);
+  fastmtr::Model model = std::move(loaded);
+  fastmtr::Session session(model, 2);
+  std::printf("fastmtr %s, %d tasks, %d items\n", fmtr_version(), static_cast<int>(model.n_tasks()), static_cast<int>(model.n_items()));
+
+  std::ifstream file(argv[2]);
+  const auto number = [&] {
+    std::string text;
+    file >> text;
+    return std::stod(text);
+  };
+  fastmtr::Batch batch;
+  const auto requests = static_cast<int>(number()), candidates = static_cast<int>(number());
+  for (int i = 0; i < requests * 7; ++i) batch.request_ids.push_back(static_cast<int32_t>(number()));
+  for (int i = 0; i < requests * 3; ++i) batch.request_dense.push_back(static_cast<float>(number()));
+  std::vector<int> offsets;
+  for (int i = 0; i <= requests; ++i) offsets.push_back(static_cast<int>(number()));
+  for (int r = 0; r < requests; ++r) {
+    std::vector<int64_t> items;
+    for (int i = offsets[r]; i < offsets[r + 1]; ++i) items.push_back(static_cast<int64_t>(number()));
+    batch.add_request(items);
+  }
+  for (int i = 0; i < candidates; ++i) batch.candidate_ids.push_back(static_cast<int32_t>(number()));
+  for (int i = 0; i < candidates; ++i) batch.candidate_dense.push_back(static_cast<float>(number()));
+
+  const fastmtr::Scores scored = session.score(batch);
+  for (int i = 0; i < candidates; ++i)
+    std::printf("%a %a %a\n", double{scored.scores[2 * i]}, double{scored.scores[2 * i + 1]}, double{scored.fused[i]});
+  const fastmtr::Ranking best = session.rank(batch, 2);
+  for (int r = 0; r < requests; ++r)
+    std::printf("%d %d %d\n", static_cast<int>(best.counts[r]), static_cast<int>(best.positions[2 * r]), static_cast<int>(best.positions[2 * r + 1]));
+
+  const auto report = [](const auto& body) {
+    try {
+      body();
+    } catch (const fastmtr::Exception& error) {
+      std::printf("%s\n", error.what());
+    }
+  };
+  batch.items[0] = 123456789;
+  report([&] { session.score(batch); });
+  report([] { fastmtr::Model("/nonexistent"); });
+
+  fastmtr::Batch nothing;  // no candidates must not mean the whole catalogue
+  nothing.request_ids.resize(7);
+  nothing.request_dense.resize(3);
+  nothing.add_request({});
+  return session.score(nothing).fused.empty() && session.rank(nothing, 3).counts[0] == 0 ? 0 : 3;
+}

@@ -1,0 +1,113 @@
+/* Calls that are wrong: each must give a status and a message, and crash nothing. See tests/test_capi.py. */
+#include <stdio.h>
+#include <string.h>
+
+#include "fastmtr.h"
+
+static int passed = 0, failed = 0;
+
+static void expect(fmtr_status found, fmtr_status expected, const char* message, int line) {
+  if (found == expected && (expected == FMTR_OK || strstr(fmtr_last_error(), message) != NULL)) {
+    ++passed;
+    return;
+  }
+  ++failed;
+  printf("line %d: %s: %s\n", line, fmtr_status_name(found), fmtr_last_error());
+}
+
+#define REFUSED(call, message) expect(call, FMTR_ERROR_ARGUMENT, message, __LINE__)
+#define FINE(call) expect(call, FMTR_OK, "", __LINE__)
+
+int main(int argc, char** argv) {
+  fmtr_model* model = NULL;
+  fmtr_session* session = NULL;
+  fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0};
+  fmtr_session_options options = {sizeof(fmtr_session_options), 0, 0};
+  fmtr_catalogue_data data = {sizeof(fmtr_catalogue_data), 1, NULL, NULL, NULL};
+  fmtr_batch batch = {sizeof(fmtr_batch), 1, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL};
+  struct {
+    fmtr_session_options known;
+    uint64_t later;
+  } newer = {{0, 1, 0}, 0};
+  int32_t ids[7] = {0}, place[1] = {0};
+  float dense[3] = {0}, retrieved[1] = {0}, values[400];
+  int64_t keys[100];
+  uint64_t offsets[2] = {0, 1}, counts[1], positions[1];
+  char* json = NULL;
+
+  if (argc != 2) return 2;
+  REFUSED(fmtr_info(NULL), "json is NULL");
+  REFUSED(fmtr_model_load(NULL, NULL, &model), "directory is NULL");
+  REFUSED(fmtr_model_load(argv[1], NULL, NULL), "model is NULL");
+  load.struct_size = 0;
+  REFUSED(fmtr_model_load(argv[1], &load, &model), "struct_size is 0, expected sizeof(fmtr_load_options)");
+  load.struct_size = sizeof load;
+  FINE(fmtr_model_load(argv[1], &load, &model));
+  REFUSED(fmtr_model_describe(NULL, &json), "model is NULL");
+  FINE(fmtr_model_describe(model, &json));
+  if (json == NULL || strstr(json, "\"isa\": \"baseline\"") == NULL) ++failed;
+  fmtr_string_free(json);
+  fmtr_string_free(NULL);
+  if (fmtr_model_width(NULL, FMTR_ITEM, FMTR_IDS) != 0 || fmtr_model_n_items(NULL) != 0 || fmtr_model_n_tasks(NULL) != 0) ++failed;
+
+  REFUSED(fmtr_model_keys(model, keys, 99), "keys has room for 99, the catalogue has 100");
+  REFUSED(fmtr_model_keys(model, NULL, 100), "keys is NULL");
+  FINE(fmtr_model_keys(model, keys, 100));
+  REFUSED(fmtr_model_item_output(model, NULL, values, 400), "name is NULL");
+  REFUSED(fmtr_model_item_output(model, "item_vector", values, 399), "values has room for 399 numbers, 400 are needed");
+  REFUSED(fmtr_model_item_output(model, "item_vector", NULL, 400), "values is NULL");
+  FINE(fmtr_model_item_output(model, "item_vector", values, 400));
+
+  REFUSED(fmtr_session_create(NULL, NULL, &session), "model is NULL");
+  REFUSED(fmtr_session_create(model, NULL, NULL), "session is NULL");
+  newer.known.struct_size = sizeof newer;
+  newer.later = 7;
+  REFUSED(fmtr_session_create(model, &newer.known, &session), "the caller was built for a later version");
+  newer.later = 0;
+  FINE(fmtr_session_create(model, &newer.known, &session));
+  fmtr_session_free(session);
+  FINE(fmtr_session_create(model, &options, &session));
+
+  REFUSED(fmtr_score(NULL, &batch, values, NULL), "session is NULL");
+  REFUSED(fmtr_score(session, NULL, values, NULL), "batch is NULL");
+  REFUSED(fmtr_score(session, &batch, values, NULL), "request_ids is NULL, but the model reads 7 id columns a request");
+  batch.request_ids = ids;
+  REFUSED(fmtr_score(session, &batch, values, NULL), "request_dense is NULL, but the model reads 3 dense columns a request");
+  batch.request_dense = dense;
+  batch.items = keys;
+  REFUSED(fmtr_score(session, &batch, values, NULL), "offsets is NULL, but items are given");
+  batch.offsets = offsets;
+  REFUSED(fmtr_score(session, &batch, values, NULL), "candidate_ids is NULL");
+  batch.candidate_ids = place;
+  batch.candidate_dense = retrieved;
+  batch.unknown_items = (fmtr_unknown_items)7;
+  REFUSED(fmtr_score(session, &batch, values, NULL), "unknown_items is 7");
+  batch.unknown_items = FMTR_UNKNOWN_ERROR;
+  FINE(fmtr_score(session, &batch, NULL, NULL));
+  FINE(fmtr_score(session, &batch, NULL, values));
+  FINE(fmtr_score(session, &batch, values, NULL));
+  REFUSED(fmtr_rank(session, &batch, 1, NULL, NULL, NULL, counts), "positions is NULL, but k is 1");
+  REFUSED(fmtr_rank(session, &batch, 1, positions, NULL, NULL, NULL), "counts is NULL");
+  FINE(fmtr_rank(session, &batch, 0, NULL, NULL, NULL, counts));
+  FINE(fmtr_rank(session, &batch, 1, positions, NULL, NULL, counts));
+  REFUSED(fmtr_request_output(session, &batch, "user_vector", values, 3), "values has room for 3 numbers, 1 times 4 are needed");
+  REFUSED(fmtr_request_output(session, &batch, NULL, values, 4), "name is NULL");
+  FINE(fmtr_request_output(session, &batch, "user_vector", values, 4));
+
+  REFUSED(fmtr_model_set_catalogue(model, NULL), "data is NULL");
+  REFUSED(fmtr_model_set_catalogue(model, &data), "keys is NULL, but n_items is 1");
+  data.keys = keys;
+  REFUSED(fmtr_model_set_catalogue(model, &data), "ids is NULL, but the model reads 1 id columns an item");
+  data.n_items = UINT64_MAX;
+  REFUSED(fmtr_model_set_catalogue(model, &data), "n_items is 18446744073709551615; at most");
+  if (fmtr_model_n_items(model) != 100) ++failed;
+
+  fmtr_model_free(model); /* the wrong order: the session keeps what it needs */
+  FINE(fmtr_score(session, &batch, values, NULL));
+  fmtr_session_free(session);
+  fmtr_session_free(NULL);
+  fmtr_model_free(NULL);
+  if (strcmp(fmtr_status_name((fmtr_status)99), "unknown status") != 0) ++failed;
+  printf("%d passed, %d failed\n", passed, failed);
+  return failed != 0;
+}
