@@ -1,12 +1,13 @@
 """fastmtr: score multi-task ranking models inside latency-critical services.
 
-What a user calls is here; each name is imported from its module when it is first used, so ``import fastmtr`` is quick and
-needs NumPy, msgspec and the native module only.
+What a user calls is here; each name is imported from its module when it is first used, so ``import fastmtr`` is quick
+and needs NumPy, msgspec and the native module only.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmtr.errors import BackendError, BundleError, ConfigError, ConversionError, FastMTRError, SchemaError
@@ -104,13 +105,11 @@ def get_library() -> str:
     return str(_installed("lib", "libfastmtr.so"))
 
 
-def _installed(folder: str, name: str) -> Any:
-    from pathlib import Path
-
+def _installed(folder: str, name: str) -> Path:
     from fastmtr import _native
 
     # Beside the native module: in an editable installation the Python files are somewhere else.
-    path = Path(_native.__file__).resolve().parent / folder / name
+    path = Path(str(_native.__file__)).resolve().parent / folder / name
     if not path.is_file():
         raise FastMTRError(f"{path} is not there: the installation of fastmtr is incomplete; install the wheel again")
     return path

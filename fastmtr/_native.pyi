@@ -6,7 +6,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 __version__: str
-__file__: str
 
 def info() -> str:
     """JSON text: version, ABI, instruction sets and back ends, with the reason where one is not used."""
@@ -31,10 +30,14 @@ class Model:
         The instruction set is not available here.
     """
 
-    def __init__(self, path: str | os.PathLike[str], *, isa: str | None = None, without_catalogue: bool = False) -> None: ...
+    def __init__(
+        self, path: str | os.PathLike[str], *, isa: str | None = None, without_catalogue: bool = False
+    ) -> None: ...
     def describe(self) -> str:
         """JSON text: inputs, widths, tasks, outputs, fusion, isa, n_items, memory in bytes."""
-    def set_catalogue(self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None) -> None:
+    def set_catalogue(
+        self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None
+    ) -> None:
         """Replace the catalogue; sessions see it at their next call. SchemaError leaves the old one in place."""
     def keys(self) -> NDArray[np.int64]:
         """Item keys in row order, shape (n_items,)."""
@@ -103,7 +106,9 @@ class Session:
         skip_unknown: bool = False,
         fusion_weights: NDArray[np.float32] | None = None,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
-        """The k best candidates of each request by fused score; ties by lower position, NaN last. Arguments as of `score`.
+        """The k best candidates of each request by fused score; ties by lower position, NaN last.
+
+        Arguments as of `score`.
 
         Returns
         -------

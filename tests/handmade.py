@@ -32,7 +32,12 @@ def seal(path: Path, *, format_version: Any = 1) -> Path:
         for file in sorted(path.iterdir())
         if file.name != "manifest.json"
     }
-    manifest = {"format_version": format_version, "fastmtr_version": "0.1.0", "files": files, "metadata": {"by": "hand"}}
+    manifest = {
+        "format_version": format_version,
+        "fastmtr_version": "0.1.0",
+        "files": files,
+        "metadata": {"by": "hand"},
+    }
     (path / "manifest.json").write_text(json.dumps(manifest))
     return path
 
@@ -231,7 +236,9 @@ def handmade_model(seed: int = 0, n_items: int = 100) -> HandmadeModel:
         operands = [[gates, 2 * task, 2], [second, 0, 8], [second, 8, 8]]
         mixed = m.step(f"mixture.{name}", "mixture", "candidate", operands, 8)
         weights = {"w": w(1, 8), "b": w(1)}
-        towers.append(m.step(f"tower.{name}", "affine", "candidate", [mixed], output, weights=weights, activation="sigmoid"))
+        towers.append(
+            m.step(f"tower.{name}", "affine", "candidate", [mixed], output, weights=weights, activation="sigmoid")
+        )
     m.step("chain", "binary", "candidate", towers, [scores, 1, 1], fn="mul")
 
     m.output("click", [scores, 0, 1])

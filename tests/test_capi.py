@@ -35,7 +35,14 @@ def compiled(source: str, standard: str, variable: str, names: tuple[str, ...], 
     library = Path(fastmtr.get_library())
     program = folder / Path(source).stem
     command = [*compiler.split(), standard, "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{fastmtr.get_include()}"]
-    command += [str(NATIVE / source), "-o", str(program), f"-L{library.parent}", "-lfastmtr", f"-Wl,-rpath,{library.parent}"]
+    command += [
+        str(NATIVE / source),
+        "-o",
+        str(program),
+        f"-L{library.parent}",
+        "-lfastmtr",
+        f"-Wl,-rpath,{library.parent}",
+    ]
     subprocess.run(command, check=True, timeout=120)
     return program
 
@@ -54,7 +61,13 @@ def run(program: Path, *arguments: object) -> str:
     ],
 )
 def test_a_program_outside_scores_alike(
-    handmade: HandmadeModel, bundle: Path, tmp_path: Path, source: str, standard: str, variable: str, names: tuple[str, ...]
+    handmade: HandmadeModel,
+    bundle: Path,
+    tmp_path: Path,
+    source: str,
+    standard: str,
+    variable: str,
+    names: tuple[str, ...],
 ) -> None:
     """The program gets a batch in a file of plain numbers, and prints what Python then compares bit by bit."""
     program = compiled(source, standard, variable, names, tmp_path)
@@ -74,8 +87,13 @@ def test_a_program_outside_scores_alike(
     assert lines[0] == f"fastmtr {fastmtr.__version__}, 2 tasks, 100 items"
     found = [[float.fromhex(n) for n in line.split()] for line in lines[1:6]]
     assert found == np.column_stack([scores, fused]).astype(float).tolist()
-    assert [line.split() for line in lines[6:8]] == [[str(c), *map(str, p)] for c, p in zip(counts, positions, strict=True)]
-    assert lines[8] == "FMTR_ERROR_SCHEMA: item 123456789 (candidate 0) is not in the catalogue of 100 items; leave them out, or ask for unknown items to be skipped"  # fmt: skip
+    assert [line.split() for line in lines[6:8]] == [
+        [str(c), *map(str, p)] for c, p in zip(counts, positions, strict=True)
+    ]
+    assert lines[8] == (
+        "FMTR_ERROR_SCHEMA: item 123456789 (candidate 0) is not in the catalogue of 100 items; "
+        "leave them out, or ask for unknown items to be skipped"
+    )
     assert lines[9].startswith("FMTR_ERROR_BUNDLE: /nonexistent is no bundle")
 
 
@@ -89,7 +107,9 @@ def test_only_the_documented_functions_are_exported() -> None:
     nm = shutil.which("nm")
     if nm is None:
         pytest.skip("needs nm")
-    lines = subprocess.run([nm, "-D", "--defined-only", fastmtr.get_library()], capture_output=True, text=True, check=True).stdout
+    lines = subprocess.run(
+        [nm, "-D", "--defined-only", fastmtr.get_library()], capture_output=True, text=True, check=True
+    ).stdout
     header = Path(fastmtr.get_include(), "fastmtr.h").read_text()
     exported = {line.split()[-1] for line in lines.splitlines()}
     assert {name for name in exported if "fmtr_" in name} == set(re.findall(r"FMTR_API[^;]*?\b(fmtr_\w+)\(", header))

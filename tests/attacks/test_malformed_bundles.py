@@ -97,37 +97,83 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
     "unknown member": (put("extra", 1), "top level: unknown member 'extra'"),
     "unknown member of a step": (put("steps/user/hint", 1), r"step 0 \(embedding 'user'\): unknown member 'hint'"),
     "unknown attr": (put("steps/user/attrs/axis", 1), "attrs: unknown member 'axis'; this version knows padding"),
-    "unknown weight": (put("steps/user/weights/w", "user.table"), "weights: unknown member 'w'; this version knows table"),
+    "unknown weight": (
+        put("steps/user/weights/w", "user.table"),
+        "weights: unknown member 'w'; this version knows table",
+    ),
     "unknown op": (put("steps/user/op", "convolve"), "'op' is 'convolve', expected one of gather, copy"),
-    "unknown domain": (put("steps/user/domain", "users"), "'domain' is 'users', expected one of request, item, candidate"),
+    "unknown domain": (
+        put("steps/user/domain", "users"),
+        "'domain' is 'users', expected one of request, item, candidate",
+    ),
     "buffer out of range": (put("steps/user/inputs/0/0", 99), "input 0 names buffer 99, there are "),
     "buffer 2^32": (put("steps/user/inputs/0/0", 2**32), "input 0 names buffer 4294967296"),
     "buffer -1": (put("steps/user/inputs/0/0", -1), "input 0 must be three whole numbers"),
-    "columns out of range": (put("steps/user/output/1", 12), r"output is columns 12 .. 20 of buffer 7 \('b7'\), which has 19"),
+    "columns out of range": (
+        put("steps/user/output/1", 12),
+        r"output is columns 12 .. 20 of buffer 7 \('b7'\), which has 19",
+    ),
     "columns that wrap around": (put("steps/user/output/1", 2**63 - 1), "output is columns 9223372036854775807"),
     "width 0": (put("steps/user/inputs/0/2", 0), "input 0 has width 0"),
     "fraction": (put("steps/user/inputs/0/1", 0.5), "input 0 must be three whole numbers"),
     "operand of two": (put("steps/user/inputs/0", [0, 1]), r"input 0 must be a list \[buffer, offset, width\]"),
     "huge width": (put("buffers/8/width", 2**40), "'width' must be a whole number 1 .. 1048576, found 1099511627776"),
-    "huge in all": (lambda plan: plan["buffers"].extend([{"name": "b", "domain": "item", "dtype": "f32", "width": 2**20, "stored": False}] * 17),
-                    "have .* columns; at most 16777216 are read"),
-    "read before written": (before("first.request", "profile"), r"input 0 is columns 0 .. 19 of request buffer 7 .*; column 16 is read before"),
-    "written twice": (put("steps/history/output/1", 4), "output is columns 4 .. 12 .*, which an earlier step has written"),
+    "huge in all": (
+        lambda plan: plan["buffers"].extend(
+            [{"name": "b", "domain": "item", "dtype": "f32", "width": 2**20, "stored": False}] * 17
+        ),
+        "have .* columns; at most 16777216 are read",
+    ),
+    "read before written": (
+        before("first.request", "profile"),
+        r"input 0 is columns 0 .. 19 of request buffer 7 .*; column 16 is read before",
+    ),
+    "written twice": (
+        put("steps/history/output/1", 4),
+        "output is columns 4 .. 12 .*, which an earlier step has written",
+    ),
     "written into an input": (put("steps/profile/output", [2, 0, 3]), "which holds an input"),
-    "output is input": (put("steps/experts/output", [15, 0, 32]), "output is columns 0 .. 32 of candidate buffer 15 .*, which an earlier"),
-    "item step reads a request": (put("steps/price/inputs/0", [2, 0, 2]), "an item step cannot read input 0, columns 0 .. 2 of request buffer 2"),
+    "output is input": (
+        put("steps/experts/output", [15, 0, 32]),
+        "output is columns 0 .. 32 of candidate buffer 15 .*, which an earlier",
+    ),
+    "item step reads a request": (
+        put("steps/price/inputs/0", [2, 0, 2]),
+        "an item step cannot read input 0, columns 0 .. 2 of request buffer 2",
+    ),
     "request step reads an item": (put("steps/profile/inputs/0", [4, 0, 2]), "a request step cannot read input 0"),
-    "candidate step reads an item": (put("steps/experts/inputs/0", [12, 0, 32]), "a candidate step reads items through gather or an addend"),
-    "item that is not stored": (put("buffers/12/stored", False), r"input 2 is columns 0 .. 36 of item buffer 12 \('b12'\), which is not stored"),
-    "stored without input": (put("buffers/15/stored", True), "'stored' is true, but it is a candidate buffer that holds no input"),
+    "candidate step reads an item": (
+        put("steps/experts/inputs/0", [12, 0, 32]),
+        "a candidate step reads items through gather or an addend",
+    ),
+    "item that is not stored": (
+        put("buffers/12/stored", False),
+        r"input 2 is columns 0 .. 36 of item buffer 12 \('b12'\), which is not stored",
+    ),
+    "stored without input": (
+        put("buffers/15/stored", True),
+        "'stored' is true, but it is a candidate buffer that holds no input",
+    ),
     "input not stored": (put("buffers/0/stored", False), "holds an input, so its 'stored' must be true"),
     "step writes another domain": (put("steps/place/domain", "request"), "a request step cannot read input 0"),
-    "output of another domain": (put("steps/profile/output", [11, 7, 3]), "a request step cannot write columns 7 .. 10 of item buffer 11"),
+    "output of another domain": (
+        put("steps/profile/output", [11, 7, 3]),
+        "a request step cannot write columns 7 .. 10 of item buffer 11",
+    ),
     "x is a stored item": (put("steps/first.candidate/inputs/0", [12, 0, 3]), "reads items through gather"),
-    "addend width": (put("steps/first.candidate/inputs/2/2", 35), "addend .input 2. has width 35, expected the output's 36"),
-    "ids as numbers": (put("steps/profile/inputs/0", [1, 0, 3]), "of dtype i32, expected f32|output is .* of dtype f32, expected i32"),
+    "addend width": (
+        put("steps/first.candidate/inputs/2/2", 35),
+        "addend .input 2. has width 35, expected the output's 36",
+    ),
+    "ids as numbers": (
+        put("steps/profile/inputs/0", [1, 0, 3]),
+        "of dtype i32, expected f32|output is .* of dtype f32, expected i32",
+    ),
     "numbers as ids": (put("steps/user/inputs/0", [2, 0, 1]), "of dtype f32, expected i32"),
-    "more ids than table rows": (put("inputs/0/rows", 51), "ids of .* may be as large as 50, but the table has 50 rows"),
+    "more ids than table rows": (
+        put("inputs/0/rows", 51),
+        "ids of .* may be as large as 50, but the table has 50 rows",
+    ),
     "padding beyond the table": (put("steps/user/attrs/padding", 50), "padding is 50, but the table has 50 rows"),
     "padding negative": (put("steps/user/attrs/padding", -1), "'padding' must be a whole number"),
     "padding of the input": (put("inputs/1/padding", 40), "'padding' must be a whole number 0 .. 39, found 40"),
@@ -144,10 +190,19 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
     "input names a buffer": (put("inputs/0/buffer", 400), "names buffer 400"),
     "name twice": (put("inputs/1/name", "user"), "the name stands twice"),
     "no such tensor": (put("steps/user/weights/table", "nobody"), "weights.safetensors: there is no tensor 'nobody'"),
-    "w of another shape": (put("steps/first.item/weights/w", "first.request.w"), r"'w' has shape \[36, 19\], expected \[1, 36, 10\]"),
+    "w of another shape": (
+        put("steps/first.item/weights/w", "first.request.w"),
+        r"'w' has shape \[36, 19\], expected \[1, 36, 10\]",
+    ),
     "b of another shape": (put("steps/second/weights/b", "tower.buy.b"), r"'b' has shape \[1\], expected \[16\]"),
-    "table of another shape": (put("steps/user/weights/table", "second.w"), r"'table' has shape \[2, 8, 16\], expected \[rows, dimension\]"),
-    "table of another width": (put("steps/user/weights/table", "place.table"), "may be as large as 49|output has width"),
+    "table of another shape": (
+        put("steps/user/weights/table", "second.w"),
+        r"'table' has shape \[2, 8, 16\], expected \[rows, dimension\]",
+    ),
+    "table of another width": (
+        put("steps/user/weights/table", "place.table"),
+        "may be as large as 49|output has width",
+    ),
     "x without w": (put("steps/first.item/weights", {}), "addend .input 0. has width 10, expected the output's 36"),
     "w without x": (put("steps/first.candidate/attrs/has_x", False), "has a weight 'w' but no x"),
     "nothing at all": (lambda plan: plan["steps"].append({}), "step 21: 'name' is missing"),
@@ -162,22 +217,53 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
     "softmax size 0": (put("steps/gates/attrs/size", 0), "'size' must be a whole number"),
     "gate width": (put("steps/mixture.buy/inputs/0", [18, 0, 3]), "the gate has width 3 for 2 experts"),
     "expert width": (put("steps/mixture.buy/inputs/1/2", 7), "expert 0 has width 7, expected the output's 8"),
-    "no experts": (lambda plan: step(plan, "mixture.buy").update(inputs=[[18, 0, 2]]), "has 1 inputs, expected at least 2"),
+    "no experts": (
+        lambda plan: step(plan, "mixture.buy").update(inputs=[[18, 0, 2]]),
+        "has 1 inputs, expected at least 2",
+    ),
     "binary widths": (put("steps/chain/inputs/0", [18, 0, 2]), "output has width 1, expected 2 = its wider input's"),
     "binary of three": (lambda plan: step(plan, "chain")["inputs"].append([18, 0, 1]), "has 3 inputs, expected 2"),
     "binary fn": (put("steps/chain/attrs/fn", "pow"), "'fn' is 'pow'"),
     "copy width": (put("steps/profile/output/2", 2), "output has width 2, expected 3 = its input's"),
-    "reduce": (add(op="reduce", domain="candidate", inputs=[[15, 0, 36]], output=[22, 0, 1], attrs={"fn": "sum", "outer": 5, "axis": 7, "inner": 1}),
-               "input has width 36, expected 35 = outer times axis times inner"),
-    "reduce that overflows": (add(op="reduce", domain="candidate", inputs=[[15, 0, 36]], output=[22, 0, 1],
-                                  attrs={"fn": "sum", "outer": 2**20, "axis": 2**20, "inner": 2**20}), "expected 1152921504606846976 ="),
-    "dot": (add(op="dot", domain="request", inputs=[[2, 0, 2], [2, 0, 3]], output=[10, 0, 1]), "inputs have widths 2 and 3, expected equal ones"),
-    "gather of a request": (add(op="gather", domain="candidate", inputs=[[2, 0, 1]], output=[22, 0, 1]), "gather is a candidate step over a stored"),
-    "gather in the item phase": (add(op="gather", domain="item", inputs=[[4, 0, 1]], output=[11, 0, 1]), "gather is a candidate step over a stored"),
+    "reduce": (
+        add(
+            op="reduce",
+            domain="candidate",
+            inputs=[[15, 0, 36]],
+            output=[22, 0, 1],
+            attrs={"fn": "sum", "outer": 5, "axis": 7, "inner": 1},
+        ),
+        "input has width 36, expected 35 = outer times axis times inner",
+    ),
+    "reduce that overflows": (
+        add(
+            op="reduce",
+            domain="candidate",
+            inputs=[[15, 0, 36]],
+            output=[22, 0, 1],
+            attrs={"fn": "sum", "outer": 2**20, "axis": 2**20, "inner": 2**20},
+        ),
+        "expected 1152921504606846976 =",
+    ),
+    "dot": (
+        add(op="dot", domain="request", inputs=[[2, 0, 2], [2, 0, 3]], output=[10, 0, 1]),
+        "inputs have widths 2 and 3, expected equal ones",
+    ),
+    "gather of a request": (
+        add(op="gather", domain="candidate", inputs=[[2, 0, 1]], output=[22, 0, 1]),
+        "gather is a candidate step over a stored",
+    ),
+    "gather in the item phase": (
+        add(op="gather", domain="item", inputs=[[4, 0, 1]], output=[11, 0, 1]),
+        "gather is a candidate step over a stored",
+    ),
     "task of width 2": (put("outputs/0/operand/2", 2), "a task has width 1, found 2"),
     "task of an item": (put("outputs/0/operand", [4, 0, 1]), "a task is a candidate or request value"),
     "task of ids": (put("outputs/0/operand", [0, 0, 1]), "of dtype i32, expected f32"),
-    "output never written": (lambda plan: plan["steps"].remove(step(plan, "chain")), "output 1 .'buy'.: .*nothing writes column 1"),
+    "output never written": (
+        lambda plan: plan["steps"].remove(step(plan, "chain")),
+        "output 1 .'buy'.: .*nothing writes column 1",
+    ),
     "request output of a candidate": (put("outputs/0/role", "request"), "an output of role request is a request value"),
     "item output not stored": (put("outputs/3/operand", [11, 0, 4]), "an output of role item is a stored item value"),
     "output name twice": (put("outputs/1/name", "click"), "the name stands twice"),
@@ -191,7 +277,7 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
     "fusion weight text": (put("fusion/weights/0", "1"), "'weights' must be a number, found text"),
     "steps are an object": (put("steps", {}), "'steps' must be a list, found an object"),
     "a step is a number": (lambda plan: plan["steps"].append(7), "expected an object, found a number"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PLANS)
@@ -233,7 +319,7 @@ TEXTS: dict[str, tuple[bytes, str]] = {
     "deep objects": (b'{"a":' * 100_000, "nested deeper than 64"),
     "many values": (b"[" + b"0," * 4_000_000 + b"0]", "more than 4000000 values"),
     "no object": (b"[]", "expected an object, found a list"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", TEXTS)
@@ -247,7 +333,9 @@ def test_json_text(bundle: Path, case: str) -> None:
 
 
 def test_versions_of_the_format(bundle: Path) -> None:
-    refused(seal(bundle, format_version=2), "the bundle has format version 2; fastmtr .* reads version 1: install a newer")
+    refused(
+        seal(bundle, format_version=2), "the bundle has format version 2; fastmtr .* reads version 1: install a newer"
+    )
     refused(seal(bundle, format_version=0), "format version 0; .*make the bundle again")
     refused(seal(bundle, format_version="1"), "'format_version' is missing or no whole number")
 
@@ -314,23 +402,55 @@ SAFETENSORS: dict[str, tuple[bytes, str]] = {
     "tensor is a number": (tensors({"a": 1}), "tensor 'a': expected exactly the members"),
     "no shape": (tensors({"a": {"dtype": "F32", "data_offsets": [0, 4]}}, b"1234"), "expected exactly the members"),
     "unknown dtype": (tensors({"a": entry("F31", [1], [0, 4])}, b"1234"), "unknown dtype 'F31'"),
-    "negative extent": (tensors({"a": entry("F32", [-1], [0, 4])}, b"1234"), "an extent must be a whole number of 0 or more"),
+    "negative extent": (
+        tensors({"a": entry("F32", [-1], [0, 4])}, b"1234"),
+        "an extent must be a whole number of 0 or more",
+    ),
     "extent fraction": (tensors({"a": entry("F32", [1.5], [0, 4])}, b"1234"), "an extent must be a whole number"),
-    "product overflows": (tensors({"a": entry("F32", [2**32, 2**32], [0, 0])}), "the shape's product overflows 64 bits"),
+    "product overflows": (
+        tensors({"a": entry("F32", [2**32, 2**32], [0, 0])}),
+        "the shape's product overflows 64 bits",
+    ),
     "overflow behind a zero": (tensors({"a": entry("F32", [0, 2**62, 2**62], [0, 0])}), "overflows 64 bits"),
     "too many dimensions": (tensors({"a": entry("F32", [1] * 9, [0, 4])}, b"1234"), "at most 8 numbers"),
-    "size differs": (tensors({"a": entry("F32", [2], [0, 4])}, b"1234"), r"F32 \[2\] needs 8 bytes, data offsets give 4"),
+    "size differs": (
+        tensors({"a": entry("F32", [2], [0, 4])}, b"1234"),
+        r"F32 \[2\] needs 8 bytes, data offsets give 4",
+    ),
     "end before begin": (tensors({"a": entry("F32", [1], [4, 0])}, b"1234"), "data offsets 4 .. 0 do not lie within"),
-    "beyond the file": (tensors({"a": entry("F32", [2], [0, 8])}, b"1234"), "data offsets 0 .. 8 do not lie within the file's 4"),
-    "offset 2^63": (tensors({"a": entry("F32", [1], [2**63, 2**63 + 4])}, b"1234"), "a data offset must be a whole number"),
-    "three offsets": (tensors({"a": entry("F32", [1], [0, 4, 8])}, b"1234"), "data_offsets must be a list of two numbers"),
-    "overlap": (tensors({"a": entry("F32", [2], [0, 8]), "b": entry("F32", [2], [4, 12])}, b"0" * 12), "it overlaps another"),
-    "the same twice": (tensors({"a": entry("F32", [1], [0, 4]), "b": entry("F32", [1], [0, 4])}, b"1234"), "it overlaps another"),
+    "beyond the file": (
+        tensors({"a": entry("F32", [2], [0, 8])}, b"1234"),
+        "data offsets 0 .. 8 do not lie within the file's 4",
+    ),
+    "offset 2^63": (
+        tensors({"a": entry("F32", [1], [2**63, 2**63 + 4])}, b"1234"),
+        "a data offset must be a whole number",
+    ),
+    "three offsets": (
+        tensors({"a": entry("F32", [1], [0, 4, 8])}, b"1234"),
+        "data_offsets must be a list of two numbers",
+    ),
+    "overlap": (
+        tensors({"a": entry("F32", [2], [0, 8]), "b": entry("F32", [2], [4, 12])}, b"0" * 12),
+        "it overlaps another",
+    ),
+    "the same twice": (
+        tensors({"a": entry("F32", [1], [0, 4]), "b": entry("F32", [1], [0, 4])}, b"1234"),
+        "it overlaps another",
+    ),
     "gap": (tensors({"a": entry("F32", [1], [0, 4]), "b": entry("F32", [1], [8, 12])}, b"0" * 12), "there is a gap"),
-    "bytes left over": (tensors({"a": entry("F32", [1], [0, 4])}, b"0" * 8), "the tensors end at data byte 4, the file at 8"),
-    "name twice": (tensors(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}', b"1234"),
-                   "member 'a' stands twice"),
-}  # fmt: skip
+    "bytes left over": (
+        tensors({"a": entry("F32", [1], [0, 4])}, b"0" * 8),
+        "the tensors end at data byte 4, the file at 8",
+    ),
+    "name twice": (
+        tensors(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}',
+            b"1234",
+        ),
+        "member 'a' stands twice",
+    ),
+}
 
 
 @pytest.mark.parametrize("name", ["weights.safetensors", "catalogue.safetensors"])
@@ -367,12 +487,18 @@ CATALOGUES: dict[str, tuple[dict[str, Any], str]] = {
     "ids width": ({"ids": np.zeros((10, 2), dtype=np.int32)}, r"'ids' has shape \[10, 2\], expected \[10, 1\]"),
     "ids rows": ({"ids": np.zeros((9, 1), dtype=np.int32)}, r"'ids' has shape \[9, 1\], expected \[10, 1\]"),
     "ids int64": ({"ids": np.zeros((10, 1), dtype=np.int64)}, "tensor 'ids' is I64, expected I32"),
-    "id too large": ({"ids": np.full((10, 1), 40, dtype=np.int32)}, "input 'item', item row 0, position 0: id 40 is out of range"),
+    "id too large": (
+        {"ids": np.full((10, 1), 40, dtype=np.int32)},
+        "input 'item', item row 0, position 0: id 40 is out of range",
+    ),
     "id negative": ({"ids": np.full((10, 1), -1, dtype=np.int32)}, "id -1 is out of range"),
     "dense width": ({"dense": np.zeros((10, 3), dtype=np.float32)}, r"'dense' has shape \[10, 3\], expected \[10, 2\]"),
-    "dense NaN": ({"dense": np.full((10, 2), np.nan, dtype=np.float32)}, "input 'price', item row 0, position 0: NaN found"),
+    "dense NaN": (
+        {"dense": np.full((10, 2), np.nan, dtype=np.float32)},
+        "input 'price', item row 0, position 0: NaN found",
+    ),
     "dense float64": ({"dense": np.zeros((10, 2))}, "tensor 'dense' is F64, expected F32"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CATALOGUES)
@@ -409,10 +535,27 @@ def test_any_change_is_refused_or_harmless(handmade: HandmadeModel, bundle: Path
     for _ in range(data.draw(st.integers(1, 3))):
         container, key = data.draw(st.sampled_from(_sound_parts(plan)))
         if isinstance(container[key], int) and not isinstance(container[key], bool):
-            container[key] = data.draw(st.integers(-1, 60) | st.sampled_from([2**31 - 1, 2**31, 2**53, 2**63 - 1, -(2**63)]))
+            container[key] = data.draw(
+                st.integers(-1, 60) | st.sampled_from([2**31 - 1, 2**31, 2**53, 2**63 - 1, -(2**63)])
+            )
         else:
-            names = ["request", "item", "candidate", "task", "f32", "i32", "ids", "dense", "sum", "max", "relu", "prelu"]
-            container[key] = data.draw(st.sampled_from([None, True, False, 0, 1, 0.5, -1e9, "", *names, *handmade.maker.weights]))
+            names = [
+                "request",
+                "item",
+                "candidate",
+                "task",
+                "f32",
+                "i32",
+                "ids",
+                "dense",
+                "sum",
+                "max",
+                "relu",
+                "prelu",
+            ]
+            container[key] = data.draw(
+                st.sampled_from([None, True, False, 0, 1, 0.5, -1e9, "", *names, *handmade.maker.weights])
+            )
     (bundle / "plan.json").write_text(json.dumps(plan))
     try:
         model = Model(seal(bundle))
