@@ -62,19 +62,26 @@ def test_in_batch_softmax_by_hand() -> None:
     users = torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
     items = torch.tensor([[2.0, 0.0], [0.0, 1.0], [2.0, 0.0]])
     log_q = torch.tensor([0.5, 0.25, 0.5]).log()
-    found = in_batch_softmax(users, items, item_rows=torch.tensor([4, 9, 4]), log_q=log_q, temperature=0.5)
+    item_rows, user_rows = torch.tensor([4, 9, 4]), torch.tensor([0, 1, 2])
+    found = in_batch_softmax(users, items, user_rows=user_rows, item_rows=item_rows, log_q=log_q, temperature=0.5)
     # rows 0 and 2 hold the same item: neither is the other's negative
     corrected = users @ items.T / 0.5 - log_q
     first = functional.cross_entropy(corrected[0, :2], torch.tensor(0))
     second = functional.cross_entropy(corrected[1], torch.tensor(1))
     third = functional.cross_entropy(corrected[2, 1:], torch.tensor(1))
     assert found.item() == pytest.approx(float(first + second + third) / 3)
+    # the same user chose the items of rows 0 and 1: neither is the other's negative, and row 0 has none left
+    found = in_batch_softmax(
+        users, items, user_rows=torch.tensor([5, 5, 2]), item_rows=item_rows, log_q=log_q, temperature=0.5
+    )
+    second = functional.cross_entropy(corrected[1, 1:], torch.tensor(0))
+    assert found.item() == pytest.approx(float(second + third) / 3)
 
 
 def test_in_batch_softmax_of_nothing_is_zero_and_still_has_a_gradient() -> None:
     users, items = torch.zeros(0, 4, requires_grad=True), torch.zeros(0, 4, requires_grad=True)
     empty = torch.zeros(0)
-    loss = in_batch_softmax(users, items, item_rows=empty, log_q=empty)
+    loss = in_batch_softmax(users, items, user_rows=empty, item_rows=empty, log_q=empty)
     loss.backward()
     assert loss.item() == 0.0
 
@@ -91,7 +98,9 @@ def test_popular_negatives_are_corrected() -> None:
         optimizer = torch.optim.Adam([table], lr=0.05)
         for start in range(0, 4000, 50):
             batch = rows[start : start + 50]
-            loss = in_batch_softmax(users[:50], table[batch], item_rows=batch, log_q=log_q[batch])
+            loss = in_batch_softmax(
+                users[:50], table[batch], user_rows=torch.arange(50), item_rows=batch, log_q=log_q[batch]
+            )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()

@@ -68,18 +68,25 @@ class MultiTaskLoss(nn.Module):
 
 
 def in_batch_softmax(
-    users: Tensor, items: Tensor, *, item_rows: Tensor, log_q: Tensor, temperature: float = 1.0
+    users: Tensor,
+    items: Tensor,
+    *,
+    user_rows: Tensor,
+    item_rows: Tensor,
+    log_q: Tensor,
+    temperature: float = 1.0,
 ) -> Tensor:
     """Sampled softmax over the items of the batch, corrected for how often each is sampled.
 
     Row i of ``users`` chose row i of ``items``; the other items of the batch are its negatives. Popular items are
-    sampled more often, so ``log q`` is taken from their logits. A negative that is the positive's item is left out.
+    sampled more often, so ``log q`` is taken from their logits. A negative that is the positive's item, or another
+    choice of the same user, is left out.
 
     Parameters
     ----------
     users, items : Tensor of shape (n, dim)
-    item_rows : Tensor of shape (n,)
-        Which item each row of ``items`` is.
+    user_rows, item_rows : Tensor of shape (n,)
+        Which user and item each row is.
     log_q : Tensor of shape (n,)
         Logarithm of the probability that a row of the batch holds this item.
     temperature : float
@@ -98,6 +105,6 @@ def in_batch_softmax(
     if n == 0:
         return users.sum() * 0.0
     logits = users @ items.T / temperature - log_q
-    same = item_rows.unsqueeze(0) == item_rows.unsqueeze(1)
+    same = (item_rows.unsqueeze(0) == item_rows.unsqueeze(1)) | (user_rows.unsqueeze(0) == user_rows.unsqueeze(1))
     same.fill_diagonal_(False)
     return functional.cross_entropy(logits.masked_fill(same, -torch.inf), torch.arange(n, device=users.device))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated
 
@@ -25,6 +25,7 @@ from fastmtr.graph import Packed
 from fastmtr.models import ESMM, MultiTaskModel, Rows
 from fastmtr.schema import Schema, Task
 from fastmtr.training.losses import MultiTaskLoss, Weighting, in_batch_softmax
+from fastmtr.training.splits import day_of
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -236,7 +237,7 @@ class _Training:
         self.loss = MultiTaskLoss(model.tasks, weighting=config.weighting).to(device)
         self.optimizer = self._optimizer()
         self.order = np.random.default_rng(config.seed)
-        self.retrieval = None if model.two_tower is None else _Retrieval(model, prepared, device=device)
+        self.retrieval = None if model.two_tower is None else _Retrieval(model, prepared, self.data)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         c = self.config
@@ -283,8 +284,10 @@ class _Training:
         start = time.perf_counter()
         self.model.train()
         total, by_task, retrieval = 0.0, torch.zeros(len(self.model.tasks), device=self.data.device), 0.0
-        for rows in self._batches():
-            loss, each, retrieved = self._step(rows)
+        batches = self._batches()
+        pairs = [None] * len(batches) if self.retrieval is None else self.retrieval.batches(len(batches), self.order)
+        for rows, chosen in zip(batches, pairs, strict=True):
+            loss, each, retrieved = self._step(rows, chosen)
             if not math.isfinite(loss):
                 raise FastMTRError(
                     f"training: the loss became {loss} in epoch {epoch}; lower learning_rate (it is "
@@ -310,11 +313,11 @@ class _Training:
         bar.note(f"valid {record.score:.4f}")
         return record
 
-    def _batches(self) -> Iterator[Tensor]:
+    def _batches(self) -> list[Tensor]:
         order = torch.from_numpy(self.order.permutation(self.data.n))
-        yield from torch.split(order, self.config.batch_size)
+        return list(torch.split(order, self.config.batch_size))
 
-    def _step(self, rows: Tensor) -> tuple[float, Tensor, float]:
+    def _step(self, rows: Tensor, pairs: Tensor | None) -> tuple[float, Tensor, float]:
         if len(rows) == 1 and self.model.config.batch_norm:
             # BatchNorm has no variance of one row; only the last batch of an epoch can be that short.
             rows = rows.repeat(2)
@@ -322,8 +325,8 @@ class _Training:
         labels = self.labels[rows.to(self.data.device)]
         loss, each = self.loss(self.model(request, item, candidate), labels)
         retrieved = 0.0
-        if self.retrieval is not None:
-            extra = self.retrieval.loss(request, item, self.data.item_rows[rows], labels)
+        if self.retrieval is not None and pairs is not None:
+            extra = self.retrieval.loss(pairs)
             retrieved = float(extra.detach())
             loss = loss + self.retrieval.weight * extra
         if self.config.embedding_decay > 0.0:
@@ -362,38 +365,64 @@ class _Training:
 
 
 class _Retrieval:
-    """The loss of the retrieval head on the positives of a batch."""
+    """The loss of the retrieval head: who chose what, among the choices of one day.
 
-    def __init__(self, model: MultiTaskModel, prepared: Prepared, *, device: torch.device) -> None:
+    Items and users carry what was known of them on a day (past rates, counts, histories). Among choices of several days
+    the head would learn to match the days, which is easy and useless; so a batch is of one day, and so is ``log q``.
+    """
+
+    def __init__(self, model: MultiTaskModel, prepared: Prepared, data: _Tensors) -> None:
         assert model.two_tower is not None
         self.config = model.two_tower.config
         self.weight = self.config.weight
-        self.model = model
+        self.model, self.data = model, data
         names = [t.name for t in model.tasks if t.kind == "binary"]
         task = self.config.task or (names[0] if names else None)
         if task not in names:
             raise ConfigError(
                 f"model: two_tower.task must be a binary task of the model, one of {names}; found {task!r}"
             )
-        self.column = [t.name for t in model.tasks].index(task)
-        positive = prepared.train.labels[:, [t.name for t in prepared.schema.tasks].index(task)] == 1.0
-        if not positive.any():
+        samples = prepared.train
+        label = samples.labels[:, [t.name for t in prepared.schema.tasks].index(task)]
+        self.positives = np.flatnonzero(label == 1.0)
+        if not self.positives.size:
             raise SchemaError(
                 f"the retrieval head learns from positives of {task!r}, but the training samples have none"
             )
-        counts = np.bincount(prepared.train.item_rows[positive], minlength=prepared.catalogue.packed.n_rows)
-        self.log_q = torch.as_tensor(np.log(np.maximum(counts, 1) / positive.sum()), device=device, dtype=torch.float32)
+        self.days = day_of(samples.timestamps[self.positives], prepared.schema)
+        self.users = torch.as_tensor(samples.user_rows, device=data.device)
+        self.log_q = torch.zeros(data.n, device=data.device)
+        self.log_q[self.positives] = torch.as_tensor(self._log_shares(samples), device=data.device)
 
-    def loss(self, request: Rows, item: Rows, item_rows: Tensor, labels: Tensor) -> Tensor:
-        chosen = torch.nonzero(labels[:, self.column] == 1.0).squeeze(1)
-        if self.model.config.batch_norm and len(chosen) < 2:
-            return labels.new_zeros(())
-        positives = item_rows[chosen]
+    def _log_shares(self, samples: Samples) -> NDArray[np.float32]:
+        """The logarithm of the share that each positive's item has in the positives of its day."""
+        pairs = np.stack([self.days, samples.item_rows[self.positives]])
+        _, which, counts = np.unique(pairs, axis=1, return_inverse=True, return_counts=True)
+        _, day, a_day = np.unique(self.days, return_inverse=True, return_counts=True)
+        shares: NDArray[np.float32] = np.log(counts[which.ravel()] / a_day[day]).astype(np.float32)
+        return shares
+
+    def batches(self, n: int, generator: np.random.Generator) -> list[Tensor | None]:
+        """About all positives once, in n batches of one day each (None where days are short)."""
+        size = math.ceil(self.positives.size / n)
+        parts: list[NDArray[np.int64]] = []
+        for day in np.unique(self.days):
+            mine = generator.permutation(self.positives[self.days == day])
+            parts += np.array_split(mine, max(1, round(mine.size / size)))
+        chosen = [torch.from_numpy(parts[i]) for i in generator.permutation(len(parts))[:n]]
+        return [*chosen, *[None] * (n - len(chosen))]
+
+    def loss(self, rows: Tensor) -> Tensor:
+        """The sampled softmax of these samples."""
+        if len(rows) == 1:
+            return torch.zeros((), device=self.data.device)
+        request, item, _ = self.data.batch(rows)
         return in_batch_softmax(
-            self.model.user_vector(_take(request, chosen)),
-            self.model.item_vector(_take(item, chosen)),
-            item_rows=positives,
-            log_q=self.log_q[positives],
+            self.model.user_vector(request),
+            self.model.item_vector(item),
+            user_rows=self.users[rows],
+            item_rows=self.data.item_rows[rows],
+            log_q=self.log_q[rows],
             temperature=self.config.temperature,
         )
 
@@ -410,7 +439,7 @@ def _start_from_base_rates(model: MultiTaskModel, labels: NDArray[np.float32]) -
             rate = min(max(rate, 1e-6), 1 - 1e-6)
             start = math.log(rate / (1 - rate))
         tower = model.towers[i]
-        assert isinstance(tower, torch.nn.Sequential)
+        assert isinstance(tower, torch.nn.Sequential) and isinstance(tower[-1], torch.nn.Linear)
         torch.nn.init.constant_(tower[-1].bias, start)
 
 
