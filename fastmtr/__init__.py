@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from fastmtr.fusion import Fusion
     from fastmtr.graph import Graph
     from fastmtr.ranker import Ranker
+    from fastmtr.results import Ranking, Scores
     from fastmtr.retrieval import Retriever
     from fastmtr.schema import Feature, Schema, Task
 
@@ -36,9 +37,11 @@ __all__ = [
     "Fusion",
     "Graph",
     "Ranker",
+    "Ranking",
     "Retriever",
     "Schema",
     "SchemaError",
+    "Scores",
     "Task",
     "__version__",
     "get_include",
@@ -57,8 +60,10 @@ _HOME = {
     "Fusion": "fusion",
     "Graph": "graph",
     "Ranker": "ranker",
+    "Ranking": "results",
     "Retriever": "retrieval",
     "Schema": "schema",
+    "Scores": "results",
     "Task": "schema",
     "__version__": "_native",
     "load_config": "config",
