@@ -15,7 +15,7 @@ from fastmtr.errors import ConfigError, FastMTRError, SchemaError
 from fastmtr.evaluation.metrics import grouped_auc, roc_auc
 from fastmtr.models import ModelConfig, MultiTaskModel, TwoTowerConfig, build_model
 from fastmtr.training.samples import Prepared, Samples
-from fastmtr.training.trainer import EpochRecord, TrainerConfig, predict, train
+from fastmtr.training.trainer import EpochRecord, TrainerConfig, _Retrieval, _Tensors, predict, train
 
 CONFIGS = {
     "shared_bottom": ModelConfig(type="shared_bottom", bottom=(16,), tower=(8,)),
@@ -222,3 +222,25 @@ def test_prepared_is_what_the_tests_think() -> None:
     prepared: Prepared = small_prepared()
     assert prepared.train.candidate is not None
     assert np.isnan(prepared.train.labels[:, 2]).any()
+
+
+def test_retrieval_batches_are_of_one_day_and_know_their_shares() -> None:
+    prepared = small_prepared()
+    model = build(two_tower=TwoTowerConfig(task="buy"))
+    retrieval = _Retrieval(
+        model, prepared, _Tensors(prepared.train, prepared.catalogue.packed, device=torch.device("cpu"))
+    )
+    train_samples = prepared.train
+    bought = np.flatnonzero(train_samples.labels[:, 1] == 1)
+    days = train_samples.timestamps // 86_400
+    batches = retrieval.batches(20, np.random.default_rng(0))
+    assert len(batches) == 20
+    given = [b.numpy() for b in batches if b is not None]
+    assert all(len(np.unique(days[rows])) == 1 for rows in given)
+    rows = np.concatenate(given)
+    assert len(np.unique(rows)) == len(rows) > 0.8 * len(bought)
+    assert np.isin(rows, bought).all()
+    for row in rows[:20]:
+        of_day = bought[days[bought] == days[row]]
+        share = (train_samples.item_rows[of_day] == train_samples.item_rows[row]).mean()
+        assert retrieval.log_q[row].item() == pytest.approx(math.log(share), abs=1e-5)
