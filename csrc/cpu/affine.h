@@ -12,6 +12,11 @@
 namespace fastmtr {
 namespace {
 
+#ifndef FASTMTR_UNROLL
+#define FASTMTR_UNROLL 16  // more than any loop over sums: all become registers
+#endif
+constexpr int kUnroll = FASTMTR_UNROLL;
+
 constexpr size_t kPanel = 2 * W;
 constexpr size_t kMaxK = 512;  // columns of x copied to the stack at once; beyond, sums rest in `out` in between
 // Rows of the copy lie an odd number of cache lines apart, so that a power-of-two stride of x cannot make them meet in
@@ -50,29 +55,29 @@ template <size_t MR, size_t NV, size_t NP>
 __attribute__((noinline)) void micro(const float* x, const float* panels, size_t panel_floats, size_t k,
                                      const Sums& sums) {
   F sum[MR][NP * NV];
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
   for (size_t r = 0; r < MR; ++r)
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (size_t j = 0; j < NP * NV; ++j) sum[r][j] = sums.fresh ? zero() : load(sums.to + r * sums.stride + j * W);
 
   for (size_t i = 0; i < k; ++i) {
     F w[NP * NV];
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (size_t p = 0; p < NP; ++p)
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
       for (size_t v = 0; v < NV; ++v) w[p * NV + v] = load(panels + p * panel_floats + (i * NV + v) * W);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (size_t r = 0; r < MR; ++r) {
       const F a = set1(x[r * kXStride + i]);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
       for (size_t j = 0; j < NP * NV; ++j) sum[r][j] = fma(a, w[j], sum[r][j]);
     }
   }
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
   for (size_t j = 0; j < NP * NV; ++j) {
     const F bias = sums.bias ? load(sums.bias + j * W) : set1(-0.0f);  // x + -0 is x, also for -0
     const F floor = set1(sums.relu ? 0.0f : -kInfinity);
-#pragma GCC unroll 16
+#pragma GCC unroll kUnroll
     for (size_t r = 0; r < MR; ++r) store(sums.to + r * sums.stride + j * W, max(floor, sum[r][j] + bias));
   }
 }
