@@ -26,9 +26,9 @@ _NEEDED = ("torch", "sklearn", "pyarrow", "rich")
 _CALLS = 500
 _LISTS = 2
 _K = 5
-# The page (tab) that most impressions come from, on a Thursday evening.
+# The page (tab) that most impressions come from, on the evening of the first test day.
 _CONTEXT = {"tab": 1, "time_ms": 1_651_752_000_000}
-_CONTEXT_WORDS = "main page, Thursday 2022-05-05, 20:00"
+_CONTEXT_WORDS = "page 1, Thursday 2022-05-05, 20:00"
 
 
 def ready_bundle() -> Path:

@@ -38,7 +38,7 @@ caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; }
-th:first-child, td:first-child, td.text { text-align: left; }
+.text { text-align: left; }
 tr.strong td { background: var(--strong); font-weight: 600; }
 img { max-width: 100%; height: auto; display: block; margin: 1rem 0; }
 iframe { width: 100%; height: 40rem; border: 1px solid var(--line); }
@@ -137,11 +137,11 @@ def _facts(report: Report, latency: Sequence[Latency]) -> str:
 
 
 def _table(table: Table) -> str:
-    head = "".join(f"<th>{escape(name)}</th>" for name in table.columns)
+    lefts = ["class='text'" if i < table.text else "" for i in range(len(table.columns))]
+    head = "".join(f"<th {left}>{escape(name)}</th>" for left, name in zip(lefts, table.columns, strict=True))
     lines = []
     for i, row in enumerate(table.rows):
-        opened = ("<td class='text'>" if j < table.text else "<td>" for j in range(len(row)))
-        cells = "".join(f"{tag}{escape(cell)}</td>" for tag, cell in zip(opened, row, strict=True))
+        cells = "".join(f"<td {left}>{escape(cell)}</td>" for left, cell in zip(lefts, row, strict=True))
         lines.append(("<tr class='strong'>" if i == table.strong else "<tr>") + cells + "</tr>")
     note = f'<p class="note">{escape(table.note)}</p>' if table.note else ""
     caption = f"<caption>{escape(table.title)}</caption>"
@@ -227,7 +227,7 @@ def _training(figure: Figure, report: Report) -> str:
     left, right = figure.subplots(1, 2)
     at = [e.epoch for e in report.epochs]
     left.plot(at, [_nan(e.loss) for e in report.epochs], color=_COLOURS[0], marker="o", markersize=3)
-    left.set(title="Training loss", xlabel="epoch")
+    left.set(title="Training loss, all tasks and retrieval", xlabel="epoch")
     tasks = list(report.epochs[0].valid)
     for colour, task in zip(_cycle(len(tasks)), tasks, strict=True):
         values = [_nan(e.valid[task]) for e in report.epochs]

@@ -374,13 +374,21 @@ def quality_tables(quality: Mapping[str, Sequence[Quality | TaskQuality]], *, ma
     return found
 
 
+_RETRIEVAL_NOTE = (
+    "Only items that the platform chose to show can count, and it shows popular ones more, which favours popularity. "
+    "Ranking is judged above, on what was shown."
+)
+
+
 def _retrieval_table(report: Report) -> Table:
-    names = list(next(iter(report.retrieval.values())))
-    rows = [
-        [method, *(_cell(name, metrics.get(name)) for name in names)] for method, metrics in report.retrieval.items()
-    ]
-    title = f"Retrieval from the whole catalogue: unseen items with a {report.retrieval_task} in the test samples"
-    return Table("retrieval", title, ["method", *names], rows)
+    found = report.retrieval
+    names = [name for name in next(iter(found.values())) if name.startswith(("recall", "ndcg"))]
+    rows = [[method, *(show(metrics.get(name), 4) for name in names)] for method, metrics in found.items()]
+    users = next(iter(found.values())).get("users") or 0
+    title = (
+        f"Retrieval of items with a {report.retrieval_task} in the test samples, not met before ({users:,.0f} users)"
+    )
+    return Table("retrieval", title, ["method", *names], rows, _RETRIEVAL_NOTE)
 
 
 def _effect_table(report: Report) -> Table:
@@ -414,10 +422,6 @@ def _verdict(effect: Effect) -> str:
         return "not resolved"
     better = effect.mean < 0 if effect.metric in ("log_loss", "rmse", "ece", "mae", "mse") else effect.mean > 0
     return "better" if better else "worse"
-
-
-def _cell(name: str, value: Number) -> str:
-    return f"{value:,.0f}" if name == "users" and value is not None else show(value, 4)
 
 
 def show(value: Number, digits: int) -> str:
