@@ -3,7 +3,6 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 #include <pybind11/stl/filesystem.h>
-#include <pybind11/stl.h>
 
 #include <cstdint>
 #include <filesystem>
@@ -23,7 +22,8 @@ namespace {
 
 [[noreturn]] void raise(PyObject* type, const std::string& message) {
   // A path may hold bytes that are no UTF-8; that must not hide what is wrong.
-  const auto text = py::reinterpret_steal<py::object>(PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
+  const auto text = py::reinterpret_steal<py::object>(
+      PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
   PyErr_SetObject(type, text.ptr());
   throw py::error_already_set();
 }
@@ -36,12 +36,18 @@ void check(fmtr_status status) {
   if (status == FMTR_OK) return;
   const std::string message = fmtr_last_error();
   switch (status) {
-    case FMTR_ERROR_ARGUMENT: raise(PyExc_ValueError, message);
-    case FMTR_ERROR_SCHEMA: raise("SchemaError", message);
-    case FMTR_ERROR_BUNDLE: raise("BundleError", message);
-    case FMTR_ERROR_BACKEND: raise("BackendError", message);
-    case FMTR_ERROR_MEMORY: raise(PyExc_MemoryError, message);
-    default: raise("FastMTRError", message);
+    case FMTR_ERROR_ARGUMENT:
+      raise(PyExc_ValueError, message);
+    case FMTR_ERROR_SCHEMA:
+      raise("SchemaError", message);
+    case FMTR_ERROR_BUNDLE:
+      raise("BundleError", message);
+    case FMTR_ERROR_BACKEND:
+      raise("BackendError", message);
+    case FMTR_ERROR_MEMORY:
+      raise(PyExc_MemoryError, message);
+    default:
+      raise("FastMTRError", message);
   }
 }
 
@@ -64,13 +70,21 @@ std::string take_text(char* text) {
 template <class T>
 struct TypeName;
 template <>
-struct TypeName<int32_t> { static constexpr const char* text = "int32"; };
+struct TypeName<int32_t> {
+  static constexpr const char* text = "int32";
+};
 template <>
-struct TypeName<int64_t> { static constexpr const char* text = "int64"; };
+struct TypeName<int64_t> {
+  static constexpr const char* text = "int64";
+};
 template <>
-struct TypeName<uint64_t> { static constexpr const char* text = "uint64"; };
+struct TypeName<uint64_t> {
+  static constexpr const char* text = "uint64";
+};
 template <>
-struct TypeName<float> { static constexpr const char* text = "float32"; };
+struct TypeName<float> {
+  static constexpr const char* text = "float32";
+};
 
 std::string shape_text(const py::array& array) { return py::str(array.attr("shape")); }
 
@@ -80,14 +94,17 @@ py::array array_of(const py::object& object, const char* name, py::ssize_t n_dim
   const std::string expected = std::string("expected a NumPy array of ") + TypeName<T>::text + ", C-contiguous, with " +
                                std::to_string(n_dims) + (n_dims == 1 ? " dimension" : " dimensions");
   if (!py::isinstance<py::array>(object))
-    raise(PyExc_TypeError, std::string(name) + " is of type " + std::string(py::str(py::type::of(object).attr("__name__"))) + ", " + expected);
+    raise(PyExc_TypeError, std::string(name) + " is of type " +
+                               std::string(py::str(py::type::of(object).attr("__name__"))) + ", " + expected);
   py::array array = py::reinterpret_borrow<py::array>(object);
   if (!array.dtype().is(py::dtype::of<T>()) && !array.dtype().equal(py::dtype::of<T>()))
     raise(PyExc_TypeError, std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + ", " + expected);
-  if (array.ndim() != n_dims) raise(PyExc_TypeError, std::string(name) + " has shape " + shape_text(array) + ", " + expected);
+  if (array.ndim() != n_dims)
+    raise(PyExc_TypeError, std::string(name) + " has shape " + shape_text(array) + ", " + expected);
   constexpr int flags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
   if ((array.flags() & flags) != flags)
-    raise(PyExc_TypeError, std::string(name) + " is not contiguous in memory, " + expected + ": use numpy.ascontiguousarray");
+    raise(PyExc_TypeError,
+          std::string(name) + " is not contiguous in memory, " + expected + ": use numpy.ascontiguousarray");
   return array;
 }
 
@@ -97,15 +114,19 @@ class Matrix {
  public:
   Matrix(const py::object& object, const char* name, uint64_t width, std::optional<uint64_t>& rows) {
     if (object.is_none()) {
-      if (width > 0) raise("SchemaError", std::string(name) + " is None, expected an array with " + std::to_string(width) + " columns");
+      if (width > 0)
+        raise("SchemaError",
+              std::string(name) + " is None, expected an array with " + std::to_string(width) + " columns");
       return;
     }
     array_ = array_of<T>(object, name, 2);
     const auto n = static_cast<uint64_t>(array_.shape(0));
     if (static_cast<uint64_t>(array_.shape(1)) != width)
-      raise("SchemaError", std::string(name) + " has shape " + shape_text(array_) + ", expected " + std::to_string(width) + " columns");
+      raise("SchemaError", std::string(name) + " has shape " + shape_text(array_) + ", expected " +
+                               std::to_string(width) + " columns");
     if (rows && *rows != n)
-      raise("SchemaError", std::string(name) + " has " + std::to_string(n) + " rows, expected " + std::to_string(*rows));
+      raise("SchemaError",
+            std::string(name) + " has " + std::to_string(n) + " rows, expected " + std::to_string(*rows));
     rows = n;
     data_ = static_cast<const T*>(array_.data());
   }
@@ -135,7 +156,8 @@ class Model {
       const py::dict about = py::module_::import("json").attr("loads")(describe());
       n_fused_ = py::len(about["fusion"]["tasks"]);
       for (const py::handle output : about["outputs"])
-        widths_[{output["role"].cast<std::string>(), output["name"].cast<std::string>()}] = output["width"].cast<uint64_t>();
+        widths_[{output["role"].cast<std::string>(), output["name"].cast<std::string>()}] =
+            output["width"].cast<uint64_t>();
     } catch (...) {
       fmtr_model_free(model_);
       throw;
@@ -177,7 +199,8 @@ class Model {
     std::optional<uint64_t> rows = static_cast<uint64_t>(checked.shape(0));
     const Matrix<int32_t> id_matrix(ids, "ids", width(FMTR_ITEM, FMTR_IDS), rows);
     const Matrix<float> dense_matrix(dense, "dense", width(FMTR_ITEM, FMTR_DENSE), rows);
-    const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), *rows, static_cast<const int64_t*>(checked.data()), id_matrix.data(), dense_matrix.data()};
+    const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), *rows, static_cast<const int64_t*>(checked.data()),
+                                   id_matrix.data(), dense_matrix.data()};
     call([&] {
       const std::unique_lock lock(size_mutex_);
       return fmtr_model_set_catalogue(model_, &data);
@@ -219,10 +242,12 @@ class Session {
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
 
-  py::tuple score(const py::object& request_ids, const py::object& request_dense, const py::object& offsets, const py::object& items,
-                  const py::object& candidate_ids, const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
+  py::tuple score(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
+                  const py::object& items, const py::object& candidate_ids, const py::object& candidate_dense,
+                  bool skip_unknown, const py::object& fusion_weights) {
     const auto body = [&](uint64_t n_items) {
-      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown, fusion_weights, n_items);
+      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
+                        skip_unknown, fusion_weights, n_items);
       const auto total = static_cast<py::ssize_t>(batch.total);
       py::array_t<float> scores({total, static_cast<py::ssize_t>(model_->n_tasks())});
       py::array_t<float> fused(total);
@@ -234,10 +259,12 @@ class Session {
     return items.is_none() ? model_->sized(body) : body(0);
   }
 
-  py::tuple rank(const py::object& request_ids, const py::object& request_dense, const py::object& offsets, const py::object& items, uint64_t k,
-                 const py::object& candidate_ids, const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
+  py::tuple rank(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
+                 const py::object& items, uint64_t k, const py::object& candidate_ids,
+                 const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
     const auto body = [&](uint64_t n_items) {
-      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown, fusion_weights, n_items);
+      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
+                        skip_unknown, fusion_weights, n_items);
       const auto n = static_cast<py::ssize_t>(batch.c.n_requests), columns = static_cast<py::ssize_t>(k);
       py::array_t<int64_t> positions({n, columns});
       py::array_t<float> fused({n, columns});
@@ -253,7 +280,8 @@ class Session {
     return items.is_none() ? model_->sized(body) : body(0);
   }
 
-  py::array_t<float> request_output(const std::string& name, const py::object& request_ids, const py::object& request_dense) {
+  py::array_t<float> request_output(const std::string& name, const py::object& request_ids,
+                                    const py::object& request_dense) {
     std::optional<uint64_t> rows;
     const Matrix<int32_t> ids(request_ids, "request_ids", model_->width(FMTR_REQUEST, FMTR_IDS), rows);
     const Matrix<float> dense(request_dense, "request_dense", model_->width(FMTR_REQUEST, FMTR_DENSE), rows);
@@ -281,18 +309,22 @@ class Session {
     uint64_t total = 0;
     fmtr_batch c{};
 
-    Batch(const Model& model, const py::object& ids, const py::object& dense, const py::object& offsets_object, const py::object& items_object,
-          const py::object& candidate_ids_object, const py::object& candidate_dense_object, bool skip_unknown, const py::object& fusion_weights,
+    Batch(const Model& model, const py::object& ids, const py::object& dense, const py::object& offsets_object,
+          const py::object& items_object, const py::object& candidate_ids_object,
+          const py::object& candidate_dense_object, bool skip_unknown, const py::object& fusion_weights,
           uint64_t n_items)
         : request_ids(ids, "request_ids", model.width(FMTR_REQUEST, FMTR_IDS), n_requests),
           request_dense(dense, "request_dense", model.width(FMTR_REQUEST, FMTR_DENSE), n_requests) {
       c.struct_size = sizeof c;
-      if (!items_object.is_none()) read_candidates(offsets_object, items_object);
-      else total = n_requests.value_or(1) * n_items;
+      if (!items_object.is_none())
+        read_candidates(offsets_object, items_object);
+      else
+        total = n_requests.value_or(1) * n_items;
       c.n_requests = n_requests.value_or(1);
       n_candidates = total;
       candidate_ids.emplace(candidate_ids_object, "candidate_ids", model.width(FMTR_CANDIDATE, FMTR_IDS), n_candidates);
-      candidate_dense.emplace(candidate_dense_object, "candidate_dense", model.width(FMTR_CANDIDATE, FMTR_DENSE), n_candidates);
+      candidate_dense.emplace(candidate_dense_object, "candidate_dense", model.width(FMTR_CANDIDATE, FMTR_DENSE),
+                              n_candidates);
       c.request_ids = request_ids.data();
       c.request_dense = request_dense.data();
       c.candidate_ids = candidate_ids->data();
@@ -301,25 +333,31 @@ class Session {
       if (fusion_weights.is_none()) return;
       weights = array_of<float>(fusion_weights, "fusion_weights", 1);
       if (static_cast<uint64_t>(weights.size()) != model.n_fused())
-        raise(PyExc_ValueError, "fusion_weights has " + std::to_string(weights.size()) + " numbers, the model fuses " + std::to_string(model.n_fused()) + " tasks");
+        raise(PyExc_ValueError, "fusion_weights has " + std::to_string(weights.size()) + " numbers, the model fuses " +
+                                    std::to_string(model.n_fused()) + " tasks");
       c.fusion_weights = static_cast<const float*>(weights.data());
     }
 
     void read_candidates(const py::object& offsets_object, const py::object& items_object) {
       items = array_of<int64_t>(items_object, "items", 1);
-      if (py::isinstance<py::array>(offsets_object) && py::reinterpret_borrow<py::array>(offsets_object).dtype().equal(py::dtype::of<int64_t>()))
-        offsets = array_of<int64_t>(offsets_object, "offsets", 1);  // a negative one reads as a huge one, which does not ascend
+      if (py::isinstance<py::array>(offsets_object) &&
+          py::reinterpret_borrow<py::array>(offsets_object).dtype().equal(py::dtype::of<int64_t>()))
+        offsets = array_of<int64_t>(offsets_object, "offsets",
+                                    1);  // a negative one reads as a huge one, which does not ascend
       else
         offsets = array_of<uint64_t>(offsets_object, "offsets", 1);
-      if (offsets.size() < 1) raise(PyExc_ValueError, "offsets is empty, expected one number more than there are requests");
+      if (offsets.size() < 1)
+        raise(PyExc_ValueError, "offsets is empty, expected one number more than there are requests");
       const auto n = static_cast<uint64_t>(offsets.size() - 1);
       if (n_requests && *n_requests != n)
-        raise(PyExc_ValueError, "offsets has " + std::to_string(n + 1) + " numbers for " + std::to_string(*n_requests) + " requests, expected one more than requests");
+        raise(PyExc_ValueError, "offsets has " + std::to_string(n + 1) + " numbers for " + std::to_string(*n_requests) +
+                                    " requests, expected one more than requests");
       n_requests = n;
       c.offsets = static_cast<const uint64_t*>(offsets.data());
       total = static_cast<uint64_t>(items.size());
       if (c.offsets[n] != total)
-        raise(PyExc_ValueError, "offsets ends with " + std::to_string(static_cast<int64_t>(c.offsets[n])) + ", but there are " + std::to_string(total) + " items");
+        raise(PyExc_ValueError, "offsets ends with " + std::to_string(static_cast<int64_t>(c.offsets[n])) +
+                                    ", but there are " + std::to_string(total) + " items");
       static const int64_t nothing = 0;  // NULL would mean the whole catalogue
       c.items = total > 0 ? static_cast<const int64_t*>(items.data()) : &nothing;
     }
@@ -342,8 +380,8 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
   const auto none = py::none();
   py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool>(), py::arg("path"), py::kw_only(), py::arg("isa") = none,
-           py::arg("without_catalogue") = false)
+      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool>(), py::arg("path"),
+           py::kw_only(), py::arg("isa") = none, py::arg("without_catalogue") = false)
       .def("describe", &Model::describe)
       .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))
       .def("keys", &Model::keys)
@@ -352,11 +390,14 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def_property_readonly("n_tasks", &Model::n_tasks);
 
   py::class_<Session>(m, "Session")
-      .def(py::init<std::shared_ptr<Model>, uint32_t, uint32_t>(), py::arg("model"), py::kw_only(), py::arg("threads") = 1, py::arg("tile") = 0)
-      .def("score", &Session::score, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"), py::arg("items"), py::kw_only(),
-           py::arg("candidate_ids") = none, py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
-      .def("rank", &Session::rank, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"), py::arg("items"), py::kw_only(),
-           py::arg("k"), py::arg("candidate_ids") = none, py::arg("candidate_dense") = none, py::arg("skip_unknown") = false,
-           py::arg("fusion_weights") = none)
-      .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"), py::arg("request_dense"));
+      .def(py::init<std::shared_ptr<Model>, uint32_t, uint32_t>(), py::arg("model"), py::kw_only(),
+           py::arg("threads") = 1, py::arg("tile") = 0)
+      .def("score", &Session::score, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
+           py::arg("items"), py::kw_only(), py::arg("candidate_ids") = none, py::arg("candidate_dense") = none,
+           py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+      .def("rank", &Session::rank, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
+           py::arg("items"), py::kw_only(), py::arg("k"), py::arg("candidate_ids") = none,
+           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+      .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"),
+           py::arg("request_dense"));
 }

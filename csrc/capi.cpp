@@ -29,14 +29,17 @@ T& deref(T* pointer, const char* name) {
   return *pointer;
 }
 
-// The caller's struct may be of a later version: what this one does not know of must then be zero, that is, not asked for.
+// The caller's struct may be of a later version: what this one does not know of must then be zero, that is, not asked
+// for.
 template <class Options>
 Options read_options(const Options* options, const char* name) {
   const size_t size = options->struct_size;
-  if (size < sizeof(Options)) fail(FMTR_ERROR_ARGUMENT, name, "->struct_size is ", size, ", expected sizeof(", name, ") = ", sizeof(Options));
+  if (size < sizeof(Options))
+    fail(FMTR_ERROR_ARGUMENT, name, "->struct_size is ", size, ", expected sizeof(", name, ") = ", sizeof(Options));
   const unsigned char* bytes = reinterpret_cast<const unsigned char*>(options);
   if (std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; }))
-    fail(FMTR_ERROR_ARGUMENT, name, " sets a member that fastmtr ", fmtr_version(), " does not know: the caller was built for a later version");
+    fail(FMTR_ERROR_ARGUMENT, name, " sets a member that fastmtr ", fmtr_version(),
+         " does not know: the caller was built for a later version");
   Options copy;
   std::memcpy(&copy, options, sizeof copy);
   return copy;
@@ -45,7 +48,8 @@ Options read_options(const Options* options, const char* name) {
 fmtr_batch read_batch(const fmtr_batch* batch) {
   const fmtr_batch copy = read_options(&deref(batch, "batch"), "fmtr_batch");
   if (copy.unknown_items != FMTR_UNKNOWN_ERROR && copy.unknown_items != FMTR_UNKNOWN_SKIP)
-    fail(FMTR_ERROR_ARGUMENT, "unknown_items is ", static_cast<int>(copy.unknown_items), ", expected FMTR_UNKNOWN_ERROR or FMTR_UNKNOWN_SKIP");
+    fail(FMTR_ERROR_ARGUMENT, "unknown_items is ", static_cast<int>(copy.unknown_items),
+         ", expected FMTR_UNKNOWN_ERROR or FMTR_UNKNOWN_SKIP");
   return copy;
 }
 
@@ -63,13 +67,20 @@ const char* fmtr_last_error(void) { return fastmtr::last_error(); }
 
 const char* fmtr_status_name(fmtr_status status) {
   switch (status) {
-    case FMTR_OK: return "FMTR_OK";
-    case FMTR_ERROR_ARGUMENT: return "FMTR_ERROR_ARGUMENT";
-    case FMTR_ERROR_SCHEMA: return "FMTR_ERROR_SCHEMA";
-    case FMTR_ERROR_BUNDLE: return "FMTR_ERROR_BUNDLE";
-    case FMTR_ERROR_BACKEND: return "FMTR_ERROR_BACKEND";
-    case FMTR_ERROR_MEMORY: return "FMTR_ERROR_MEMORY";
-    case FMTR_ERROR_INTERNAL: return "FMTR_ERROR_INTERNAL";
+    case FMTR_OK:
+      return "FMTR_OK";
+    case FMTR_ERROR_ARGUMENT:
+      return "FMTR_ERROR_ARGUMENT";
+    case FMTR_ERROR_SCHEMA:
+      return "FMTR_ERROR_SCHEMA";
+    case FMTR_ERROR_BUNDLE:
+      return "FMTR_ERROR_BUNDLE";
+    case FMTR_ERROR_BACKEND:
+      return "FMTR_ERROR_BACKEND";
+    case FMTR_ERROR_MEMORY:
+      return "FMTR_ERROR_MEMORY";
+    case FMTR_ERROR_INTERNAL:
+      return "FMTR_ERROR_INTERNAL";
   }
   return "unknown status";
 }
@@ -85,7 +96,8 @@ fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* opti
     deref(model, "model") = nullptr;
     fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0};
     if (options != nullptr) chosen = read_options(options, "fmtr_load_options");
-    *model = new fmtr_model{std::make_shared<fastmtr::Model>(&deref(directory, "directory"), chosen.isa, chosen.without_catalogue != 0)};
+    *model = new fmtr_model{
+        std::make_shared<fastmtr::Model>(&deref(directory, "directory"), chosen.isa, chosen.without_catalogue != 0)};
   });
 }
 
@@ -101,7 +113,9 @@ uint64_t fmtr_model_width(const fmtr_model* model, fmtr_domain domain, fmtr_kind
   return kind == FMTR_IDS ? plan.ids_width[domain] : plan.dense_width[domain];
 }
 
-uint64_t fmtr_model_n_tasks(const fmtr_model* model) { return model == nullptr ? 0 : model->model->plan().tasks.size(); }
+uint64_t fmtr_model_n_tasks(const fmtr_model* model) {
+  return model == nullptr ? 0 : model->model->plan().tasks.size();
+}
 
 uint64_t fmtr_model_n_items(const fmtr_model* model) {
   if (model == nullptr) return 0;
@@ -110,7 +124,8 @@ uint64_t fmtr_model_n_items(const fmtr_model* model) {
 }
 
 fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_data* data) {
-  return guard([&] { deref(model, "model").model->set_catalogue(read_options(&deref(data, "data"), "fmtr_catalogue_data")); });
+  return guard(
+      [&] { deref(model, "model").model->set_catalogue(read_options(&deref(data, "data"), "fmtr_catalogue_data")); });
 }
 
 fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t capacity) {
@@ -141,11 +156,15 @@ fmtr_status fmtr_score(fmtr_session* session, const fmtr_batch* batch, float* sc
   return guard([&] { deref(session, "session").session.score(read_batch(batch), scores, fused); });
 }
 
-fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions, float* fused, float* scores,
-                      uint64_t* counts) {
-  return guard([&] { deref(session, "session").session.rank(read_batch(batch), {k, positions, fused, scores, counts}); });
+fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions, float* fused,
+                      float* scores, uint64_t* counts) {
+  return guard(
+      [&] { deref(session, "session").session.rank(read_batch(batch), {k, positions, fused, scores, counts}); });
 }
 
-fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values, uint64_t capacity) {
-  return guard([&] { deref(session, "session").session.request_output(read_batch(batch), &deref(name, "name"), values, capacity); });
+fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,
+                                uint64_t capacity) {
+  return guard([&] {
+    deref(session, "session").session.request_output(read_batch(batch), &deref(name, "name"), values, capacity);
+  });
 }

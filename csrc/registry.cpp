@@ -30,10 +30,12 @@ const Kernels& named(const char* isa, const char* asked_by) {
     if (std::strcmp(candidate.name, isa) != 0) continue;
     const char* why = "";
     const Kernels* kernels = candidate.kernels(&why);
-    if (kernels == nullptr) fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", isa, ", which cannot be used here: ", why);
+    if (kernels == nullptr)
+      fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", isa, ", which cannot be used here: ", why);
     return *kernels;
   }
-  fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", quote(isa), ", which is not known; there are ", known);
+  fail(FMTR_ERROR_BACKEND, asked_by, " asks for instruction set ", quote(isa), ", which is not known; there are ",
+       known);
 }
 
 }  // namespace
@@ -55,14 +57,16 @@ std::string info_json() {
   for (const Isa& candidate : kIsas) {
     const char* why = "";
     const Kernels* kernels = candidate.kernels(&why);
-    isas += say(isas.empty() ? "" : ", ", "{\"name\": ", json_quote(candidate.name), ", \"available\": ", kernels != nullptr ? "true" : "false");
+    isas += say(isas.empty() ? "" : ", ", "{\"name\": ", json_quote(candidate.name),
+                ", \"available\": ", kernels != nullptr ? "true" : "false");
     if (kernels != nullptr) isas += say(", \"vector_floats\": ", kernels->vector_floats);
     if (kernels == nullptr) isas += say(", \"reason\": ", json_quote(why));
     if (!candidate.automatic) isas += ", \"purpose\": \"tests\"";
     isas += "}";
   }
-  return say("{\"version\": ", json_quote(fmtr_version()), ", \"abi\": ", fmtr_abi_version(), ", \"isa\": ", json_quote(choose_kernels(nullptr).isa),
-             ", \"instruction_sets\": [", isas, "], \"back_ends\": [{\"name\": \"cpu\", \"available\": true}, {\"name\": \"cuda\", \"available\": false, ",
+  return say("{\"version\": ", json_quote(fmtr_version()), ", \"abi\": ", fmtr_abi_version(),
+             ", \"isa\": ", json_quote(choose_kernels(nullptr).isa), ", \"instruction_sets\": [", isas,
+             "], \"back_ends\": [{\"name\": \"cpu\", \"available\": true}, {\"name\": \"cuda\", \"available\": false, ",
              "\"reason\": \"the CUDA plugin is not part of fastmtr ", fmtr_version(), "\"}]}");
 }
 

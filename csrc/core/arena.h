@@ -17,7 +17,8 @@ constexpr size_t kLine = kAlign / sizeof(float);  // floats a cache line
 
 inline size_t round_up(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
-// n elements, 64-byte aligned, zeroed: lanes beyond a row's end are read by vector loads, and must not be signalling noise.
+// n elements, 64-byte aligned, zeroed: lanes beyond a row's end are read by vector loads, and must not be signalling
+// noise.
 template <class T>
 class Aligned {
  public:

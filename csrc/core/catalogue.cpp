@@ -15,12 +15,14 @@ namespace {
 constexpr uint64_t kMaxItems = UINT32_MAX - 1;  // rows are gathered by 32-bit numbers, the last of which means "none"
 constexpr int kItem = static_cast<int>(Domain::item);
 
-const Tensor& matrix(const SafeTensors& file, const std::string& name, std::string_view dtype, const std::vector<uint64_t>& shape) {
+const Tensor& matrix(const SafeTensors& file, const std::string& name, std::string_view dtype,
+                     const std::vector<uint64_t>& shape) {
   const Tensor& found = file.get(name, dtype);
   if (found.shape != shape) {
     Tensor expected;
     expected.shape = shape;
-    fail(FMTR_ERROR_BUNDLE, file.what(), ": ", quote(name), " has shape ", found.shape_text(), ", expected ", expected.shape_text());
+    fail(FMTR_ERROR_BUNDLE, file.what(), ": ", quote(name), " has shape ", found.shape_text(), ", expected ",
+         expected.shape_text());
   }
   return found;
 }
@@ -43,11 +45,13 @@ std::shared_ptr<const Catalogue> Catalogue::open(const std::string& path, const 
   return catalogue;
 }
 
-std::shared_ptr<const Catalogue> Catalogue::copy(const fmtr_catalogue_data& data, const Plan& plan, const Program& program) {
+std::shared_ptr<const Catalogue> Catalogue::copy(const fmtr_catalogue_data& data, const Plan& plan,
+                                                 const Program& program) {
   const uint64_t n = data.n_items, ids_width = plan.ids_width[kItem], dense_width = plan.dense_width[kItem];
   if (n > kMaxItems) fail(FMTR_ERROR_ARGUMENT, "n_items is ", n, "; at most ", kMaxItems, " are possible");
   if (n > 0 && data.keys == nullptr) fail(FMTR_ERROR_ARGUMENT, "keys is NULL, but n_items is ", n);
-  if (n > 0 && ids_width > 0 && data.ids == nullptr) fail(FMTR_ERROR_ARGUMENT, "ids is NULL, but the model reads ", ids_width, " id columns an item");
+  if (n > 0 && ids_width > 0 && data.ids == nullptr)
+    fail(FMTR_ERROR_ARGUMENT, "ids is NULL, but the model reads ", ids_width, " id columns an item");
   if (n > 0 && dense_width > 0 && data.dense == nullptr)
     fail(FMTR_ERROR_ARGUMENT, "dense is NULL, but the model reads ", dense_width, " dense columns an item");
   auto catalogue = std::make_shared<Catalogue>();
@@ -69,7 +73,8 @@ void Catalogue::build(const Plan& plan, const Program& program, fmtr_status stat
   InputCheck(plan, Domain::item).check(ids_, dense_, n_items_, status);
   const KeyMap::Repeat repeat = map_.build(keys_, n_items_);
   if (repeat.first != kNoRow)
-    fail(status, "catalogue: item key ", keys_[repeat.first], " stands twice, in rows ", repeat.first, " and ", repeat.second);
+    fail(status, "catalogue: item key ", keys_[repeat.first], " stands twice, in rows ", repeat.first, " and ",
+         repeat.second);
 
   for (const Table& table : program.tables()) tables_.emplace_back(size_t{n_items_} * table.stride);
   for (Aligned<float>& table : tables_) table_data_.push_back(table.data());

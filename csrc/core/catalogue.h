@@ -18,7 +18,8 @@ class Catalogue {
   // From catalogue.safetensors; the inputs stay where they are mapped.
   static std::shared_ptr<const Catalogue> open(const std::string& path, const Plan& plan, const Program& program);
   // From the caller's arrays, which are copied.
-  static std::shared_ptr<const Catalogue> copy(const fmtr_catalogue_data& data, const Plan& plan, const Program& program);
+  static std::shared_ptr<const Catalogue> copy(const fmtr_catalogue_data& data, const Plan& plan,
+                                               const Program& program);
 
   uint32_t n_items() const { return n_items_; }
   const int64_t* keys() const { return keys_; }

@@ -17,12 +17,18 @@ const Json* Json::find(std::string_view key) const {
 
 const char* Json::kind_name() const {
   switch (kind) {
-    case Kind::null: return "null";
-    case Kind::boolean: return "true or false";
-    case Kind::number: return "a number";
-    case Kind::string: return "text";
-    case Kind::array: return "a list";
-    case Kind::object: return "an object";
+    case Kind::null:
+      return "null";
+    case Kind::boolean:
+      return "true or false";
+    case Kind::number:
+      return "a number";
+    case Kind::string:
+      return "text";
+    case Kind::array:
+      return "a list";
+    case Kind::object:
+      return "an object";
   }
   return "?";
 }
@@ -76,8 +82,12 @@ class Parser {
     if (end()) refuse("the text ends where a value was expected");
     Json value;
     switch (peek()) {
-      case '{': parse_object(value, depth); break;
-      case '[': parse_array(value, depth); break;
+      case '{':
+        parse_object(value, depth);
+        break;
+      case '[':
+        parse_array(value, depth);
+        break;
       case '"':
         value.kind = Json::Kind::string;
         value.string = parse_string();
@@ -91,8 +101,11 @@ class Parser {
         word("false");
         value.kind = Json::Kind::boolean;
         break;
-      case 'n': word("null"); break;
-      default: parse_number(value);
+      case 'n':
+        word("null");
+        break;
+      default:
+        parse_number(value);
     }
     return value;
   }
@@ -197,10 +210,14 @@ class Parser {
     for (int i = 0; i < 4; ++i) {
       const char c = peek();
       uint32_t digit;
-      if (c >= '0' && c <= '9') digit = static_cast<uint32_t>(c - '0');
-      else if (c >= 'a' && c <= 'f') digit = static_cast<uint32_t>(c - 'a' + 10);
-      else if (c >= 'A' && c <= 'F') digit = static_cast<uint32_t>(c - 'A' + 10);
-      else refuse("expected four hexadecimal digits after \\u");
+      if (c >= '0' && c <= '9')
+        digit = static_cast<uint32_t>(c - '0');
+      else if (c >= 'a' && c <= 'f')
+        digit = static_cast<uint32_t>(c - 'a' + 10);
+      else if (c >= 'A' && c <= 'F')
+        digit = static_cast<uint32_t>(c - 'A' + 10);
+      else
+        refuse("expected four hexadecimal digits after \\u");
       code = code * 16 + digit;
       ++at_;
     }
@@ -216,7 +233,8 @@ class Parser {
     } else if (code < 0x10000) {
       push(0xE0 | code >> 12), push(0x80 | (code >> 6 & 0x3F)), push(0x80 | (code & 0x3F));
     } else {
-      push(0xF0 | code >> 18), push(0x80 | (code >> 12 & 0x3F)), push(0x80 | (code >> 6 & 0x3F)), push(0x80 | (code & 0x3F));
+      push(0xF0 | code >> 18), push(0x80 | (code >> 12 & 0x3F)), push(0x80 | (code >> 6 & 0x3F)),
+          push(0x80 | (code & 0x3F));
     }
   }
 
@@ -225,16 +243,35 @@ class Parser {
     if (end()) refuse("the text ends within an escape");
     const char c = text_[at_++];
     switch (c) {
-      case '"': out.push_back('"'); return;
-      case '\\': out.push_back('\\'); return;
-      case '/': out.push_back('/'); return;
-      case 'b': out.push_back('\b'); return;
-      case 'f': out.push_back('\f'); return;
-      case 'n': out.push_back('\n'); return;
-      case 'r': out.push_back('\r'); return;
-      case 't': out.push_back('\t'); return;
-      case 'u': break;
-      default: --at_; refuse("an unknown escape");
+      case '"':
+        out.push_back('"');
+        return;
+      case '\\':
+        out.push_back('\\');
+        return;
+      case '/':
+        out.push_back('/');
+        return;
+      case 'b':
+        out.push_back('\b');
+        return;
+      case 'f':
+        out.push_back('\f');
+        return;
+      case 'n':
+        out.push_back('\n');
+        return;
+      case 'r':
+        out.push_back('\r');
+        return;
+      case 't':
+        out.push_back('\t');
+        return;
+      case 'u':
+        break;
+      default:
+        --at_;
+        refuse("an unknown escape");
     }
     uint32_t code = hex4();
     if (code >= 0xDC00 && code <= 0xDFFF) refuse("a low surrogate without a high one");
@@ -251,14 +288,20 @@ class Parser {
 
   // One UTF-8 character beyond ASCII: well formed, shortest form, no surrogate, at most U+10FFFF.
   void utf8(std::string& out) {
-    const auto byte = [&](size_t i) { return at_ + i < text_.size() ? static_cast<unsigned char>(text_[at_ + i]) : 0u; };
+    const auto byte = [&](size_t i) {
+      return at_ + i < text_.size() ? static_cast<unsigned char>(text_[at_ + i]) : 0u;
+    };
     const uint32_t lead = byte(0);
     size_t n = 0;
     uint32_t code = 0, smallest = 0;
-    if (lead >= 0xC2 && lead <= 0xDF) n = 2, code = lead & 0x1F, smallest = 0x80;
-    else if (lead >= 0xE0 && lead <= 0xEF) n = 3, code = lead & 0x0F, smallest = 0x800;
-    else if (lead >= 0xF0 && lead <= 0xF4) n = 4, code = lead & 0x07, smallest = 0x10000;
-    else refuse("text that is not UTF-8");
+    if (lead >= 0xC2 && lead <= 0xDF)
+      n = 2, code = lead & 0x1F, smallest = 0x80;
+    else if (lead >= 0xE0 && lead <= 0xEF)
+      n = 3, code = lead & 0x0F, smallest = 0x800;
+    else if (lead >= 0xF0 && lead <= 0xF4)
+      n = 4, code = lead & 0x07, smallest = 0x10000;
+    else
+      refuse("text that is not UTF-8");
     for (size_t i = 1; i < n; ++i) {
       if ((byte(i) & 0xC0) != 0x80) refuse("text that is not UTF-8");
       code = code << 6 | (byte(i) & 0x3F);
@@ -331,7 +374,8 @@ std::string json_quote(std::string_view text) { return enclose(text, '"'); }
 
 std::string quote(std::string_view text) {
   size_t end = std::min<size_t>(text.size(), 200);
-  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80) --end;  // whole characters
+  while (end < text.size() && end > 0 && (static_cast<unsigned char>(text[end]) & 0xC0) == 0x80)
+    --end;  // whole characters
   return enclose(end < text.size() ? say(text.substr(0, end), "...") : std::string(text), '\'');
 }
 

@@ -4,7 +4,8 @@
 
 namespace fastmtr {
 
-// Fibonacci hashing of the mixed key: neighbouring keys, and keys that differ in high bits alone, spread over the table.
+// Fibonacci hashing of the mixed key: neighbouring keys, and keys that differ in high bits alone, spread over the
+// table.
 size_t KeyMap::home(int64_t key) const {
   uint64_t x = static_cast<uint64_t>(key);
   x ^= x >> 32;

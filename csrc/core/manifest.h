@@ -14,7 +14,8 @@ class Manifest {
   explicit Manifest(const std::string& directory);
 
   bool lists(const std::string& name) const { return bytes_.count(name) != 0; }
-  // The path of a listed file, whose size is checked. Checksums are Python's to check: a service opens a bundle of many GB at once.
+  // The path of a listed file, whose size is checked. Checksums are Python's to check: a service opens a bundle of many
+  // GB at once.
   std::string path(const std::string& name) const;
 
  private:

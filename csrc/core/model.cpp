@@ -21,12 +21,15 @@ struct Model::Files {
     const Manifest manifest(directory);
     weights = SafeTensors(manifest.path("weights.safetensors"), "weights.safetensors");
     const MappedFile json(manifest.path("plan.json"));
-    if (json.size() > kMaxPlan) fail(FMTR_ERROR_BUNDLE, "plan.json: ", json.size(), " bytes; at most ", kMaxPlan, " are read");
+    if (json.size() > kMaxPlan)
+      fail(FMTR_ERROR_BUNDLE, "plan.json: ", json.size(), " bytes; at most ", kMaxPlan, " are read");
     plan = read_plan(json.text(), weights);
     const std::string name = "catalogue.safetensors";
     if (without_catalogue) return;
-    if (manifest.lists(name)) catalogue = manifest.path(name);
-    else if (file_bytes(directory + "/" + name)) fail(FMTR_ERROR_BUNDLE, name, " is there, but manifest.json does not list it");
+    if (manifest.lists(name))
+      catalogue = manifest.path(name);
+    else if (file_bytes(directory + "/" + name))
+      fail(FMTR_ERROR_BUNDLE, name, " is there, but manifest.json does not list it");
   }
 };
 
@@ -58,12 +61,14 @@ void Model::read_item_output(const std::string& name, float* values, uint64_t ca
     std::string known;
     for (const PlanOutput& each : plan_.outputs)
       if (each.role == Role::item) known += say(known.empty() ? "" : ", ", each.name);
-    fail(FMTR_ERROR_ARGUMENT, "the model has no item output ", quote(name), "; there are: ", known.empty() ? "none" : known);
+    fail(FMTR_ERROR_ARGUMENT, "the model has no item output ", quote(name),
+         "; there are: ", known.empty() ? "none" : known);
   }
   const auto catalogue = this->catalogue();
   if (catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
   const uint64_t needed = catalogue->n_items() * output->operand.width;
-  if (capacity < needed) fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
+  if (capacity < needed)
+    fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
   if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
   catalogue->read(program_->port(output->operand), *program_, values);
 }
@@ -72,14 +77,16 @@ std::string Model::describe() const {
   const auto catalogue = this->catalogue();
   std::string inputs, outputs, fused, weights, offsets, widths;
   for (const PlanInput& input : plan_.inputs) {
-    inputs += say(inputs.empty() ? "" : ", ", "{\"name\": ", json_quote(input.name), ", \"domain\": \"", domain_name(input.domain), "\", \"kind\": \"",
-                  input.ids ? "ids" : "dense", "\", \"offset\": ", input.offset, ", \"width\": ", input.width);
-    if (input.ids) inputs += say(", \"rows\": ", input.rows, ", \"padding\": ", input.padding < 0 ? "null" : say(input.padding));
+    inputs += say(inputs.empty() ? "" : ", ", "{\"name\": ", json_quote(input.name), ", \"domain\": \"",
+                  domain_name(input.domain), "\", \"kind\": \"", input.ids ? "ids" : "dense",
+                  "\", \"offset\": ", input.offset, ", \"width\": ", input.width);
+    if (input.ids)
+      inputs += say(", \"rows\": ", input.rows, ", \"padding\": ", input.padding < 0 ? "null" : say(input.padding));
     inputs += "}";
   }
   for (const PlanOutput& output : plan_.outputs)
-    outputs += say(outputs.empty() ? "" : ", ", "{\"name\": ", json_quote(output.name), ", \"role\": \"", role_name(output.role), "\", \"width\": ",
-                   output.operand.width, "}");
+    outputs += say(outputs.empty() ? "" : ", ", "{\"name\": ", json_quote(output.name), ", \"role\": \"",
+                   role_name(output.role), "\", \"width\": ", output.operand.width, "}");
   std::string tasks;
   for (const uint32_t t : plan_.tasks) tasks += say(tasks.empty() ? "" : ", ", json_quote(plan_.outputs[t].name));
   for (size_t i = 0; i < plan_.fusion.tasks.size(); ++i) {
@@ -89,13 +96,18 @@ std::string Model::describe() const {
     offsets += say(comma, double{plan_.fusion.offsets[i]});
   }
   for (const Domain domain : {Domain::request, Domain::item, Domain::candidate})
-    widths += say(widths.empty() ? "" : ", ", "\"", domain_name(domain), "\": {\"ids\": ", plan_.ids_width[static_cast<int>(domain)], ", \"dense\": ",
-                  plan_.dense_width[static_cast<int>(domain)], "}");
-  return say("{\"inputs\": [", inputs, "], \"widths\": {", widths, "}, \"tasks\": [", tasks, "], \"outputs\": [", outputs, "], \"fusion\": {\"kind\": \"",
-             plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [", fused, "], \"weights\": [", weights, "], \"offsets\": [", offsets,
-             "]}, \"isa\": ", json_quote(program_->kernels().isa), ", \"n_items\": ", catalogue == nullptr ? 0 : catalogue->n_items(), ", \"has_catalogue\": ", catalogue == nullptr ? "false" : "true",
-             ", \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate), ", \"memory\": {\"weights_mapped\": ", weights_.file_bytes(),
-             ", \"weights_packed\": ", program_->packed_bytes(), ", \"catalogue\": ", catalogue == nullptr ? 0 : catalogue->bytes(), "}}");
+    widths += say(widths.empty() ? "" : ", ", "\"", domain_name(domain),
+                  "\": {\"ids\": ", plan_.ids_width[static_cast<int>(domain)],
+                  ", \"dense\": ", plan_.dense_width[static_cast<int>(domain)], "}");
+  return say(
+      "{\"inputs\": [", inputs, "], \"widths\": {", widths, "}, \"tasks\": [", tasks, "], \"outputs\": [", outputs,
+      "], \"fusion\": {\"kind\": \"", plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [", fused,
+      "], \"weights\": [", weights, "], \"offsets\": [", offsets, "]}, \"isa\": ", json_quote(program_->kernels().isa),
+      ", \"n_items\": ", catalogue == nullptr ? 0 : catalogue->n_items(),
+      ", \"has_catalogue\": ", catalogue == nullptr ? "false" : "true",
+      ", \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),
+      ", \"memory\": {\"weights_mapped\": ", weights_.file_bytes(), ", \"weights_packed\": ", program_->packed_bytes(),
+      ", \"catalogue\": ", catalogue == nullptr ? 0 : catalogue->bytes(), "}}");
 }
 
 }  // namespace fastmtr

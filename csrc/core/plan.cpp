@@ -30,16 +30,25 @@ struct Name {
 constexpr Name<Domain> kDomainNames[] = {
     {"request", Domain::request}, {"item", Domain::item}, {"candidate", Domain::candidate}};
 constexpr Name<Role> kRoleNames[] = {{"task", Role::task}, {"request", Role::request}, {"item", Role::item}};
-constexpr Name<Op> kOpNames[] = {
-    {"gather", Op::gather}, {"copy", Op::copy}, {"embedding", Op::embedding}, {"embedding_bag", Op::embedding_bag},
-    {"affine", Op::affine}, {"activation", Op::activation}, {"softmax", Op::softmax}, {"mixture", Op::mixture},
-    {"binary", Op::binary}, {"scale_shift", Op::scale_shift}, {"reduce", Op::reduce}, {"layer_norm", Op::layer_norm},
-    {"l2_normalize", Op::l2_normalize}, {"dot", Op::dot}};
+constexpr Name<Op> kOpNames[] = {{"gather", Op::gather},
+                                 {"copy", Op::copy},
+                                 {"embedding", Op::embedding},
+                                 {"embedding_bag", Op::embedding_bag},
+                                 {"affine", Op::affine},
+                                 {"activation", Op::activation},
+                                 {"softmax", Op::softmax},
+                                 {"mixture", Op::mixture},
+                                 {"binary", Op::binary},
+                                 {"scale_shift", Op::scale_shift},
+                                 {"reduce", Op::reduce},
+                                 {"layer_norm", Op::layer_norm},
+                                 {"l2_normalize", Op::l2_normalize},
+                                 {"dot", Op::dot}};
 constexpr Name<Activation> kActivationNames[] = {
-    {"none", Activation::none}, {"relu", Activation::relu}, {"leaky_relu", Activation::leaky_relu},
-    {"prelu", Activation::prelu}, {"elu", Activation::elu}, {"sigmoid", Activation::sigmoid}, {"tanh", Activation::tanh},
-    {"silu", Activation::silu}, {"gelu", Activation::gelu}, {"gelu_tanh", Activation::gelu_tanh},
-    {"softplus", Activation::softplus}, {"exp", Activation::exp}};
+    {"none", Activation::none},           {"relu", Activation::relu},         {"leaky_relu", Activation::leaky_relu},
+    {"prelu", Activation::prelu},         {"elu", Activation::elu},           {"sigmoid", Activation::sigmoid},
+    {"tanh", Activation::tanh},           {"silu", Activation::silu},         {"gelu", Activation::gelu},
+    {"gelu_tanh", Activation::gelu_tanh}, {"softplus", Activation::softplus}, {"exp", Activation::exp}};
 constexpr Name<Binary> kBinaryNames[] = {{"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul},
                                          {"div", Binary::div}, {"max", Binary::max}, {"min", Binary::min}};
 constexpr Name<Reduce> kReduceNames[] = {{"sum", Reduce::sum}, {"mean", Reduce::mean}, {"max", Reduce::max}};
@@ -63,7 +72,9 @@ class Reader {
     if (json.kind != Json::Kind::object) refuse(say("expected an object, found ", json.kind_name()));
   }
 
-  [[noreturn]] void refuse(std::string_view problem) const { fail(FMTR_ERROR_BUNDLE, "plan.json: ", where_, ": ", problem); }
+  [[noreturn]] void refuse(std::string_view problem) const {
+    fail(FMTR_ERROR_BUNDLE, "plan.json: ", where_, ": ", problem);
+  }
   const std::string& where() const { return where_; }
   void rename(std::string where) { where_ = std::move(where); }
 
@@ -89,7 +100,9 @@ class Reader {
     const Json& found = required(key);
     if (!found.integer || found.whole < least || found.whole > most)
       refuse(say("'", key, "' must be a whole number ", least, " .. ", most, ", found ",
-                 found.integer ? say(found.whole) : found.kind == Json::Kind::number ? say(found.number) : found.kind_name()));
+                 found.integer                      ? say(found.whole)
+                 : found.kind == Json::Kind::number ? say(found.number)
+                                                    : found.kind_name()));
     return found.whole;
   }
   bool boolean(std::string_view key, bool otherwise) {
@@ -150,9 +163,10 @@ class PlanReader {
     const Json& version = top_.required("plan_version");
     if (!version.integer) top_.refuse(say("'plan_version' must be a whole number, found ", version.kind_name()));
     if (version.whole != kPlanVersion)
-      top_.refuse(say("plan_version is ", version.whole, "; fastmtr ", fmtr_version(), " executes version ", kPlanVersion,
-                      version.whole > kPlanVersion ? ": install a newer fastmtr, or compile the bundle again with this one"
-                                                   : ": compile the bundle again"));
+      top_.refuse(
+          say("plan_version is ", version.whole, "; fastmtr ", fmtr_version(), " executes version ", kPlanVersion,
+              version.whole > kPlanVersion ? ": install a newer fastmtr, or compile the bundle again with this one"
+                                           : ": compile the bundle again"));
     read_buffers();
     read_inputs();
     read_steps();
@@ -167,7 +181,8 @@ class PlanReader {
   Operand operand(const Json& json, const Reader& at, std::string_view role) {
     const bool three = json.kind == Json::Kind::array && json.array.size() == 3;
     for (size_t i = 0; three && i < 3; ++i)
-      if (!json.array[i].integer || json.array[i].whole < 0) at.refuse(say(role, " must be three whole numbers [buffer, offset, width]"));
+      if (!json.array[i].integer || json.array[i].whole < 0)
+        at.refuse(say(role, " must be three whole numbers [buffer, offset, width]"));
     if (!three) at.refuse(say(role, " must be a list [buffer, offset, width]"));
     const auto number = [&](size_t i) { return static_cast<uint64_t>(json.array[i].whole); };
     if (number(0) >= plan_.buffers.size())
@@ -175,8 +190,8 @@ class PlanReader {
     const Buffer& buffer = plan_.buffers[number(0)];
     if (number(2) == 0) at.refuse(say(role, " has width 0"));
     if (number(1) > buffer.width || number(2) > buffer.width - number(1))
-      at.refuse(say(role, " is columns ", number(1), " .. ", number(1) + number(2), " of buffer ", number(0), " (", quote(buffer.name),
-                    "), which has ", buffer.width));
+      at.refuse(say(role, " is columns ", number(1), " .. ", number(1) + number(2), " of buffer ", number(0), " (",
+                    quote(buffer.name), "), which has ", buffer.width));
     return {static_cast<uint32_t>(number(0)), number(1), number(2)};
   }
 
@@ -193,7 +208,8 @@ class PlanReader {
       buffer.ids = at.choice("dtype", kDtypeNames);
       buffer.width = static_cast<uint64_t>(at.whole("width", 1, kMaxWidth));
       columns += buffer.width;
-      if (columns > kMaxColumns) at.refuse(say("the buffers up to here have ", columns, " columns; at most ", kMaxColumns, " are read"));
+      if (columns > kMaxColumns)
+        at.refuse(say("the buffers up to here have ", columns, " columns; at most ", kMaxColumns, " are read"));
       at.required("stored");
       buffer.stored = at.boolean("stored", false);
       at.finish();
@@ -224,7 +240,8 @@ class PlanReader {
         at.refuse("'rows' and 'padding' belong to kind 'ids'");
       }
       auto& taken = columns[static_cast<int>(input.domain)][input.ids];
-      if (taken.overlaps(input.offset, end)) at.refuse(say("columns ", input.offset, " .. ", end, " overlap those of another input"));
+      if (taken.overlaps(input.offset, end))
+        at.refuse(say("columns ", input.offset, " .. ", end, " overlap those of another input"));
       taken.add(input.offset, end);
       auto& width = (input.ids ? plan_.ids_width : plan_.dense_width)[static_cast<int>(input.domain)];
       width = std::max(width, end);
@@ -235,9 +252,12 @@ class PlanReader {
       input.buffer = static_cast<uint32_t>(index);
       const std::string about = say("buffer ", index, " (", quote(buffer.name), ") ");
       if (buffer.input >= 0) at.refuse(say(about, "already holds another input"));
-      if (buffer.domain != input.domain) at.refuse(say(about, "has domain ", domain_name(buffer.domain), ", expected ", domain_name(input.domain)));
-      if (buffer.ids != input.ids) at.refuse(say(about, "has dtype ", buffer.ids ? "i32" : "f32", ", expected ", input.ids ? "i32" : "f32"));
-      if (buffer.width != input.width) at.refuse(say(about, "has width ", buffer.width, ", expected the input's ", input.width));
+      if (buffer.domain != input.domain)
+        at.refuse(say(about, "has domain ", domain_name(buffer.domain), ", expected ", domain_name(input.domain)));
+      if (buffer.ids != input.ids)
+        at.refuse(say(about, "has dtype ", buffer.ids ? "i32" : "f32", ", expected ", input.ids ? "i32" : "f32"));
+      if (buffer.width != input.width)
+        at.refuse(say(about, "has width ", buffer.width, ", expected the input's ", input.width));
       if (!buffer.stored) at.refuse(say(about, "holds an input, so its 'stored' must be true"));
       buffer.input = static_cast<int64_t>(i);
       at.finish();
@@ -285,15 +305,18 @@ class PlanReader {
   }
 
   void read_padding(Reader& attrs, PlanStep& step) {
-    if (attrs.optional("padding") != nullptr) step.padding = attrs.whole("padding", 0, std::numeric_limits<int32_t>::max());
+    if (attrs.optional("padding") != nullptr)
+      step.padding = attrs.whole("padding", 0, std::numeric_limits<int32_t>::max());
   }
 
   void read_activation(Reader& attrs, Reader& weights, PlanStep& step, uint64_t width, bool required) {
-    if (required || attrs.optional("activation") != nullptr) step.activation = attrs.choice("activation", kActivationNames);
+    if (required || attrs.optional("activation") != nullptr)
+      step.activation = attrs.choice("activation", kActivationNames);
     const bool needs_alpha = step.activation == Activation::leaky_relu || step.activation == Activation::elu;
     if (needs_alpha || attrs.optional("alpha") != nullptr) step.alpha = attrs.real("alpha");
     step.slope = vector(weights, "slope", width, step.activation == Activation::prelu);
-    if (step.slope != nullptr && step.activation != Activation::prelu) weights.refuse("'slope' belongs to activation 'prelu'");
+    if (step.slope != nullptr && step.activation != Activation::prelu)
+      weights.refuse("'slope' belongs to activation 'prelu'");
   }
 
   void read_affine(Reader& at, Reader& attrs, Reader& weights, PlanStep& step) {
@@ -301,7 +324,8 @@ class PlanReader {
     const bool shared_x = attrs.boolean("shared_x", false);
     const Tensor* w = weight(weights, "w");
     step.has_x = attrs.boolean("has_x", w != nullptr);
-    if (step.has_x != (w != nullptr)) at.refuse(step.has_x ? "has an x but no weight 'w'" : "has a weight 'w' but no x");
+    if (step.has_x != (w != nullptr))
+      at.refuse(step.has_x ? "has an x but no weight 'w'" : "has a weight 'w' but no x");
     if (step.has_x && step.inputs.empty()) at.refuse("has_x is true, but there is no input");
     if (step.output.width % step.groups != 0)
       at.refuse(say("output width ", step.output.width, " is no multiple of the ", step.groups, " groups"));
@@ -320,7 +344,8 @@ class PlanReader {
     step.b = vector(weights, "b", step.output.width, false);
     if (step.inputs.empty() && step.b == nullptr) at.refuse("has no x, no addend and no 'b'");
     read_activation(attrs, weights, step, step.output.width, false);
-    if (shared_x || !step.has_x) {  // one product with the groups' columns side by side: the same weights in the same order
+    if (shared_x ||
+        !step.has_x) {  // one product with the groups' columns side by side: the same weights in the same order
       step.groups = 1;
       step.n = step.output.width;
     }
@@ -355,7 +380,8 @@ class PlanReader {
         case Op::gather:
         case Op::copy:
         case Op::mixture:
-        case Op::dot: break;
+        case Op::dot:
+          break;
         case Op::embedding:
           read_padding(attrs, step);
           read_table(weights, step);
@@ -365,10 +391,18 @@ class PlanReader {
           read_padding(attrs, step);
           read_table(weights, step);
           break;
-        case Op::affine: read_affine(at, attrs, weights, step); break;
-        case Op::activation: read_activation(attrs, weights, step, width, true); break;
-        case Op::softmax: step.n = static_cast<uint64_t>(attrs.whole("size", 1, kMaxWidth)); break;
-        case Op::binary: step.binary = attrs.choice("fn", kBinaryNames); break;
+        case Op::affine:
+          read_affine(at, attrs, weights, step);
+          break;
+        case Op::activation:
+          read_activation(attrs, weights, step, width, true);
+          break;
+        case Op::softmax:
+          step.n = static_cast<uint64_t>(attrs.whole("size", 1, kMaxWidth));
+          break;
+        case Op::binary:
+          step.binary = attrs.choice("fn", kBinaryNames);
+          break;
         case Op::scale_shift:
           step.scale = vector(weights, "scale", width, true);
           step.shift = vector(weights, "shift", width, true);
@@ -384,7 +418,9 @@ class PlanReader {
           step.scale = vector(weights, "scale", width, false);
           step.shift = vector(weights, "shift", width, false);
           break;
-        case Op::l2_normalize: step.eps = attrs.real("eps"); break;
+        case Op::l2_normalize:
+          step.eps = attrs.real("eps");
+          break;
       }
       attrs.finish();
       weights.finish();

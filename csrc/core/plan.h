@@ -1,5 +1,5 @@
-// plan.json, read and checked: after read_plan() every operand, width, weight shape, id bound and order of execution holds,
-// and nothing that executes the plan needs to check again. The rules are those of docs/bundle.md.
+// plan.json, read and checked: after read_plan() every operand, width, weight shape, id bound and order of execution
+// holds, and nothing that executes the plan needs to check again. The rules are those of docs/bundle.md.
 #ifndef FASTMTR_CORE_PLAN_H
 #define FASTMTR_CORE_PLAN_H
 
@@ -17,8 +17,20 @@ enum class Domain : uint8_t { request, item, candidate };
 constexpr int kDomains = 3;
 
 enum class Op : uint8_t {
-  gather, copy, embedding, embedding_bag, affine, activation, softmax, mixture, binary, scale_shift, reduce, layer_norm,
-  l2_normalize, dot
+  gather,
+  copy,
+  embedding,
+  embedding_bag,
+  affine,
+  activation,
+  softmax,
+  mixture,
+  binary,
+  scale_shift,
+  reduce,
+  layer_norm,
+  l2_normalize,
+  dot
 };
 
 enum class Role : uint8_t { task, request, item };
@@ -55,8 +67,8 @@ struct PlanStep {
   Operand output;
 
   bool has_x = false;
-  uint64_t groups = 1, n = 0, k = 0;          // affine; n also: softmax size, embedding dimension
-  uint64_t outer = 0, axis = 0, inner = 0;    // reduce
+  uint64_t groups = 1, n = 0, k = 0;        // affine; n also: softmax size, embedding dimension
+  uint64_t outer = 0, axis = 0, inner = 0;  // reduce
   Activation activation = Activation::none;
   Binary binary = Binary::add;
   Reduce reduce = Reduce::sum;

@@ -12,8 +12,8 @@ namespace {
 
 std::string describe(const Plan& plan, const Operand& operand) {
   const Buffer& buffer = plan.buffers[operand.buffer];
-  return say("columns ", operand.offset, " .. ", operand.offset + operand.width, " of ", domain_name(buffer.domain), " buffer ", operand.buffer,
-             " (", quote(buffer.name), ")");
+  return say("columns ", operand.offset, " .. ", operand.offset + operand.width, " of ", domain_name(buffer.domain),
+             " buffer ", operand.buffer, " (", quote(buffer.name), ")");
 }
 
 class StepChecker {
@@ -43,15 +43,19 @@ class StepChecker {
   void expect_inputs(const PlanStep& step, size_t least, size_t most) const {
     const size_t n = step.inputs.size();
     if (n < least || n > most)
-      refuse("has ", n, " inputs, expected ", least == most ? say(least) : most == SIZE_MAX ? say("at least ", least) : say(least, " .. ", most));
+      refuse("has ", n, " inputs, expected ",
+             least == most      ? say(least)
+             : most == SIZE_MAX ? say("at least ", least)
+                                : say(least, " .. ", most));
   }
 
   void expect_width(const PlanStep& step, uint64_t expected, std::string_view why) const {
-    if (step.output.width != expected) refuse("output has width ", step.output.width, ", expected ", expected, " = ", why);
+    if (step.output.width != expected)
+      refuse("output has width ", step.output.width, ", expected ", expected, " = ", why);
   }
 
-  // May a step of this domain read it here? The one row of a request stands for each of its candidates; a candidate reaches a
-  // stored item row only where the operator gathers.
+  // May a step of this domain read it here? The one row of a request stands for each of its candidates; a candidate
+  // reaches a stored item row only where the operator gathers.
   void check_reach(const PlanStep& step, size_t i, bool gathers) const {
     const Buffer& buffer = buffer_of(step.inputs[i]);
     if (buffer.domain == step.domain) return;
@@ -61,7 +65,8 @@ class StepChecker {
       refuse("input ", i, " is ", describe(plan_, step.inputs[i]), ", which is not stored");
     }
     if (step.domain == Domain::candidate)
-      refuse("input ", i, " is ", describe(plan_, step.inputs[i]), ": a candidate step reads items through gather or an addend of affine");
+      refuse("input ", i, " is ", describe(plan_, step.inputs[i]),
+             ": a candidate step reads items through gather or an addend of affine");
     refuse(a_step(step), " cannot read input ", i, ", ", describe(plan_, step.inputs[i]));
   }
 
@@ -72,26 +77,34 @@ class StepChecker {
     const bool takes_ids = step.op == Op::embedding || step.op == Op::embedding_bag;
     const bool takes_any = step.op == Op::gather || step.op == Op::copy;
     if (!takes_any && buffer_of(operand).ids != takes_ids)
-      refuse("input ", i, " is ", describe(plan_, operand), " of dtype ", takes_ids ? "f32, expected i32" : "i32, expected f32");
+      refuse("input ", i, " is ", describe(plan_, operand), " of dtype ",
+             takes_ids ? "f32, expected i32" : "i32, expected f32");
     const uint64_t end = operand.offset + operand.width;
     const uint64_t missing = written_[operand.buffer].first_missing(operand.offset, end);
-    if (missing < end) refuse("input ", i, " is ", describe(plan_, operand), "; column ", missing, " is read before anything has written it");
+    if (missing < end)
+      refuse("input ", i, " is ", describe(plan_, operand), "; column ", missing,
+             " is read before anything has written it");
   }
 
-  static std::string a_step(const PlanStep& step) { return say(step.domain == Domain::item ? "an " : "a ", domain_name(step.domain), " step"); }
+  static std::string a_step(const PlanStep& step) {
+    return say(step.domain == Domain::item ? "an " : "a ", domain_name(step.domain), " step");
+  }
 
-  // A column is written once. That also keeps an output apart from the step's own inputs, and lets the phases run one after
-  // another although their steps may stand interleaved.
+  // A column is written once. That also keeps an output apart from the step's own inputs, and lets the phases run one
+  // after another although their steps may stand interleaved.
   void check_written(const PlanStep& step) {
     const Operand& output = step.output;
     const Buffer& buffer = buffer_of(output);
     if (buffer.domain != step.domain) refuse(a_step(step), " cannot write ", describe(plan_, output));
     const bool copies = step.op == Op::gather || step.op == Op::copy;
     const bool ids = copies && buffer_of(step.inputs[0]).ids;
-    if (buffer.ids != ids) refuse("output is ", describe(plan_, output), " of dtype ", buffer.ids ? "i32, expected f32" : "f32, expected i32");
+    if (buffer.ids != ids)
+      refuse("output is ", describe(plan_, output), " of dtype ",
+             buffer.ids ? "i32, expected f32" : "f32, expected i32");
     if (buffer.input >= 0) refuse("output is ", describe(plan_, output), ", which holds an input");
     const uint64_t end = output.offset + output.width;
-    if (written_[output.buffer].overlaps(output.offset, end)) refuse("output is ", describe(plan_, output), ", which an earlier step has written");
+    if (written_[output.buffer].overlaps(output.offset, end))
+      refuse("output is ", describe(plan_, output), ", which an earlier step has written");
     written_[output.buffer].add(output.offset, end);
     if (ids) {
       const auto& from = id_rows_[step.inputs[0].buffer];
@@ -105,7 +118,9 @@ class StepChecker {
     const auto& rows = id_rows_[ids.buffer];
     const auto first = rows.begin() + static_cast<int64_t>(ids.offset);
     const uint32_t most = *std::max_element(first, first + static_cast<int64_t>(ids.width));
-    if (most > step.k) refuse("ids of ", describe(plan_, ids), " may be as large as ", most - 1, ", but the table has ", step.k, " rows");
+    if (most > step.k)
+      refuse("ids of ", describe(plan_, ids), " may be as large as ", most - 1, ", but the table has ", step.k,
+             " rows");
     if (step.padding >= 0 && static_cast<uint64_t>(step.padding) >= step.k)
       refuse("padding is ", step.padding, ", but the table has ", step.k, " rows");
   }
@@ -113,11 +128,18 @@ class StepChecker {
   void check(const PlanStep& step) {
     const auto width = [&](size_t i) { return step.inputs[i].width; };
     switch (step.op) {
-      case Op::mixture: expect_inputs(step, 2, SIZE_MAX); break;
-      case Op::affine: expect_inputs(step, 0, SIZE_MAX); break;
+      case Op::mixture:
+        expect_inputs(step, 2, SIZE_MAX);
+        break;
+      case Op::affine:
+        expect_inputs(step, 0, SIZE_MAX);
+        break;
       case Op::binary:
-      case Op::dot: expect_inputs(step, 2, 2); break;
-      default: expect_inputs(step, 1, 1);
+      case Op::dot:
+        expect_inputs(step, 2, 2);
+        break;
+      default:
+        expect_inputs(step, 1, 1);
     }
     for (size_t i = 0; i < step.inputs.size(); ++i) check_input(step, i);
 
@@ -131,7 +153,9 @@ class StepChecker {
       case Op::activation:
       case Op::scale_shift:
       case Op::layer_norm:
-      case Op::l2_normalize: expect_width(step, width(0), "its input's"); break;
+      case Op::l2_normalize:
+        expect_width(step, width(0), "its input's");
+        break;
       case Op::embedding:
         check_ids(step);
         expect_width(step, width(0) * step.n, "ids times table columns");
@@ -142,7 +166,8 @@ class StepChecker {
         break;
       case Op::affine:
         for (size_t i = step.has_x; i < step.inputs.size(); ++i)
-          if (width(i) != step.output.width) refuse("addend (input ", i, ") has width ", width(i), ", expected the output's ", step.output.width);
+          if (width(i) != step.output.width)
+            refuse("addend (input ", i, ") has width ", width(i), ", expected the output's ", step.output.width);
         break;
       case Op::softmax:
         if (width(0) % step.n != 0) refuse("input has width ", width(0), ", no multiple of size ", step.n);
@@ -152,7 +177,8 @@ class StepChecker {
         if (width(0) != step.inputs.size() - 1)
           refuse("the gate has width ", width(0), " for ", step.inputs.size() - 1, " experts");
         for (size_t i = 1; i < step.inputs.size(); ++i)
-          if (width(i) != step.output.width) refuse("expert ", i - 1, " has width ", width(i), ", expected the output's ", step.output.width);
+          if (width(i) != step.output.width)
+            refuse("expert ", i - 1, " has width ", width(i), ", expected the output's ", step.output.width);
         break;
       case Op::binary:
         if (width(0) != width(1) && width(0) != 1 && width(1) != 1)
@@ -161,7 +187,8 @@ class StepChecker {
         break;
       case Op::reduce:
         if (step.outer * step.axis * step.inner != width(0))
-          refuse("input has width ", width(0), ", expected ", step.outer * step.axis * step.inner, " = outer times axis times inner");
+          refuse("input has width ", width(0), ", expected ", step.outer * step.axis * step.inner,
+                 " = outer times axis times inner");
         expect_width(step, step.outer * step.inner, "outer times inner");
         break;
       case Op::dot:

@@ -31,7 +31,11 @@ struct Life {
 }  // namespace
 
 Program::Program(const Plan& plan, const Kernels& kernels)
-    : plan_(plan), kernels_(kernels), place_(plan.buffers.size()), stride_(plan.buffers.size()), table_of_(plan.buffers.size(), -1) {
+    : plan_(plan),
+      kernels_(kernels),
+      place_(plan.buffers.size()),
+      stride_(plan.buffers.size()),
+      table_of_(plan.buffers.size(), -1) {
   std::vector<Operand> roots;
   for (const PlanOutput& output : plan.outputs)
     if (output.role != Role::request) roots.push_back(output.operand);
@@ -39,10 +43,12 @@ Program::Program(const Plan& plan, const Kernels& kernels)
   lay_out(needed);
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const PlanStep& from = plan.steps[i];
-    Step step{from.op, &from, port(from.output), static_cast<uint32_t>(ports_.size()), static_cast<uint32_t>(from.inputs.size())};
+    Step step{from.op, &from, port(from.output), static_cast<uint32_t>(ports_.size()),
+              static_cast<uint32_t>(from.inputs.size())};
     for (const Operand& input : from.inputs) {
       ports_.push_back(port(input));
-      if (needed[i] && from.domain == Domain::candidate && plan.buffers[input.buffer].domain == Domain::item) reads_items_ = true;
+      if (needed[i] && from.domain == Domain::candidate && plan.buffers[input.buffer].domain == Domain::item)
+        reads_items_ = true;
     }
     max_inputs_ = std::max(max_inputs_, from.inputs.size());
     if (needed[i]) active_[static_cast<int>(from.domain)].push_back(static_cast<uint32_t>(i));
@@ -160,18 +166,34 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
   size_t first = 0;
   bool of_request = false, of_item = false;
   switch (port.space) {
-    case Space::request_ids: base = as_float(context.request_ids), first = context.request_row, of_request = true; break;
-    case Space::request_dense: base = context.request_dense, first = context.request_row, of_request = true; break;
+    case Space::request_ids:
+      base = as_float(context.request_ids), first = context.request_row, of_request = true;
+      break;
+    case Space::request_dense:
+      base = context.request_dense, first = context.request_row, of_request = true;
+      break;
     case Space::request_tile:
       base = context.request_tile + port.place * round_up(context.request_tile_rows, kLine);
       first = context.request_tile_row, of_request = true;
       break;
-    case Space::item_ids: base = as_float(context.item_ids), of_item = true; break;
-    case Space::item_dense: base = context.item_dense, of_item = true; break;
-    case Space::item_table: base = context.tables[port.table], of_item = true; break;
-    case Space::candidate_ids: base = as_float(context.candidate_ids), first = context.candidate_row; break;
-    case Space::candidate_dense: base = context.candidate_dense, first = context.candidate_row; break;
-    case Space::tile: base = context.tile + port.place * round_up(context.tile_rows, kLine); break;
+    case Space::item_ids:
+      base = as_float(context.item_ids), of_item = true;
+      break;
+    case Space::item_dense:
+      base = context.item_dense, of_item = true;
+      break;
+    case Space::item_table:
+      base = context.tables[port.table], of_item = true;
+      break;
+    case Space::candidate_ids:
+      base = as_float(context.candidate_ids), first = context.candidate_row;
+      break;
+    case Space::candidate_dense:
+      base = context.candidate_dense, first = context.candidate_row;
+      break;
+    case Space::tile:
+      base = context.tile + port.place * round_up(context.tile_rows, kLine);
+      break;
   }
   const uint32_t* gather = nullptr;
   if (of_item) {
@@ -209,9 +231,15 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
 
   switch (step.op) {
     case Op::gather:
-    case Op::copy: k.copy(n, width, in(0), out); break;
-    case Op::embedding: k.embedding(n, in_width(0), ids(), plan.padding, plan.table, plan.n, out); break;
-    case Op::embedding_bag: k.embedding_bag(n, in_width(0), ids(), plan.padding, plan.pooling, plan.table, plan.n, out); break;
+    case Op::copy:
+      k.copy(n, width, in(0), out);
+      break;
+    case Op::embedding:
+      k.embedding(n, in_width(0), ids(), plan.padding, plan.table, plan.n, out);
+      break;
+    case Op::embedding_bag:
+      k.embedding_bag(n, in_width(0), ids(), plan.padding, plan.pooling, plan.table, plan.n, out);
+      break;
     case Op::affine: {
       AffineArgs args{};
       args.rows = n;
@@ -230,17 +258,33 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
       k.affine(&args);
       break;
     }
-    case Op::activation: k.activation(n, width, plan.activation, plan.alpha, plan.slope, in(0), out); break;
-    case Op::softmax: k.softmax(n, width, plan.n, in(0), out); break;
-    case Op::mixture: k.mixture(n, width, step.n_inputs - 1, in(0), all_from(1), out); break;
+    case Op::activation:
+      k.activation(n, width, plan.activation, plan.alpha, plan.slope, in(0), out);
+      break;
+    case Op::softmax:
+      k.softmax(n, width, plan.n, in(0), out);
+      break;
+    case Op::mixture:
+      k.mixture(n, width, step.n_inputs - 1, in(0), all_from(1), out);
+      break;
     case Op::binary:
       k.binary(n, width, plan.binary, in(0), in_width(0) != width, in(1), in_width(1) != width, out);
       break;
-    case Op::scale_shift: k.scale_shift(n, width, in(0), plan.scale, plan.shift, out); break;
-    case Op::reduce: k.reduce(n, plan.outer, plan.axis, plan.inner, plan.reduce, in(0), out); break;
-    case Op::layer_norm: k.layer_norm(n, width, plan.eps, plan.scale, plan.shift, in(0), out); break;
-    case Op::l2_normalize: k.l2_normalize(n, width, plan.eps, in(0), out); break;
-    case Op::dot: k.dot(n, in_width(0), in(0), in(1), out); break;
+    case Op::scale_shift:
+      k.scale_shift(n, width, in(0), plan.scale, plan.shift, out);
+      break;
+    case Op::reduce:
+      k.reduce(n, plan.outer, plan.axis, plan.inner, plan.reduce, in(0), out);
+      break;
+    case Op::layer_norm:
+      k.layer_norm(n, width, plan.eps, plan.scale, plan.shift, in(0), out);
+      break;
+    case Op::l2_normalize:
+      k.l2_normalize(n, width, plan.eps, in(0), out);
+      break;
+    case Op::dot:
+      k.dot(n, in_width(0), in(0), in(1), out);
+      break;
   }
 }
 

@@ -1,5 +1,5 @@
-// A plan made ready to run: weights packed for the instruction set, every operand turned into a place in memory, and a layout
-// of the workspace in which buffers that are never alive together share memory.
+// A plan made ready to run: weights packed for the instruction set, every operand turned into a place in memory, and a
+// layout of the workspace in which buffers that are never alive together share memory.
 #ifndef FASTMTR_CORE_PROGRAM_H
 #define FASTMTR_CORE_PROGRAM_H
 
@@ -15,12 +15,15 @@ namespace fastmtr {
 
 // Where the rows of an operand lie.
 enum class Space : uint8_t {
-  request_ids, request_dense,      // the caller's packed matrices
-  item_ids, item_dense,            // the catalogue's
-  candidate_ids, candidate_dense,  // the caller's
-  item_table,                      // a stored item buffer that a step wrote
-  request_tile,                    // workspace of the request phase, read by candidates too
-  tile                             // workspace of the item phase or of the candidate phase
+  request_ids,
+  request_dense,  // the caller's packed matrices
+  item_ids,
+  item_dense,  // the catalogue's
+  candidate_ids,
+  candidate_dense,  // the caller's
+  item_table,       // a stored item buffer that a step wrote
+  request_tile,     // workspace of the request phase, read by candidates too
+  tile              // workspace of the item phase or of the candidate phase
 };
 
 struct Port {
@@ -28,7 +31,7 @@ struct Port {
   uint32_t table = 0;  // item_table: which
   size_t place = 0;    // tiles: floats a row that lie before the buffer
   size_t column = 0;
-  size_t stride = 0;   // elements from row to row
+  size_t stride = 0;  // elements from row to row
   size_t width = 0;
 };
 
@@ -52,15 +55,15 @@ struct Context {
   const float *request_dense = nullptr, *item_dense = nullptr, *candidate_dense = nullptr;
   float* const* tables = nullptr;
   float* request_tile = nullptr;
-  size_t request_tile_rows = 0;   // that its layout was made for
+  size_t request_tile_rows = 0;  // that its layout was made for
   float* tile = nullptr;
   size_t tile_rows = 0;
-  size_t request_row = 0;         // of the first row, in the packed matrices
-  size_t request_tile_row = 0;    // the same, in the tile
-  size_t item_row = 0;            // item phase, or candidates that are consecutive items
+  size_t request_row = 0;            // of the first row, in the packed matrices
+  size_t request_tile_row = 0;       // the same, in the tile
+  size_t item_row = 0;               // item phase, or candidates that are consecutive items
   const uint32_t* gather = nullptr;  // candidates: their item rows; NULL: item_row and those after it
   size_t candidate_row = 0;
-  Rows* scratch = nullptr;        // Program::max_inputs of them
+  Rows* scratch = nullptr;  // Program::max_inputs of them
 };
 
 class Program {
@@ -70,10 +73,13 @@ class Program {
   Program& operator=(const Program&) = delete;
 
   // Floats of workspace for `rows` rows.
-  size_t tile_floats(Domain domain, size_t rows) const { return floats_a_row_[static_cast<int>(domain)] * round_up(rows, kLine); }
+  size_t tile_floats(Domain domain, size_t rows) const {
+    return floats_a_row_[static_cast<int>(domain)] * round_up(rows, kLine);
+  }
   size_t floats_a_row(Domain domain) const { return floats_a_row_[static_cast<int>(domain)]; }
 
-  // Runs the steps of that domain that task and stored item values need; or those in `only` (positions of steps of the plan).
+  // Runs the steps of that domain that task and stored item values need; or those in `only` (positions of steps of the
+  // plan).
   void run(Domain domain, size_t rows, const Context& context) const;
   void run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const;
 
@@ -96,10 +102,10 @@ class Program {
 
   const Plan& plan_;
   const Kernels& kernels_;
-  std::vector<size_t> place_, stride_;      // a buffer of the plan
-  std::vector<int64_t> table_of_;           // a buffer of the plan: its table, -1 for none
+  std::vector<size_t> place_, stride_;  // a buffer of the plan
+  std::vector<int64_t> table_of_;       // a buffer of the plan: its table, -1 for none
   std::vector<Table> tables_;
-  std::vector<Step> steps_;                 // one a step of the plan, same order
+  std::vector<Step> steps_;  // one a step of the plan, same order
   std::vector<Port> ports_;
   std::vector<uint32_t> active_[kDomains];  // of steps_
   std::vector<std::vector<uint32_t>> output_steps_;

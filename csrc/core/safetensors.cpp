@@ -49,12 +49,14 @@ SafeTensors::SafeTensors(const std::string& path, std::string_view what) : what_
   if (file_.size() < 8) fail(FMTR_ERROR_BUNDLE, what, ": ", file_.size(), " bytes are too few for a safetensors file");
   uint64_t header = 0;
   for (int i = 7; i >= 0; --i) header = header << 8 | file_.data()[i];
-  if (header > kMaxHeader) fail(FMTR_ERROR_BUNDLE, what, ": the header says ", header, " bytes, at most ", kMaxHeader, " are read");
+  if (header > kMaxHeader)
+    fail(FMTR_ERROR_BUNDLE, what, ": the header says ", header, " bytes, at most ", kMaxHeader, " are read");
   if (header > file_.size() - 8)
     fail(FMTR_ERROR_BUNDLE, what, ": the header says ", header, " bytes, but the file ends after ", file_.size() - 8);
   const uint64_t data_bytes = file_.size() - 8 - header;
   const Json json = parse_json(file_.text().substr(8, static_cast<size_t>(header)), say(what, " header"));
-  if (json.kind != Json::Kind::object) fail(FMTR_ERROR_BUNDLE, what, ": the header must be an object, found ", json.kind_name());
+  if (json.kind != Json::Kind::object)
+    fail(FMTR_ERROR_BUNDLE, what, ": the header must be an object, found ", json.kind_name());
 
   struct Span {
     uint64_t begin, end;
@@ -78,12 +80,14 @@ SafeTensors::SafeTensors(const std::string& path, std::string_view what) : what_
 
     Tensor tensor;
     tensor.dtype = dtype->string;
-    // The product is guarded with every extent taken as at least 1, so that a zero cannot hide an overflow of the others.
+    // The product is guarded with every extent taken as at least 1, so that a zero cannot hide an overflow of the
+    // others.
     uint64_t most = element, bytes = element;
     for (const Json& extent : shape->array) {
       const uint64_t d = whole(extent, where, "an extent");
       const uint64_t at_least_one = std::max<uint64_t>(d, 1);
-      if (most > std::numeric_limits<uint64_t>::max() / at_least_one) fail(FMTR_ERROR_BUNDLE, where, ": the shape's product overflows 64 bits");
+      if (most > std::numeric_limits<uint64_t>::max() / at_least_one)
+        fail(FMTR_ERROR_BUNDLE, where, ": the shape's product overflows 64 bits");
       most *= at_least_one;
       bytes *= d;
       tensor.shape.push_back(d);
@@ -91,24 +95,28 @@ SafeTensors::SafeTensors(const std::string& path, std::string_view what) : what_
     const uint64_t begin = whole(offsets->array[0], where, "a data offset");
     const uint64_t end = whole(offsets->array[1], where, "a data offset");
     if (begin > end || end > data_bytes)
-      fail(FMTR_ERROR_BUNDLE, where, ": data offsets ", begin, " .. ", end, " do not lie within the file's ", data_bytes, " data bytes");
+      fail(FMTR_ERROR_BUNDLE, where, ": data offsets ", begin, " .. ", end, " do not lie within the file's ",
+           data_bytes, " data bytes");
     if (end - begin != bytes)
-      fail(FMTR_ERROR_BUNDLE, where, ": ", tensor.dtype, " ", tensor.shape_text(), " needs ", bytes, " bytes, data offsets give ", end - begin);
+      fail(FMTR_ERROR_BUNDLE, where, ": ", tensor.dtype, " ", tensor.shape_text(), " needs ", bytes,
+           " bytes, data offsets give ", end - begin);
     tensor.bytes = bytes;
     tensor.data = file_.data() + 8 + header + begin;
     spans.push_back({begin, end, &name});
     tensors_.emplace(name, std::move(tensor));
   }
 
-  std::sort(spans.begin(), spans.end(), [](const Span& a, const Span& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
+  std::sort(spans.begin(), spans.end(),
+            [](const Span& a, const Span& b) { return a.begin != b.begin ? a.begin < b.begin : a.end < b.end; });
   uint64_t at = 0;
   for (const Span& span : spans) {
     if (span.begin != at)
-      fail(FMTR_ERROR_BUNDLE, what, ": tensor ", quote(*span.name), " begins at data byte ", span.begin, ", expected ", at,
-           span.begin < at ? " (it overlaps another)" : " (there is a gap)");
+      fail(FMTR_ERROR_BUNDLE, what, ": tensor ", quote(*span.name), " begins at data byte ", span.begin, ", expected ",
+           at, span.begin < at ? " (it overlaps another)" : " (there is a gap)");
     at = span.end;
   }
-  if (at != data_bytes) fail(FMTR_ERROR_BUNDLE, what, ": the tensors end at data byte ", at, ", the file at ", data_bytes);
+  if (at != data_bytes)
+    fail(FMTR_ERROR_BUNDLE, what, ": the tensors end at data byte ", at, ", the file at ", data_bytes);
 }
 
 const Tensor* SafeTensors::find(const std::string& name) const {

@@ -15,7 +15,8 @@ namespace {
 
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxTile = 1 << 16;
-constexpr size_t kRequestTile = 16;  // requests whose request phase runs together: they share the reading of the weights
+constexpr size_t kRequestTile =
+    16;  // requests whose request phase runs together: they share the reading of the weights
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 class InUse {
@@ -70,7 +71,9 @@ Session::Call Session::check(const fmtr_batch& batch) {
       if (!std::isfinite(batch.fusion_weights[i])) fail(FMTR_ERROR_SCHEMA, "fusion weight ", i, " is not finite");
 
   if (call.whole_catalogue) {
-    if (call.catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "items is NULL, which means the whole catalogue, but the model has none: set one first");
+    if (call.catalogue == nullptr)
+      fail(FMTR_ERROR_ARGUMENT,
+           "items is NULL, which means the whole catalogue, but the model has none: set one first");
     call.most = call.catalogue->n_items();
     call.total = batch.n_requests * call.most;
   } else {
@@ -78,11 +81,13 @@ Session::Call Session::check(const fmtr_batch& batch) {
     if (batch.offsets[0] != 0) fail(FMTR_ERROR_ARGUMENT, "offsets[0] is ", batch.offsets[0], ", expected 0");
     for (uint64_t r = 0; r < batch.n_requests; ++r) {
       if (batch.offsets[r + 1] < batch.offsets[r])
-        fail(FMTR_ERROR_ARGUMENT, "offsets must ascend, but offsets[", r + 1, "] is ", batch.offsets[r + 1], " after ", batch.offsets[r]);
+        fail(FMTR_ERROR_ARGUMENT, "offsets must ascend, but offsets[", r + 1, "] is ", batch.offsets[r + 1], " after ",
+             batch.offsets[r]);
       call.most = std::max(call.most, batch.offsets[r + 1] - batch.offsets[r]);
     }
     call.total = batch.offsets[batch.n_requests];
-    if (call.most > kMaxCandidates) fail(FMTR_ERROR_ARGUMENT, "a request has ", call.most, " candidates; at most ", kMaxCandidates, " are possible");
+    if (call.most > kMaxCandidates)
+      fail(FMTR_ERROR_ARGUMENT, "a request has ", call.most, " candidates; at most ", kMaxCandidates, " are possible");
   }
   model_->check(Domain::candidate).check(batch.candidate_ids, batch.candidate_dense, call.total, FMTR_ERROR_SCHEMA);
   if (call.whole_catalogue || call.total == 0) return call;
@@ -97,8 +102,9 @@ Session::Call Session::check(const fmtr_batch& batch) {
   call.unknown = missing > 0;
   if (missing > 0 && batch.unknown_items != FMTR_UNKNOWN_SKIP) {
     const uint64_t first = static_cast<uint64_t>(std::find(call.rows, call.rows + call.total, kNoRow) - call.rows);
-    fail(FMTR_ERROR_SCHEMA, "item ", batch.items[first], " (candidate ", first, ") is not in the catalogue of ", call.catalogue->n_items(), " items",
-         missing > 1 ? say(", nor are ", missing - 1, " others") : "", "; leave them out, or ask for unknown items to be skipped");
+    fail(FMTR_ERROR_SCHEMA, "item ", batch.items[first], " (candidate ", first, ") is not in the catalogue of ",
+         call.catalogue->n_items(), " items", missing > 1 ? say(", nor are ", missing - 1, " others") : "",
+         "; leave them out, or ask for unknown items to be skipped");
   }
   return call;
 }
@@ -114,15 +120,16 @@ Context Session::context(const Call& call, Worker& worker) const {
   return context;
 }
 
-void Session::score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, uint64_t n, float* scores,
-                         float* fused) {
+void Session::score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first,
+                         uint64_t n, float* scores, float* fused) {
   const Program& program = model_->program();
   const Fusion& fusion = model_->plan().fusion;
   const size_t n_tasks = tasks_.size();
   const uint64_t at = call.begin(request) + first;
   if (scores == nullptr) scores = worker.tile_scores.data();
   const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + at;
-  const bool empty = call.unknown && call.catalogue->n_items() == 0;  // there is no row that could stand for an unknown item
+  const bool empty =
+      call.unknown && call.catalogue->n_items() == 0;  // there is no row that could stand for an unknown item
 
   if (!empty) {
     context.tile = worker.tile.data();
@@ -141,8 +148,8 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
       for (uint64_t i = 0; i < n; ++i) scores[i * n_tasks + t] = from.data[i * from.stride];
     }
     if (fused != nullptr)
-      program.kernels().fuse(n, fusion.tasks.size(), fusion.tasks.data(), call.fusion_weights, fusion.offsets.data(), fusion.product, scores,
-                             n_tasks, fused);
+      program.kernels().fuse(n, fusion.tasks.size(), fusion.tasks.data(), call.fusion_weights, fusion.offsets.data(),
+                             fusion.product, scores, n_tasks, fused);
   }
   if (call.unknown)
     for (uint64_t i = 0; i < n; ++i) {
@@ -183,7 +190,8 @@ void Session::for_each_request(const Call& call, const Each& each) {
         const uint64_t n = call.count(r), n_tiles = (n + tile_ - 1) / tile_;
         const auto run_tile = [&](size_t t, size_t w) {
           const uint64_t first = t * tile_;
-          score_tile(call, shared, workers_[w], r, first, std::min<uint64_t>(tile_, n - first), scores == nullptr ? nullptr : scores + first * n_tasks,
+          score_tile(call, shared, workers_[w], r, first, std::min<uint64_t>(tile_, n - first),
+                     scores == nullptr ? nullptr : scores + first * n_tasks,
                      fused == nullptr ? nullptr : fused + first);
         };
         if (threads > 1 && !by_request && n_tiles > 1) {
@@ -215,7 +223,8 @@ void Session::rank(const fmtr_batch& batch, const RankResult& result) {
   const InUse mine(in_use_);
   const Call call = check(batch);
   if (batch.n_requests > 0 && result.counts == nullptr) fail(FMTR_ERROR_ARGUMENT, "counts is NULL");
-  if (batch.n_requests > 0 && result.k > 0 && result.positions == nullptr) fail(FMTR_ERROR_ARGUMENT, "positions is NULL, but k is ", result.k);
+  if (batch.n_requests > 0 && result.k > 0 && result.positions == nullptr)
+    fail(FMTR_ERROR_ARGUMENT, "positions is NULL, but k is ", result.k);
   if (result.k == 0) {
     std::fill_n(result.counts, batch.n_requests, uint64_t{0});
     return;
@@ -244,7 +253,8 @@ void Session::rank_one(const Call& call, Worker& worker, uint64_t request, const
     result.positions[at] = position;
     if (result.fused != nullptr) result.fused[at] = i < count ? worker.fused[position] : kNaN;
     if (result.scores == nullptr) continue;
-    for (size_t t = 0; t < n_tasks; ++t) result.scores[at * n_tasks + t] = i < count ? worker.scores[position * n_tasks + t] : kNaN;
+    for (size_t t = 0; t < n_tasks; ++t)
+      result.scores[at * n_tasks + t] = i < count ? worker.scores[position * n_tasks + t] : kNaN;
   }
 }
 
@@ -257,12 +267,14 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
     std::string known;
     for (const PlanOutput& each : plan.outputs)
       if (each.role == Role::request) known += say(known.empty() ? "" : ", ", each.name);
-    fail(FMTR_ERROR_ARGUMENT, "the model has no request output ", quote(name), "; there are: ", known.empty() ? "none" : known);
+    fail(FMTR_ERROR_ARGUMENT, "the model has no request output ", quote(name),
+         "; there are: ", known.empty() ? "none" : known);
   }
   check_requests(batch);
   const uint64_t width = output->operand.width, n_requests = batch.n_requests;
   if (n_requests > std::numeric_limits<uint64_t>::max() / width || capacity < n_requests * width)
-    fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", n_requests, " times ", width, " are needed");
+    fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", n_requests, " times ", width,
+         " are needed");
   if (n_requests == 0) return;
   if (values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
   const auto& steps = program.steps_for(static_cast<size_t>(output - plan.outputs.data()));
@@ -276,7 +288,8 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
     here.request_tile_rows = std::min<uint64_t>(kRequestTile, n_requests - here.request_row);
     here.scratch = worker.scratch.data();
     program.run(steps, Domain::request, here.request_tile_rows, here);
-    program.kernels().copy(here.request_tile_rows, width, program.rows(port, Domain::request, here), {values + here.request_row * width, width});
+    program.kernels().copy(here.request_tile_rows, width, program.rows(port, Domain::request, here),
+                           {values + here.request_row * width, width});
   };
   const uint64_t n_blocks = (n_requests + kRequestTile - 1) / kRequestTile;
   if (pool_ && n_blocks > 1) {

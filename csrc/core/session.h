@@ -1,4 +1,5 @@
-// One thread's workspace over a model: all memory that a call needs, made once and grown only for a larger call than ever.
+// One thread's workspace over a model: all memory that a call needs, made once and grown only for a larger call than
+// ever.
 #ifndef FASTMTR_CORE_SESSION_H
 #define FASTMTR_CORE_SESSION_H
 
@@ -47,9 +48,9 @@ class Session {
     std::shared_ptr<const Catalogue> catalogue;
     bool whole_catalogue;
     const float* fusion_weights;
-    uint64_t total, most;    // candidates: in all, of the largest request
-    const uint32_t* rows;    // catalogue rows of all candidates; NULL: candidates are the catalogue, or need no row
-    bool unknown;            // some of rows are kNoRow
+    uint64_t total, most;  // candidates: in all, of the largest request
+    const uint32_t* rows;  // catalogue rows of all candidates; NULL: candidates are the catalogue, or need no row
+    bool unknown;          // some of rows are kNoRow
     uint64_t begin(uint64_t request) const { return whole_catalogue ? request * most : batch->offsets[request]; }
     uint64_t count(uint64_t request) const { return begin(request + 1) - begin(request); }
   };
@@ -63,7 +64,8 @@ class Session {
   // where score_into(scores, fused) scores its candidates.
   template <class Each>
   void for_each_request(const Call& call, const Each& each);
-  void score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, uint64_t n, float* scores, float* fused);
+  void score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, uint64_t n,
+                  float* scores, float* fused);
   void rank_one(const Call& call, Worker& worker, uint64_t request, const RankResult& result) const;
 
   std::shared_ptr<const Model> model_;

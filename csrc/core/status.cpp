@@ -24,7 +24,8 @@ void set_last_error(const char* message) noexcept {
     ++n;
   }
   if (message[n] != '\0')
-    while (n > 0 && (static_cast<unsigned char>(message_of_this_thread[n]) & 0xC0) == 0x80) --n;  // whole UTF-8 characters
+    while (n > 0 && (static_cast<unsigned char>(message_of_this_thread[n]) & 0xC0) == 0x80)
+      --n;  // whole UTF-8 characters
   message_of_this_thread[n] = '\0';
 }
 

@@ -27,7 +27,8 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::take_parts(size_t worker) {
-  for (size_t part = next_.fetch_add(1, std::memory_order_relaxed); part < parts_; part = next_.fetch_add(1, std::memory_order_relaxed))
+  for (size_t part = next_.fetch_add(1, std::memory_order_relaxed); part < parts_;
+       part = next_.fetch_add(1, std::memory_order_relaxed))
     call_(self_, part, worker);
 }
 

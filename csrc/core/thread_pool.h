@@ -21,11 +21,13 @@ class ThreadPool {
 
   size_t threads() const { return helpers_.size() + 1; }
 
-  // Calls work(part, worker) for each part 0 .. parts, in any order, on this thread (worker 0) and the helpers; returns when
-  // all are done. The work must not throw. Allocates nothing.
+  // Calls work(part, worker) for each part 0 .. parts, in any order, on this thread (worker 0) and the helpers; returns
+  // when all are done. The work must not throw. Allocates nothing.
   template <class Work>
   void run(size_t parts, const Work& work) {
-    run(parts, [](const void* self, size_t part, size_t worker) { (*static_cast<const Work*>(self))(part, worker); }, &work);
+    run(
+        parts, [](const void* self, size_t part, size_t worker) { (*static_cast<const Work*>(self))(part, worker); },
+        &work);
   }
 
  private:
@@ -36,8 +38,8 @@ class ThreadPool {
 
   std::mutex mutex_;
   std::condition_variable begin_, end_;
-  uint64_t round_ = 0;     // how often run() was called
-  size_t busy_ = 0;        // helpers still in this round
+  uint64_t round_ = 0;  // how often run() was called
+  size_t busy_ = 0;     // helpers still in this round
   bool stop_ = false;
   Call call_ = nullptr;
   const void* self_ = nullptr;

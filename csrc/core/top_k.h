@@ -12,8 +12,8 @@ constexpr uint64_t kMaxCandidates = UINT32_MAX;  // of one request
 uint64_t rank_key(float score, uint32_t position);
 uint32_t position_of(uint64_t key);
 
-// Writes the keys of the k best, best first, into best[k]; returns how many there are. Where `rows` is given, candidates
-// with rows[i] == kNoRow are left out.
+// Writes the keys of the k best, best first, into best[k]; returns how many there are. Where `rows` is given,
+// candidates with rows[i] == kNoRow are left out.
 uint64_t top_k(const float* scores, uint64_t n, const uint32_t* rows, uint64_t k, uint64_t* best);
 
 }  // namespace fastmtr

@@ -105,7 +105,8 @@ typedef struct fmtr_session_options {
 FMTR_API fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session);
 FMTR_API void fmtr_session_free(fmtr_session* session);
 
-/* R requests, each with its own candidates. */
+/* R requests, each with its own candidates. What it points to must not change during a call; with items NULL the catalogue must
+ * not be replaced meanwhile either, since the size of the answer depends on it. */
 typedef struct fmtr_batch {
   size_t struct_size;
   uint64_t n_requests;

@@ -69,8 +69,10 @@ class Model {
     check(fmtr_model_describe(model_, &json));
     return take_text(json);
   }
-  void set_catalogue(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids, const std::vector<float>& dense) {
-    if (ids.size() != keys.size() * width(FMTR_ITEM, FMTR_IDS) || dense.size() != keys.size() * width(FMTR_ITEM, FMTR_DENSE))
+  void set_catalogue(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids,
+                     const std::vector<float>& dense) {
+    if (ids.size() != keys.size() * width(FMTR_ITEM, FMTR_IDS) ||
+        dense.size() != keys.size() * width(FMTR_ITEM, FMTR_DENSE))
       throw Exception(FMTR_ERROR_ARGUMENT, "set_catalogue: ids or dense do not have one row for each key");
     const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), keys.size(), keys.data(), ids.data(), dense.data()};
     check(fmtr_model_set_catalogue(model_, &data));
@@ -156,8 +158,9 @@ class Session {
     const uint64_t requests = batch.offsets.empty() ? 0 : batch.offsets.size() - 1;
     const auto rows = [&](size_t size, uint64_t n, fmtr_domain domain, fmtr_kind kind, const char* name) {
       if (size != n * fmtr_model_width(model_, domain, kind))
-        throw Exception(FMTR_ERROR_ARGUMENT, std::string(name) + " has " + std::to_string(size) + " numbers, expected " + std::to_string(n) +
-                                                 " rows of " + std::to_string(fmtr_model_width(model_, domain, kind)));
+        throw Exception(FMTR_ERROR_ARGUMENT, std::string(name) + " has " + std::to_string(size) +
+                                                 " numbers, expected " + std::to_string(n) + " rows of " +
+                                                 std::to_string(fmtr_model_width(model_, domain, kind)));
     };
     rows(batch.request_ids.size(), requests, FMTR_REQUEST, FMTR_IDS, "request_ids");
     rows(batch.request_dense.size(), requests, FMTR_REQUEST, FMTR_DENSE, "request_dense");

@@ -1,4 +1,5 @@
-// A bundle of one small model, written by hand: 4 experts and a gate, the first layer split over request, item and candidate.
+// A bundle of one small model, written by hand: 4 experts and a gate, the first layer split over request, item and
+// candidate.
 #ifndef FASTMTR_TESTS_BUNDLE_H
 #define FASTMTR_TESTS_BUNDLE_H
 
@@ -17,7 +18,8 @@ struct TensorFile {
   void add(const std::string& name, const std::string& dtype, const std::string& shape, const std::vector<T>& values) {
     const size_t begin = data.size();
     data.append(reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T));
-    header += (header.empty() ? "{" : ",") + ("\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":[") +
+    header += (header.empty() ? "{" : ",") +
+              ("\"" + name + "\":{\"dtype\":\"" + dtype + "\",\"shape\":" + shape + ",\"data_offsets\":[") +
               std::to_string(begin) + "," + std::to_string(data.size()) + "]}";
   }
 
@@ -33,7 +35,7 @@ struct TensorFile {
 
 class TemporaryBundle {
  public:
-  static constexpr size_t kItems = 3000, kItemWidth = 20, kRequestWidth = 30, kHistory = 8, kRows = 50;
+  static constexpr size_t kItems = 6000, kItemWidth = 20, kRequestWidth = 30, kHistory = 8, kRows = 50;
 
   TemporaryBundle() {
     path_ = std::filesystem::temp_directory_path() / ("fastmtr-test-" + std::to_string(std::random_device{}()));
@@ -48,15 +50,16 @@ class TemporaryBundle {
     weights.add("tower.w", "F32", "[2,16]", floats(2 * 16));
     TensorFile catalogue;
     for (size_t i = 0; i < kItems; ++i) keys.push_back(static_cast<int64_t>(i) * 7919 - 5);
-    catalogue.add("keys", "I64", "[3000]", keys);
-    catalogue.add("dense", "F32", "[3000,20]", floats(kItems * kItemWidth));
-    catalogue.add("ids", "I32", "[3000,0]", std::vector<int32_t>{});
+    catalogue.add("keys", "I64", "[6000]", keys);
+    catalogue.add("dense", "F32", "[6000,20]", floats(kItems * kItemWidth));
+    catalogue.add("ids", "I32", "[6000,0]", std::vector<int32_t>{});
     write("weights.safetensors", weights.bytes());
     write("catalogue.safetensors", catalogue.bytes());
     write("plan.json", kPlan);
     std::string files;
     for (const char* name : {"weights.safetensors", "catalogue.safetensors", "plan.json"})
-      files += (files.empty() ? "\"" : ",\"") + std::string(name) + "\":{\"sha256\":\"\",\"bytes\":" + std::to_string(std::filesystem::file_size(path_ / name)) + "}";
+      files += (files.empty() ? "\"" : ",\"") + std::string(name) +
+               "\":{\"sha256\":\"\",\"bytes\":" + std::to_string(std::filesystem::file_size(path_ / name)) + "}";
     write("manifest.json", "{\"format_version\":1,\"files\":{" + files + "}}");
   }
   ~TemporaryBundle() { std::filesystem::remove_all(path_); }
@@ -64,7 +67,9 @@ class TemporaryBundle {
   TemporaryBundle& operator=(const TemporaryBundle&) = delete;
 
   std::string path() const { return path_.string(); }
-  void write(const std::string& name, const std::string& text) const { std::ofstream(path_ / name, std::ios::binary) << text; }
+  void write(const std::string& name, const std::string& text) const {
+    std::ofstream(path_ / name, std::ios::binary) << text;
+  }
 
   std::vector<float> floats(size_t n) {
     std::vector<float> out(n);

@@ -21,7 +21,8 @@ void refuses(fmtr_status status, const std::string& text, const Body& body) {
     body();
     check(false, "nothing was refused, expected: " + text);
   } catch (const fastmtr::Error& error) {
-    check(error.status() == status && std::string(error.what()).find(text) != std::string::npos, std::string(error.what()) + "; expected: " + text);
+    check(error.status() == status && std::string(error.what()).find(text) != std::string::npos,
+          std::string(error.what()) + "; expected: " + text);
   }
 }
 

@@ -31,8 +31,10 @@ int main(int argc, char** argv) {
   if (argc != 3 || fmtr_abi_version() != FMTR_ABI_VERSION) return 2;
   must(fmtr_model_load(argv[1], &load, &model));
   must(fmtr_session_create(model, &options, &session));
-  if (fmtr_model_width(model, FMTR_REQUEST, FMTR_IDS) != 7 || fmtr_model_width(model, FMTR_CANDIDATE, FMTR_DENSE) != 1) return 3;
-  printf("fastmtr %s, %d tasks, %d items\n", fmtr_version(), (int)fmtr_model_n_tasks(model), (int)fmtr_model_n_items(model));
+  if (fmtr_model_width(model, FMTR_REQUEST, FMTR_IDS) != 7 || fmtr_model_width(model, FMTR_CANDIDATE, FMTR_DENSE) != 1)
+    return 3;
+  printf("fastmtr %s, %d tasks, %d items\n", fmtr_version(), (int)fmtr_model_n_tasks(model),
+         (int)fmtr_model_n_items(model));
 
   file = fopen(argv[2], "r");
   if (file == NULL || number(file) != 2 || number(file) != 5) return 4;

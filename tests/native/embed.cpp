@@ -11,7 +11,8 @@ int main(int argc, char** argv) {
   fastmtr::Model loaded(argv[1]);
   fastmtr::Model model = std::move(loaded);
   fastmtr::Session session(model, 2);
-  std::printf("fastmtr %s, %d tasks, %d items\n", fmtr_version(), static_cast<int>(model.n_tasks()), static_cast<int>(model.n_items()));
+  std::printf("fastmtr %s, %d tasks, %d items\n", fmtr_version(), static_cast<int>(model.n_tasks()),
+              static_cast<int>(model.n_items()));
 
   std::ifstream file(argv[2]);
   const auto number = [&] {
@@ -38,7 +39,8 @@ int main(int argc, char** argv) {
     std::printf("%a %a %a\n", double{scored.scores[2 * i]}, double{scored.scores[2 * i + 1]}, double{scored.fused[i]});
   const fastmtr::Ranking best = session.rank(batch, 2);
   for (int r = 0; r < requests; ++r)
-    std::printf("%d %d %d\n", static_cast<int>(best.counts[r]), static_cast<int>(best.positions[2 * r]), static_cast<int>(best.positions[2 * r + 1]));
+    std::printf("%d %d %d\n", static_cast<int>(best.counts[r]), static_cast<int>(best.positions[2 * r]),
+                static_cast<int>(best.positions[2 * r + 1]));
 
   const auto report = [](const auto& body) {
     try {

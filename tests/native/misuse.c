@@ -48,7 +48,9 @@ int main(int argc, char** argv) {
   if (json == NULL || strstr(json, "\"isa\": \"baseline\"") == NULL) ++failed;
   fmtr_string_free(json);
   fmtr_string_free(NULL);
-  if (fmtr_model_width(NULL, FMTR_ITEM, FMTR_IDS) != 0 || fmtr_model_n_items(NULL) != 0 || fmtr_model_n_tasks(NULL) != 0) ++failed;
+  if (fmtr_model_width(NULL, FMTR_ITEM, FMTR_IDS) != 0 || fmtr_model_n_items(NULL) != 0 ||
+      fmtr_model_n_tasks(NULL) != 0)
+    ++failed;
 
   REFUSED(fmtr_model_keys(model, keys, 99), "keys has room for 99, the catalogue has 100");
   REFUSED(fmtr_model_keys(model, NULL, 100), "keys is NULL");
@@ -72,7 +74,8 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_score(session, NULL, values, NULL), "batch is NULL");
   REFUSED(fmtr_score(session, &batch, values, NULL), "request_ids is NULL, but the model reads 7 id columns a request");
   batch.request_ids = ids;
-  REFUSED(fmtr_score(session, &batch, values, NULL), "request_dense is NULL, but the model reads 3 dense columns a request");
+  REFUSED(fmtr_score(session, &batch, values, NULL),
+          "request_dense is NULL, but the model reads 3 dense columns a request");
   batch.request_dense = dense;
   batch.items = keys;
   REFUSED(fmtr_score(session, &batch, values, NULL), "offsets is NULL, but items are given");
@@ -90,7 +93,8 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_rank(session, &batch, 1, positions, NULL, NULL, NULL), "counts is NULL");
   FINE(fmtr_rank(session, &batch, 0, NULL, NULL, NULL, counts));
   FINE(fmtr_rank(session, &batch, 1, positions, NULL, NULL, counts));
-  REFUSED(fmtr_request_output(session, &batch, "user_vector", values, 3), "values has room for 3 numbers, 1 times 4 are needed");
+  REFUSED(fmtr_request_output(session, &batch, "user_vector", values, 3),
+          "values has room for 3 numbers, 1 times 4 are needed");
   REFUSED(fmtr_request_output(session, &batch, NULL, values, 4), "name is NULL");
   FINE(fmtr_request_output(session, &batch, "user_vector", values, 4));
 

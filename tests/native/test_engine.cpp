@@ -52,7 +52,8 @@ struct Requests {
   std::vector<int64_t> items;
 
   Requests(TemporaryBundle& bundle, const std::vector<uint64_t>& counts)
-      : ids(bundle.ids(counts.size() * TemporaryBundle::kHistory)), dense(bundle.floats(counts.size() * TemporaryBundle::kRequestWidth)) {
+      : ids(bundle.ids(counts.size() * TemporaryBundle::kHistory)),
+        dense(bundle.floats(counts.size() * TemporaryBundle::kRequestWidth)) {
     for (const uint64_t n : counts) {
       for (uint64_t i = 0; i < n; ++i) items.push_back(bundle.keys[bundle.random() % bundle.keys.size()]);
       offsets.push_back(items.size());
@@ -91,14 +92,17 @@ struct Answer {
     session.request_output(requests.batch(), "user", vectors.data(), vectors.size());
   }
   bool operator==(const Answer& other) const {
-    const auto same = [](const auto& a, const auto& b) { return std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0; };
-    return same(scores, other.scores) && same(fused, other.fused) && same(best, other.best) && same(vectors, other.vectors) &&
-           same(positions, other.positions) && same(counts, other.counts);
+    const auto same = [](const auto& a, const auto& b) {
+      return std::memcmp(a.data(), b.data(), a.size() * sizeof a[0]) == 0;
+    };
+    return same(scores, other.scores) && same(fused, other.fused) && same(best, other.best) &&
+           same(vectors, other.vectors) && same(positions, other.positions) && same(counts, other.counts);
   }
 };
 
 void test_bits(TemporaryBundle& bundle, const std::shared_ptr<const Model>& model) {
-  const std::vector<uint64_t> shapes[] = {{1}, {2000}, {0, 700, 3}, std::vector<uint64_t>(40, 9), {50, 1, 400, 0, 64, 63, 65, 7, 512}};
+  const std::vector<uint64_t> shapes[] = {
+      {1}, {2000}, {0, 700, 3}, std::vector<uint64_t>(40, 9), {50, 1, 400, 0, 64, 63, 65, 7, 512}};
   for (const auto& counts : shapes) {
     const Requests requests(bundle, counts);
     Answer expected(requests);
@@ -174,13 +178,14 @@ void test_refusals(TemporaryBundle& bundle, const std::shared_ptr<const Model>& 
   std::vector<float> scores(10);
   const auto score = [&] { session.score(requests.batch(), scores.data(), nullptr); };
   requests.ids[3] = 50;
-  refuses(FMTR_ERROR_SCHEMA, "input 'history', request row 0, position 3: id 50 is out of range, expected 0 .. 49", score);
+  refuses(FMTR_ERROR_SCHEMA, "input 'history', request row 0, position 3: id 50 is out of range, expected 0 .. 49",
+          score);
   requests.ids[3] = 1;
   requests.dense[29] = std::numeric_limits<float>::infinity();
   refuses(FMTR_ERROR_SCHEMA, "input 'profile', request row 0, position 29: infinity found", score);
   requests.dense[29] = 0;
   requests.items[4] = 1;
-  refuses(FMTR_ERROR_SCHEMA, "item 1 (candidate 4) is not in the catalogue of 3000 items", score);
+  refuses(FMTR_ERROR_SCHEMA, "item 1 (candidate 4) is not in the catalogue of 6000 items", score);
   requests.items[4] = bundle.keys[0];
   score();
   refuses(FMTR_ERROR_BUNDLE, "is no bundle", [] { Model("/nonexistent", nullptr, false); });

@@ -24,7 +24,9 @@ using namespace fastmtr;
 std::mt19937_64 random_bits(3);
 
 void test_json() {
-  const Json json = parse_json(R"( {"a": [1, -2.5e3, true, null, "x\n\u00e9\ud83d\ude00 ü"], "b": {}, "big": 9223372036854775807, "tiny": 1e-400} )", "t");
+  const Json json = parse_json(
+      R"( {"a": [1, -2.5e3, true, null, "x\n\u00e9\ud83d\ude00 ü"], "b": {}, "big": 9223372036854775807, "tiny": 1e-400} )",
+      "t");
   check(json.find("a")->array[0].integer && json.find("a")->array[0].whole == 1, "1 is a whole number");
   check(!json.find("a")->array[1].integer && json.find("a")->array[1].number == -2500, "-2.5e3 is a number");
   check(json.find("a")->array[2].boolean, "true");
@@ -37,8 +39,10 @@ void test_json() {
   check(parse_json("-0", "t").integer && parse_json("0.0", "t").number == 0, "zeros");
   check(json_quote("a\"\\\n\x01") == "\"a\\\"\\\\\\u000a\\u0001\"", "quoting");
   check(parse_json(json_quote("a\"\\\n\x01é"), "t").string == "a\"\\\n\x01é", "quoting is undone by reading");
-  check(quote(std::string(199, 'a') + "éb") == "'" + std::string(199, 'a') + "...'", "long names are cut between characters");
-  refuses(FMTR_ERROR_BUNDLE, "plan.json: line 2, column 5: expected ':'", [] { parse_json("{\n\"a\" 1}", "plan.json"); });
+  check(quote(std::string(199, 'a') + "éb") == "'" + std::string(199, 'a') + "...'",
+        "long names are cut between characters");
+  refuses(FMTR_ERROR_BUNDLE, "plan.json: line 2, column 5: expected ':'",
+          [] { parse_json("{\n\"a\" 1}", "plan.json"); });
   refuses(FMTR_ERROR_BUNDLE, "nested deeper than 3", [] { parse_json("[[[[1]]]]", "t", {3, 100}); });
   refuses(FMTR_ERROR_BUNDLE, "more than 5 values", [] { parse_json("[1,2,3,4,5,6]", "t", {3, 5}); });
 
@@ -47,7 +51,8 @@ void test_json() {
   int refused = 0;
   for (int i = 0; i < 20000; ++i) {
     std::string text = sound.substr(0, random_bits() % (sound.size() + 1));
-    for (uint64_t n = random_bits() % 4; n > 0 && !text.empty(); --n) text[random_bits() % text.size()] = static_cast<char>(random_bits());
+    for (uint64_t n = random_bits() % 4; n > 0 && !text.empty(); --n)
+      text[random_bits() % text.size()] = static_cast<char>(random_bits());
     try {
       parse_json(text, "t");
     } catch (const Error& error) {
@@ -79,11 +84,13 @@ void test_safetensors() {
   for (int i = 0; i < 2000; ++i) {
     std::string damaged = bytes.substr(0, random_bits() % 3 == 0 ? random_bits() % bytes.size() : bytes.size());
     for (uint64_t n = 1 + random_bits() % 3; n > 0 && !damaged.empty(); --n)
-      damaged[random_bits() % std::min<size_t>(damaged.size(), 150)] = "0123456789{}[],:\"eF\xff\x00"[random_bits() % 21];
+      damaged[random_bits() % std::min<size_t>(damaged.size(), 150)] =
+          "0123456789{}[],:\"eF\xff\x00"[random_bits() % 21];
     write(damaged);
     try {
       const SafeTensors file(path.string(), "t");
-      if (const Tensor* a = file.find("a"); a != nullptr && a->bytes > 0) check(a->data[0] + a->data[a->bytes - 1] >= 0, "a tensor lies within its file");
+      if (const Tensor* a = file.find("a"); a != nullptr && a->bytes > 0)
+        check(a->data[0] + a->data[a->bytes - 1] >= 0, "a tensor lies within its file");
     } catch (const Error& error) {
       ++refused;
     }
@@ -141,7 +148,8 @@ void test_top_k() {
     std::vector<float> scores(n);
     std::vector<uint32_t> rows(n);
     for (size_t i = 0; i < n; ++i) {
-      scores[i] = random_bits() % 2 ? special[random_bits() % 9] : static_cast<float>(static_cast<int64_t>(random_bits() % 9)) - 4;
+      scores[i] = random_bits() % 2 ? special[random_bits() % 9]
+                                    : static_cast<float>(static_cast<int64_t>(random_bits() % 9)) - 4;
       rows[i] = random_bits() % 5 == 0 ? kNoRow : 1;
     }
     std::vector<uint32_t> expected;
@@ -170,7 +178,8 @@ void test_thread_pool() {
       ++done[part];
       if (worker >= 4) foreign = true;
     });
-    check(std::all_of(done.begin(), done.end(), [](const auto& n) { return n == 1; }) && !foreign, "each part is done once");
+    check(std::all_of(done.begin(), done.end(), [](const auto& n) { return n == 1; }) && !foreign,
+          "each part is done once");
   }
 }
 
