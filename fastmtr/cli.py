@@ -10,8 +10,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from fastmtr.errors import BundleError, ConfigError, FastMTRError
 
 if TYPE_CHECKING:
@@ -279,22 +277,19 @@ def _evaluate(options: argparse.Namespace) -> None:
 
 
 def _compile(options: argparse.Namespace) -> None:
-    from safetensors.numpy import load_file
+    import numpy as np
 
-    from fastmtr.bundle import Catalogue, open_bundle, write_bundle
+    from fastmtr.bundle import open_bundle, write_bundle
     from fastmtr.fusion import Fusion
-    from fastmtr.graph import Packed
 
     bundle = open_bundle(options.bundle)
     fusion = bundle.plan["fusion"]
     if options.fusion or options.weight:
         weights = dict(options.weight) or dict(zip(fusion["tasks"], fusion["weights"], strict=True))
         fusion = Fusion(kind=options.fusion or fusion["kind"], weights=weights).to_plan(bundle.schema)
-    catalogue, users = None, bundle.users
-    if "catalogue.safetensors" in bundle.manifest["files"]:
-        stored = load_file(bundle.path / "catalogue.safetensors")
-        keys = stored["keys"] if bundle.item_names is None else np.array(bundle.item_names)
-        catalogue = Catalogue(keys, Packed(stored["ids"], stored["dense"]), bundle.labels)
+    catalogue, users = bundle.catalogue, bundle.users
+    if catalogue is not None and bundle.item_names is not None:
+        catalogue = catalogue._replace(keys=np.array(bundle.item_names))
     if users is not None and bundle.user_names is not None:
         users = users._replace(keys=np.array(bundle.user_names))
     made = write_bundle(
@@ -342,14 +337,17 @@ def _info(options: argparse.Namespace) -> None:
             _print_tree(tree, "  ")
 
 
-def _print_tree(tree: Any, indent: str) -> None:
-    for name, value in tree.items() if isinstance(tree, dict) else enumerate(tree):
-        if isinstance(value, dict) or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value)):
+def _print_tree(tree: dict[str, Any], indent: str) -> None:
+    for name, value in tree.items():
+        if isinstance(value, dict):
             print(f"{indent}{name}")
             _print_tree(value, indent + "  ")
+        elif isinstance(value, list) and any(isinstance(each, dict) for each in value):
+            print(f"{indent}{name}")
+            for each in value:
+                print(f"{indent}  - " + ", ".join(f"{key}: {one}" for key, one in each.items()))
         else:
-            shown = ", ".join(map(str, value)) if isinstance(value, list) else value
-            print(f"{indent}{name}: {shown}")
+            print(f"{indent}{name}: {', '.join(map(str, value)) if isinstance(value, list) else value}")
 
 
 def _explain(options: argparse.Namespace) -> None:
@@ -367,13 +365,12 @@ def _explain(options: argparse.Namespace) -> None:
 
 
 def _explanation(path: Path) -> Any:
-    from fastmtr import _native
     from fastmtr.bundle import open_bundle
     from fastmtr.compiler import explain
 
     bundle = open_bundle(path)
     shapes = {name: array.shape for name, array in bundle.weights.items()}
-    return explain(bundle.plan, shapes, n_items=_native.Model(str(bundle.path)).n_items)
+    return explain(bundle.plan, shapes, n_items=bundle.n_items)
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from importlib.util import find_spec
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
@@ -17,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 from fastmtr import _native
 from fastmtr.bundle import Bundle, open_bundle
 from fastmtr.errors import BackendError, ConfigError, SchemaError
-from fastmtr.features import FeaturePipeline
 from fastmtr.fusion import fusion_weights as weights_of
 from fastmtr.graph import Packed
 from fastmtr.keys import Keys, unknown_items_error
+from fastmtr.requests import RequestPacker, Requests, is_many
 from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
 
@@ -34,16 +32,6 @@ Items: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 UnknownItems: TypeAlias = Literal["error", "skip"]
 
 _NO_ROWS = np.empty(0, np.int64)
-
-
-@dataclass(frozen=True, slots=True)
-class _Requests:
-    """Users, packed for the engine."""
-
-    users: Sequence[User]
-    known: list[bool]
-    rows: list[int]  # of the known users' table, -1 where it does not have the user
-    packed: Packed
 
 
 class Ranker:
@@ -79,12 +67,8 @@ class Ranker:
         self._sessions = threading.local()
         self._lock = threading.Lock()
         self._retriever: Retriever | None = None
-        self._pipeline = self._load_pipeline()
         self._items = Keys(model.keys(), bundle.item_names)
-        users = bundle.users
-        self._users = None if users is None else Keys(users.keys, bundle.user_names)
-        self._user_ids = None if users is None else np.ascontiguousarray(users.packed.ids)
-        self._user_dense = None if users is None else np.ascontiguousarray(users.packed.dense)
+        self._packer = RequestPacker(bundle)
 
     @classmethod
     def load(
@@ -155,7 +139,8 @@ class Ranker:
     @property
     def users(self) -> NDArray[Any]:
         """The known users' keys, int64 (or str)."""
-        return _NO_ROWS if self._users is None else self._users.all
+        users = self._packer.users
+        return _NO_ROWS if users is None else users.all
 
     def label(self, item: int | str) -> str:
         """How an item is shown: its label, or its key where the bundle has no labels."""
@@ -224,7 +209,7 @@ class Ranker:
         SchemaError
             An unknown item, a feature of the wrong kind, or candidate features that do not fit.
         """
-        requests = self._requests(user, context)
+        requests = self._packer.pack(user, context)
         keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
         values, fused = self._call(
             self._session().score, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items
@@ -233,7 +218,7 @@ class Ranker:
         for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
             own = slice(int(offsets[r]), int(offsets[r + 1]))
             found.append(Scores(one, known, items_of(r), fused[own], values[own], self.tasks, self.label))
-        return found if _is_many(user) else found[0]
+        return found if is_many(user) else found[0]
 
     @overload
     def rank(
@@ -283,7 +268,7 @@ class Ranker:
         """
         if k < 1:
             raise ConfigError(f"k must be at least 1, found {k}")
-        requests = self._requests(user, context)
+        requests = self._packer.pack(user, context)
         keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
         positions, fused, values, counts = self._call(
             self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k=k
@@ -293,7 +278,7 @@ class Ranker:
             n = int(counts[r])
             chosen = items_of(r)[positions[r, :n]]
             found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
-        return found if _is_many(user) else found[0]
+        return found if is_many(user) else found[0]
 
     @overload
     def recommend(
@@ -362,7 +347,7 @@ class Ranker:
         if retrieve is not None and retrieve < 1:
             raise ConfigError(f"retrieve must be at least 1, or None to rank the whole catalogue, found {retrieve}")
         began = perf_counter()
-        requests = self._requests(user, context)
+        requests = self._packer.pack(user, context)
         excluded = self._excluded(exclude, requests)
         packed = perf_counter()
         rows = self._retrieve(requests.packed, retrieve, excluded)
@@ -381,7 +366,7 @@ class Ranker:
         if timings is not None:
             timings["features"], timings["retrieval"] = packed - began, retrieved - packed
             timings["ranking"] = perf_counter() - retrieved
-        return found if _is_many(user) else found[0]
+        return found if is_many(user) else found[0]
 
     def predict(self, samples: Samples, *, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of evaluation samples, each a request with one candidate.
@@ -438,7 +423,7 @@ class Ranker:
     def user_vectors(self, user: User | Users, *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
         """The retrieval head's vectors of one or many users, shape (users, dim)."""
         self._need_head()
-        return self._vectors(self._requests(user, context).packed)
+        return self._vectors(self._packer.pack(user, context).packed)
 
     def _vectors(self, packed: Packed) -> NDArray[np.float32]:
         return self._session().request_output("user_vector", packed.ids, packed.dense)
@@ -465,7 +450,7 @@ class Ranker:
         found, _ = self.retriever.search(self._vectors(packed), k=retrieve, exclude=excluded)
         return [rows[rows >= 0] for rows in found]
 
-    def _excluded(self, exclude: Any, requests: _Requests) -> list[NDArray[np.int64]]:
+    def _excluded(self, exclude: Any, requests: Requests) -> list[NDArray[np.int64]]:
         if exclude is None:
             return [_NO_ROWS] * len(requests.users)
         if isinstance(exclude, str):
@@ -499,7 +484,7 @@ class Ranker:
         unknown_items: UnknownItems,
         **k: int,
     ) -> Any:
-        extra = self._candidate_inputs(candidates, int(offsets[-1]))
+        extra = self._packer.candidates(candidates, n=int(offsets[-1]))
         try:
             return method(
                 packed.ids,
@@ -519,45 +504,6 @@ class Ranker:
             if not len(unknown):
                 raise
             raise unknown_items_error(unknown.tolist()) from error
-
-    def _requests(self, user: User | Users, context: Mapping[str, Any] | None) -> _Requests:
-        if isinstance(user, Packed):
-            n = user.n_rows
-            inputs = Packed(np.ascontiguousarray(user.ids, np.int32), np.ascontiguousarray(user.dense, np.float32))
-            return _Requests(range(n), [True] * n, [-1] * n, inputs)
-        users: Sequence[User] = list(user) if _is_many(user) else [user]  # type: ignore[arg-type,list-item]
-        if len(users) == 1:
-            row, packed = self._request(users[0], context)
-            return _Requests(users, [row >= 0 or isinstance(users[0], Mapping)], [row], packed)
-        rows, parts = [], []
-        for one in users:
-            row, packed = self._request(one, context)
-            rows.append(row)
-            parts.append(packed)
-        if not parts:
-            widths = self._description["widths"]["request"]
-            empty = Packed(np.empty((0, widths["ids"]), np.int32), np.empty((0, widths["dense"]), np.float32))
-            return _Requests(users, [], [], empty)
-        joined = Packed(np.concatenate([p.ids for p in parts]), np.concatenate([p.dense for p in parts]))
-        known = [row >= 0 or isinstance(one, Mapping) for row, one in zip(rows, users, strict=True)]
-        return _Requests(users, known, rows, joined)
-
-    def _request(self, user: User, context: Mapping[str, Any] | None) -> tuple[int, Packed]:
-        """The row in the users' table (-1 if it has none) and the packed inputs."""
-        if isinstance(user, Mapping):
-            return -1, self._need_pipeline().transform_row("request", {**user, **(context or {})})
-        row = -1 if self._users is None else self._users.row(user)
-        if row >= 0:
-            assert self._user_ids is not None
-            assert self._user_dense is not None
-            stored = Packed(self._user_ids[row : row + 1], self._user_dense[row : row + 1])
-            if not context:
-                return row, stored
-            return row, self._need_pipeline().transform_row("request", context, base=stored)
-        raw = {} if context is None else dict(context)
-        if any(f.name == self.schema.user for f in self.schema.features):
-            raw[self.schema.user] = user
-        return -1, self._need_pipeline().transform_row("request", raw)
 
     def _candidates(
         self, items: Any, n_users: int, unknown_items: UnknownItems
@@ -579,56 +525,15 @@ class Ranker:
         np.cumsum([len(part) for part in parts], out=offsets[1:])
         return (np.concatenate(parts) if parts else _NO_ROWS), offsets, lambda r: shown[r]
 
-    def _candidate_inputs(self, candidates: Mapping[str, ArrayLike] | None, n: int) -> Packed | None:
-        wanted = [f.name for f in self.schema.of_entity("candidate")]
-        if not wanted:
-            if candidates:
-                raise SchemaError(f"the schema has no candidate features, found candidates = {sorted(candidates)}")
-            return None
-        given = {name: np.asarray(column) for name, column in (candidates or {}).items()}
-        for name in wanted:
-            if name not in given:
-                raise SchemaError(f"the model needs the candidate features {wanted}; give {name!r} in candidates=")
-            if given[name].shape[:1] != (n,):
-                raise SchemaError(
-                    f"candidates[{name!r}] must have one value for each of {n} candidates, found {given[name].shape}"
-                )
-        pipeline = self._need_pipeline()
-        if find_spec("pyarrow") is not None:
-            from fastmtr.tables import read_table
-
-            return pipeline.transform("candidate", read_table({name: given[name] for name in wanted}))
-        rows = [pipeline.transform_row("candidate", {name: given[name][i] for name in given}) for i in range(n)]
-        if not rows:
-            widths = self._description["widths"]["candidate"]
-            return Packed(np.empty((0, widths["ids"]), np.int32), np.empty((0, widths["dense"]), np.float32))
-        return Packed(np.concatenate([row.ids for row in rows]), np.concatenate([row.dense for row in rows]))
-
-    def _load_pipeline(self) -> FeaturePipeline | None:
-        state = self.bundle.pipeline_state
-        return None if state is None else FeaturePipeline.from_state(self.schema, *state)
-
-    def _need_pipeline(self) -> FeaturePipeline:
-        if self._pipeline is None:
-            raise SchemaError(
-                "this bundle has no feature pipeline, so it knows only the users that are stored in it; "
-                "an unknown user, raw features or a context need one"
-            )
-        return self._pipeline
-
-
-def _is_many(user: Any) -> bool:
-    return isinstance(user, list | tuple | np.ndarray)
-
 
 def _lists(items: Any, n_users: int) -> list[Any]:
     """One list of items for each user."""
-    if not _is_many(items):
+    if not is_many(items):
         items = np.asarray(items)
     if isinstance(items, np.ndarray) and items.ndim == 0:
         raise SchemaError(f"items must be an array of keys, or one array for each user, found {items[()]!r}")
     typed = isinstance(items, np.ndarray) and items.dtype != object
-    nested = items.ndim == 2 if typed else any(map(_is_many, items))
+    nested = items.ndim == 2 if typed else any(map(is_many, items))
     if not nested:
         return [items] * n_users
     if len(items) != n_users:
