@@ -439,7 +439,8 @@ def _start_from_base_rates(model: MultiTaskModel, labels: NDArray[np.float32]) -
             rate = min(max(rate, 1e-6), 1 - 1e-6)
             start = math.log(rate / (1 - rate))
         tower = model.towers[i]
-        assert isinstance(tower, torch.nn.Sequential) and isinstance(tower[-1], torch.nn.Linear)
+        assert isinstance(tower, torch.nn.Sequential)
+        assert isinstance(tower[-1], torch.nn.Linear)
         torch.nn.init.constant_(tower[-1].bias, start)
 
 
