@@ -292,6 +292,7 @@ def write_bundle(
             _write(building / name, content if isinstance(content, bytes) else _encode(content, name))
         for name, arrays in tensors.items():
             save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, building / name)
+            (building / name).chmod(0o666 & ~_umask())  # safetensors makes it private
             _flush(building / name)
         manifest["files"] = {
             f.name: {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in sorted(building.iterdir())
@@ -381,12 +382,16 @@ def _check_target(target: Path, overwrite: bool) -> None:
 def _temporary_sibling(target: Path) -> Iterator[Path]:
     building = Path(tempfile.mkdtemp(prefix=f".{target.name}.", suffix=".partial", dir=target.parent))
     try:
-        mask = os.umask(0)
-        os.umask(mask)
-        building.chmod(0o777 & ~mask)  # mkdtemp makes it private, but services run as other users
+        building.chmod(0o777 & ~_umask())  # mkdtemp makes it private, but services run as other users
         yield building
     finally:
         shutil.rmtree(building, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
 
 
 def _encode(content: Any, what: str) -> bytes:

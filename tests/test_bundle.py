@@ -195,6 +195,8 @@ def test_the_bundle_can_be_read_by_others(path: Path) -> None:
     mask = os.umask(0)
     os.umask(mask)
     assert path.stat().st_mode & 0o777 == 0o777 & ~mask
+    for file in path.iterdir():
+        assert file.stat().st_mode & 0o777 == 0o666 & ~mask, file.name
 
 
 @pytest.mark.parametrize(
