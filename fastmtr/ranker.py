@@ -436,7 +436,7 @@ class Ranker:
     def _need_head(self) -> None:
         if not self.has_retrieval:
             raise SchemaError(
-                "the model of this bundle has no retrieval head; pass retrieve=None to rank the whole catalogue, "
+                "the model of this bundle has no retrieval head; rank the whole catalogue (retrieve=None, or --all), "
                 "or train it with [model.two_tower]"
             )
 
