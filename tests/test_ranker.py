@@ -315,7 +315,7 @@ def test_text_keys(tmp_path):
 def test_without_a_head(tmp_path):
     ranker = Ranker.load(make_bundle(tmp_path / "b", head=False, seen=False))
     assert not ranker.has_retrieval
-    with pytest.raises(SchemaError, match="no retrieval head; pass retrieve=None"):
+    with pytest.raises(SchemaError, match="no retrieval head; rank the whole catalogue"):
         ranker.recommend(101, k=3)
     assert len(ranker.recommend(101, k=3, retrieve=None)) == 3
     with pytest.raises(SchemaError, match="does not know what its users have seen"):
