@@ -34,7 +34,7 @@ h2 { font-size: 1.25rem; margin: 2.5rem 0 .8rem; border-bottom: 2px solid var(--
 .note { font-size: .85rem; margin: .3rem 0 1.5rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; margin-top: 1rem; font-size: .87rem; }
-caption { text-align: left; font-weight: 600; padding-bottom: .3rem; }
+caption { text-align: left; font-weight: 600; padding-bottom: .3rem; white-space: nowrap; }
 th, td { padding: .25rem .8rem .25rem 0; text-align: right; white-space: nowrap; }
 th, td { border-bottom: 1px solid var(--line); }
 th { color: var(--soft); font-weight: 500; }
