@@ -17,7 +17,7 @@ class FastMTRError(Exception):
 
 
 class SchemaError(FastMTRError, ValueError):
-    """Data or a request does not fit the schema: a missing column, a wrong type, an id out of range, an unknown item."""
+    """Data or a request does not fit the schema: a missing column, a wrong type, an id out of range."""
 
 
 class ConfigError(FastMTRError, ValueError):
