@@ -53,8 +53,8 @@ __all__ = [
 TOLERANCE = 1e-5
 """The greatest difference between a score of the engine and of torch that is let pass."""
 
-# Retrieval hands hundreds of candidates to ranking; what it puts first does not matter.
-_CUTS = (50, 100, 500)
+# What is shown (10), and what retrieval hands to ranking (500).
+_CUTS = (10, 50, 100, 500)
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,8 @@ def engine_difference(ranker: Ranker, prepared: Prepared, scores: NDArray[np.flo
 
 
 def judge_retrieval(ranker: Ranker, prepared: Prepared, *, task: str, most: int = 2000) -> dict[str, dict[str, float]]:
-    """How many of a user's positives in the test samples retrieval finds in the whole catalogue, and popularity.
+    """How many of a user's positives in the test samples are found in the whole catalogue, by retrieval alone, by
+    retrieval and ranking, and by popularity.
 
     Items that the user met before are left out of candidates and positives alike. Each user's request is that of the
     user's first test sample.
@@ -203,7 +204,13 @@ def judge_retrieval(ranker: Ranker, prepared: Prepared, *, task: str, most: int 
 
     k = max(_CUTS)
     found = {}
-    found["two towers"], _ = ranker.retriever.search(ranker.user_vectors(requests), k=k, exclude=seen)
+    found["retrieval"], _ = ranker.retriever.search(ranker.user_vectors(requests), k=k, exclude=seen)
+    keys = ranker.items
+    order = np.argsort(keys)
+    ranked = ranker.recommend(requests, k=k, retrieve=k, exclude=[keys[met] for met in seen])
+    found["retrieval, then ranking"] = np.full((len(chosen), k), -1, np.int64)
+    for row, ranking in zip(found["retrieval, then ranking"], ranked, strict=True):
+        row[: len(ranking)] = order[np.searchsorted(keys, ranking.items, sorter=order)]
     popular = popular_items(prepared, task=task)
     lists = np.full((len(chosen), k), -1, np.int64)
     for i, met in enumerate(seen):

@@ -50,7 +50,7 @@ def make_report(task="click"):
         ],
         best_epoch=1,
         retrieval={
-            "two towers": {"users": 20.0, "recall@50": 0.25},
+            "retrieval": {"users": 20.0, "recall@50": 0.25, "hit@50": 0.5},
             f"{task} popular": {"users": 20.0, "recall@50": None},
         },
         retrieval_task=task,
@@ -82,7 +82,9 @@ def test_tables():
     effects = next(table for title, table in tables.items() if title.startswith("One model"))
     assert [row[-1] for row in effects.rows] == ["better", "worse", "not resolved"]
     assert "3 seeds" in effects.note
-    assert "(20 users)" in next(title for title in tables if title.startswith("Retrieval"))
+    found = next(table for title, table in tables.items() if title.startswith("The first k"))
+    assert "(20 users)" in found.title
+    assert found.rows == [["50", "retrieval", "0.2500", "-", "0.5000"], ["50", "click popular", "-", "-", "-"]]
     assert tables["Cleaning"].rows == [["click is null", "3", "1,000"]]
 
 

@@ -375,20 +375,26 @@ def quality_tables(quality: Mapping[str, Sequence[Quality | TaskQuality]], *, ma
 
 
 _RETRIEVAL_NOTE = (
-    "Only items that the platform chose to show can count, and it shows popular ones more, which favours popularity. "
-    "Ranking is judged above, on what was shown."
+    "Only what the platform chose to show can count here. Retrieval learns what is shown and clicked; ranking orders by "
+    "what happens once an item is shown, and so brings up items that were hardly shown. How good ranking is among shown "
+    "items is judged above (auc, gauc)."
 )
 
 
 def _retrieval_table(report: Report) -> Table:
     found = report.retrieval
-    names = [name for name in next(iter(found.values())) if name.startswith(("recall", "ndcg"))]
-    rows = [[method, *(show(metrics.get(name), 4) for name in names)] for method, metrics in found.items()]
+    cuts = [int(name.removeprefix("recall@")) for name in next(iter(found.values())) if name.startswith("recall@")]
+    rows = [
+        [f"{k}", method, *(show(metrics.get(f"{name}@{k}"), 4) for name in ("recall", "ndcg", "hit"))]
+        for k in cuts
+        for method, metrics in found.items()
+    ]
     users = next(iter(found.values())).get("users") or 0
     title = (
-        f"Retrieval of items with a {report.retrieval_task} in the test samples, not met before ({users:,.0f} users)"
+        f"The first k of the whole catalogue: items with a {report.retrieval_task} in the test samples, not met before "
+        f"({users:,.0f} users)"
     )
-    return Table("retrieval", title, ["method", *names], rows, _RETRIEVAL_NOTE)
+    return Table("retrieval", title, ["k", "method", "recall@k", "ndcg@k", "hit rate@k"], rows, _RETRIEVAL_NOTE, text=2)
 
 
 def _effect_table(report: Report) -> Table:
