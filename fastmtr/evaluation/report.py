@@ -375,9 +375,9 @@ def quality_tables(quality: Mapping[str, Sequence[Quality | TaskQuality]], *, ma
 
 
 _RETRIEVAL_NOTE = (
-    "Only what the platform chose to show can count here. Retrieval learns what is shown and clicked; ranking orders by "
-    "what happens once an item is shown, and so brings up items that were hardly shown. How good ranking is among shown "
-    "items is judged above (auc, gauc)."
+    "Only what the platform chose to show can count here. Retrieval learns what is shown and clicked; ranking orders "
+    "by what happens once an item is shown, and so brings up items that were hardly shown. How good ranking is among "
+    "shown items is judged above (auc, gauc)."
 )
 
 
