@@ -73,6 +73,11 @@ _HOME = {
 
 
 def __getattr__(name: str) -> Any:
+    if name == "_native" and find_spec("fastmtr._native") is None:
+        raise ImportError(
+            f"fastmtr's native module is not in {__path__[0]}: that is a source tree, found before the installed package. "
+            "Start Python in another folder (or with -P), or install with pip install -e ."
+        )
     if name not in _HOME:
         raise AttributeError(f"module 'fastmtr' has no attribute {name!r}")
     value = getattr(import_module(f"fastmtr.{_HOME[name]}"), name)

@@ -1,4 +1,7 @@
-"""Settings that all tests share."""
+"""Settings that all tests share.
+
+Programs that tests start get ``-P``: they import the installed package, not the source tree in the working directory.
+"""
 
 from hypothesis import settings
 

@@ -186,7 +186,7 @@ def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
                         tasks=(Task(name="click"), Task(name="buy")))
         bundle.write_bundle({str(tmp_path / "b")!r}, schema=schema, graph=model_graph("esmm"))
     """
-    done = subprocess.run([sys.executable, "-c", textwrap.dedent(program)], check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", textwrap.dedent(program)], check=False)
     assert done.returncode == -signal.SIGKILL
     assert not (tmp_path / "b").exists()
 

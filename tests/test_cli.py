@@ -219,7 +219,7 @@ def test_what_is_not_installed_is_named(monkeypatch, capsys, project, tmp_path):
 
 def test_closed_pipe(trained):
     code = "import sys; from fastmtr.cli import main; sys.exit(main(sys.argv[1:]))"
-    command = [sys.executable, "-c", code, "info", str(trained)]
+    command = [sys.executable, "-P", "-c", code, "info", str(trained)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=os.environ)
     process.stdout.close()
     assert process.stderr.read() == b""

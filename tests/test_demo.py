@@ -30,7 +30,9 @@ sys.exit(main(sys.argv[1:]))
 
 
 def bare(*arguments):
-    return subprocess.run([sys.executable, "-c", BARE, *arguments], capture_output=True, text=True, encoding="utf-8")
+    return subprocess.run(
+        [sys.executable, "-P", "-c", BARE, *arguments], capture_output=True, text=True, encoding="utf-8"
+    )
 
 
 def test_plain_installation_shows_the_ready_bundle(tmp_path):

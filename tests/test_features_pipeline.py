@@ -456,7 +456,7 @@ pipeline = FeaturePipeline.from_state(schema, state, load((folder / "a.safetenso
 packed = pipeline.transform_row("item", row)
 assert (packed.ids.tolist(), packed.dense.tolist()) == (ids, dense)
 """
-    subprocess.run([sys.executable, "-c", script, str(tmp_path)], check=True)
+    subprocess.run([sys.executable, "-P", "-c", script, str(tmp_path)], check=True)
 
 
 @pytest.mark.parametrize(

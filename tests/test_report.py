@@ -155,4 +155,4 @@ def test_report_needs_neither_sklearn_nor_torch():
         "for name in ('sklearn', 'torch', 'scipy', 'matplotlib', 'rich', 'pyarrow'): sys.modules[name] = None\n"
         "import fastmtr.evaluation.report, fastmtr.evaluation.html"
     )
-    subprocess.run([sys.executable, "-c", code], check=True)
+    subprocess.run([sys.executable, "-P", "-c", code], check=True)
