@@ -7,6 +7,7 @@ and needs NumPy, msgspec and the native module only.
 from __future__ import annotations
 
 from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -75,8 +76,8 @@ _HOME = {
 def __getattr__(name: str) -> Any:
     if name == "_native" and find_spec("fastmtr._native") is None:
         raise ImportError(
-            f"fastmtr's native module is not in {__path__[0]}: that is a source tree, found before the installed package. "
-            "Start Python in another folder (or with -P), or install with pip install -e ."
+            f"fastmtr's native module is not in {__path__[0]}: that is a source tree, found before the installed "
+            "package. Start Python in another folder (or with -P), or install with pip install -e ."
         )
     if name not in _HOME:
         raise AttributeError(f"module 'fastmtr' has no attribute {name!r}")
