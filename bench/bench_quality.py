@@ -23,7 +23,7 @@ from fastmtr.workflow import engine_difference, fit, judge, save
 MODELS = {
     "shared_bottom": {"bottom": (64, 32)},
     "mmoe": {"experts": 4, "expert": (64, 32)},
-    "ple": {"levels": 2, "shared_experts": 1, "task_experts": 1, "expert": (64, 32)},
+    "ple": {"levels": 1, "shared_experts": 2, "task_experts": 1, "expert": (64, 32)},
     "esmm": {"tower": (64, 32)},
 }
 
