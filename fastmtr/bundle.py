@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from fastmtr.compiler import compile_graph
+from fastmtr.compiler import Explanation, compile_graph, explain
 from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
@@ -48,7 +48,17 @@ _VERIFY_ALL_BELOW = 256 << 20
 
 _T = TypeVar("_T")
 PipelineState = tuple[dict[str, Any], dict[str, NDArray[Any]]]
-Seen = tuple[NDArray[np.int64], NDArray[np.int64]]
+
+
+class Seen(NamedTuple):
+    """The items that each known user met: user u's are ``item_rows[offsets[u]:offsets[u + 1]]``."""
+
+    offsets: NDArray[np.int64]
+    item_rows: NDArray[np.int64]
+
+    def of(self, user_row: int) -> NDArray[np.int64]:
+        """Catalogue rows, ascending."""
+        return self.item_rows[self.offsets[user_row] : self.offsets[user_row + 1]]
 
 
 class Catalogue(NamedTuple):
@@ -137,6 +147,11 @@ class Bundle:
         head = _decode(self._texts["features.json"], dict[str, Any], self.path / "features.json")
         return head, _read_tensors(self.path / "features.safetensors")
 
+    def explain(self) -> Explanation:
+        """Each step of the plan: when it runs, what it costs, what was split, stored or merged, and why not."""
+        shapes = {name: array.shape for name, array in self.weights.items()}
+        return explain(self.plan, shapes, n_items=self.n_items)
+
     @property
     def n_items(self) -> int:
         """Items of the catalogue; 0 without one."""
@@ -159,11 +174,11 @@ class Bundle:
 
     @cached_property
     def seen(self) -> Seen | None:
-        """``(offsets, item rows)``: user u met the items ``rows[offsets[u]:offsets[u + 1]]``."""
+        """The items that each of the users met."""
         tensors = self._users
         if tensors is None or "seen_offsets" not in tensors:
             return None
-        return tensors["seen_offsets"], tensors["seen_rows"]
+        return Seen(tensors["seen_offsets"], tensors["seen_rows"])
 
     @property
     def labels(self) -> list[str] | None:

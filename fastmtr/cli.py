@@ -241,9 +241,10 @@ def _train(options: argparse.Namespace) -> None:
     for table in report.tables():
         out.print(table)
     if options.html is not None:
+        from fastmtr.bundle import open_bundle
         from fastmtr.evaluation.html import write_html
 
-        write_html(options.html, report, explain=_explanation(options.out).to_html())
+        write_html(options.html, report, explain=open_bundle(options.out).explain().to_html())
     out.print(f"wrote {options.out}", markup=False, highlight=False)
 
 
@@ -261,9 +262,8 @@ def _evaluate(options: argparse.Namespace) -> None:
     prepared = data.prepare(progress=_console(stderr=True).is_terminal)
     check_same_features(ranker, prepared)
     scores = ranker.predict(prepared.test, items=prepared.catalogue.keys)
-    columns = [ranker.tasks.index(task.name) for task in prepared.schema.tasks]
     found = evaluate(
-        scores[:, columns],
+        scores,
         prepared.test,
         schema=prepared.schema,
         thresholds=stored_thresholds(ranker.bundle),
@@ -351,7 +351,9 @@ def _print_tree(tree: dict[str, Any], indent: str) -> None:
 
 
 def _explain(options: argparse.Namespace) -> None:
-    explanation = _explanation(options.bundle)
+    from fastmtr.bundle import open_bundle
+
+    explanation = open_bundle(options.bundle).explain()
     if options.html is not None:
         options.html.write_text(explanation.to_html(), encoding="utf-8")
         print(f"wrote {options.html}")
@@ -362,15 +364,6 @@ def _explain(options: argparse.Namespace) -> None:
         print(explanation)
     else:
         console.print(explanation)
-
-
-def _explanation(path: Path) -> Any:
-    from fastmtr.bundle import open_bundle
-    from fastmtr.compiler import explain
-
-    bundle = open_bundle(path)
-    shapes = {name: array.shape for name, array in bundle.weights.items()}
-    return explain(bundle.plan, shapes, n_items=bundle.n_items)
 
 
 def _recommend(options: argparse.Namespace) -> None:

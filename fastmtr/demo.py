@@ -12,7 +12,6 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fastmtr.compiler import explain
 from fastmtr.errors import BundleError, FastMTRError
 from fastmtr.evaluation.report import Latency, Report, Table, latency_table, wide_console
 from fastmtr.latency import measure_stages
@@ -128,8 +127,7 @@ def _serve(path: Path, report: Report, *, html: Path | None, say: _Voice) -> Non
         f"{ranker.n_items:,} videos, {len(ranker.users):,} users, {ranker.isa}. The engine's scores differ from "
         f"torch's by at most {report.engine_difference or 0.0:.1e} on {report.engine_rows:,} test samples."
     )
-    shapes = {name: array.shape for name, array in ranker.bundle.weights.items()}
-    explanation = explain(ranker.bundle.plan, shapes, n_items=ranker.n_items)
+    explanation = ranker.bundle.explain()
     for line in explanation.summary()[1:]:
         say(line)
 

@@ -266,18 +266,10 @@ class Ranker:
         Ranking, or a list of Ranking for a list of users
             Shorter than k where there are fewer candidates.
         """
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, found {k}")
+        _check_k(k)
         requests = self._packer.pack(user, context)
         keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
-        positions, fused, values, counts = self._call(
-            self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k=k
-        )
-        found = []
-        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
-            n = int(counts[r])
-            chosen = items_of(r)[positions[r, :n]]
-            found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
+        found = self._rank(requests, offsets, keys, items_of, candidates, fusion_weights, unknown_items, k=k)
         return found if is_many(user) else found[0]
 
     @overload
@@ -342,8 +334,7 @@ class Ranker:
         SchemaError
             The model has no retrieval head, or needs candidate features: give those to :meth:`rank`.
         """
-        if k < 1:
-            raise ConfigError(f"k must be at least 1, found {k}")
+        _check_k(k)
         if retrieve is not None and retrieve < 1:
             raise ConfigError(f"retrieve must be at least 1, or None to rank the whole catalogue, found {retrieve}")
         began = perf_counter()
@@ -352,17 +343,17 @@ class Ranker:
         packed = perf_counter()
         rows = self._retrieve(requests.packed, retrieve, excluded)
         retrieved = perf_counter()
-        offsets = np.zeros(len(rows) + 1, np.uint64)
-        np.cumsum([len(each) for each in rows], out=offsets[1:])
-        flat = np.concatenate(rows) if rows else _NO_ROWS
-        positions, fused, values, counts = self._call(
-            self._session().rank, requests.packed, offsets, self._items.keys[flat], None, fusion_weights, "error", k=k
+        flat, offsets = _joined(rows)
+        found = self._rank(
+            requests,
+            offsets,
+            self._items.keys[flat],
+            lambda r: self._items.all[rows[r]],
+            None,
+            fusion_weights,
+            "error",
+            k=k,
         )
-        found = []
-        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
-            n = int(counts[r])
-            chosen = self._items.all[rows[r][positions[r, :n]]]
-            found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
         if timings is not None:
             timings["features"], timings["retrieval"] = packed - began, retrieved - packed
             timings["ranking"] = perf_counter() - retrieved
@@ -381,21 +372,20 @@ class Ranker:
         Returns
         -------
         array of float32, shape (samples, tasks)
+            Tasks in the order of the schema.
         """
         if samples.item_dense is not None:
             raise SchemaError("these samples have item inputs of their own time, which differ from the catalogue's")
         n = len(samples.item_rows)
         offsets = np.arange(n + 1, dtype=np.uint64)
-        extra = samples.candidate
         values, _ = self._session().score(
             np.ascontiguousarray(samples.request.ids),
             np.ascontiguousarray(samples.request.dense),
             offsets,
             np.ascontiguousarray(items[samples.item_rows]),
-            candidate_ids=None if extra is None or not extra.ids.shape[1] else np.ascontiguousarray(extra.ids),
-            candidate_dense=None if extra is None or not extra.dense.shape[1] else np.ascontiguousarray(extra.dense),
+            **_candidate_inputs(samples.candidate),
         )
-        return values
+        return values[:, [self.tasks.index(task.name) for task in self.schema.tasks]]
 
     # ---- retrieval ---------------------------------------------------------------------------------------------------
 
@@ -459,8 +449,7 @@ class Ranker:
             seen = self.bundle.seen
             if seen is None:
                 raise SchemaError("this bundle does not know what its users have seen; pass the items' keys as exclude")
-            starts, rows = seen
-            return [_NO_ROWS if u < 0 else rows[starts[u] : starts[u + 1]] for u in requests.rows]
+            return [_NO_ROWS if user < 0 else seen.of(user) for user in requests.rows]
         found = [self._items.rows(each) for each in _lists(exclude, len(requests.users))]
         return [rows[rows >= 0] for rows in found]
 
@@ -492,8 +481,7 @@ class Ranker:
                 offsets,
                 keys,
                 **k,
-                candidate_ids=None if extra is None or not extra.ids.shape[1] else extra.ids,
-                candidate_dense=None if extra is None or not extra.dense.shape[1] else extra.dense,
+                **_candidate_inputs(extra),
                 skip_unknown=unknown_items == "skip",
                 fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
             )
@@ -504,6 +492,28 @@ class Ranker:
             if not len(unknown):
                 raise
             raise unknown_items_error(unknown.tolist()) from error
+
+    def _rank(
+        self,
+        requests: Requests,
+        offsets: NDArray[np.uint64],
+        keys: NDArray[np.int64] | None,
+        items_of: Callable[[int], NDArray[Any]],
+        candidates: Mapping[str, ArrayLike] | None,
+        fusion_weights: Mapping[str, float] | None,
+        unknown_items: UnknownItems,
+        *,
+        k: int,
+    ) -> list[Ranking]:
+        positions, fused, values, counts = self._call(
+            self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k=k
+        )
+        found = []
+        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
+            n = int(counts[r])
+            chosen = items_of(r)[positions[r, :n]]
+            found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
+        return found
 
     def _candidates(
         self, items: Any, n_users: int, unknown_items: UnknownItems
@@ -521,9 +531,27 @@ class Ranker:
         lists = _lists(items, n_users)
         shown = [self._items.as_keys(each) for each in lists]
         parts = [self._items.to_engine(each, skip=unknown_items == "skip") for each in shown]
-        offsets = np.zeros(n_users + 1, np.uint64)
-        np.cumsum([len(part) for part in parts], out=offsets[1:])
-        return (np.concatenate(parts) if parts else _NO_ROWS), offsets, lambda r: shown[r]
+        return *_joined(parts), lambda r: shown[r]
+
+
+def _candidate_inputs(packed: Packed | None) -> dict[str, Any]:
+    """The engine's arguments; a matrix without columns is None."""
+    names = ("candidate_ids", "candidate_dense")
+    if packed is None:
+        return dict.fromkeys(names)
+    return {n: np.ascontiguousarray(m) if m.shape[1] else None for n, m in zip(names, packed, strict=True)}
+
+
+def _joined(parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The lists of many requests one after the other, and where each begins."""
+    offsets = np.zeros(len(parts) + 1, np.uint64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return (np.concatenate(parts) if parts else _NO_ROWS), offsets
+
+
+def _check_k(k: int) -> None:
+    if k < 1:
+        raise ConfigError(f"k must be at least 1, found {k}")
 
 
 def _lists(items: Any, n_users: int) -> list[Any]:

@@ -13,7 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.bundle import Bundle, Catalogue, write_bundle
+from fastmtr.bundle import Bundle, Catalogue, Seen, write_bundle
 from fastmtr.config import Config
 from fastmtr.convert import convert
 from fastmtr.datasets import DataSet
@@ -31,7 +31,7 @@ from fastmtr.evaluation.evaluate import (
 from fastmtr.evaluation.report import Report, make_report
 from fastmtr.models import ModelConfig, MultiTaskModel, build_model
 from fastmtr.ranker import Ranker
-from fastmtr.training.samples import Prepared, Samples, Seen
+from fastmtr.training.samples import Prepared, Samples
 from fastmtr.training.trainer import TrainResult, predict, train
 
 __all__ = [
@@ -163,8 +163,7 @@ def engine_difference(ranker: Ranker, prepared: Prepared, scores: NDArray[np.flo
     engine = ranker.predict(prepared.test, items=prepared.catalogue.keys)
     if not engine.size:
         return 0.0
-    columns = [ranker.tasks.index(task.name) for task in prepared.schema.tasks]
-    difference = np.abs(engine[:, columns] - scores)
+    difference = np.abs(engine - scores)
     worst = float(difference.max())
     if not worst <= TOLERANCE:
         row, column = np.unravel_index(np.nanargmax(difference), difference.shape)

@@ -56,21 +56,14 @@ void Model::set_catalogue(const fmtr_catalogue_data& data) {
 }
 
 void Model::read_item_output(const std::string& name, float* values, uint64_t capacity) const {
-  const PlanOutput* output = plan_.output(name, Role::item);
-  if (output == nullptr) {
-    std::string known;
-    for (const PlanOutput& each : plan_.outputs)
-      if (each.role == Role::item) known += say(known.empty() ? "" : ", ", each.name);
-    fail(FMTR_ERROR_ARGUMENT, "the model has no item output ", quote(name),
-         "; there are: ", known.empty() ? "none" : known);
-  }
+  const Operand& operand = plan_.output(name, Role::item).operand;
   const auto catalogue = this->catalogue();
   if (catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
-  const uint64_t needed = catalogue->n_items() * output->operand.width;
+  const uint64_t needed = catalogue->n_items() * operand.width;
   if (capacity < needed)
     fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
   if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
-  catalogue->read(program_->port(output->operand), *program_, values);
+  catalogue->read(program_->port(operand), *program_, values);
 }
 
 std::string Model::describe() const {

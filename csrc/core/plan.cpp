@@ -494,10 +494,14 @@ const char* domain_name(Domain domain) { return name_of(kDomainNames, domain); }
 const char* op_name(Op op) { return name_of(kOpNames, op); }
 const char* role_name(Role role) { return name_of(kRoleNames, role); }
 
-const PlanOutput* Plan::output(std::string_view name, Role role) const {
+const PlanOutput& Plan::output(std::string_view name, Role role) const {
   for (const PlanOutput& output : outputs)
-    if (output.name == name && output.role == role) return &output;
-  return nullptr;
+    if (output.name == name && output.role == role) return output;
+  std::string known;
+  for (const PlanOutput& output : outputs)
+    if (output.role == role) known += say(known.empty() ? "" : ", ", output.name);
+  fail(FMTR_ERROR_ARGUMENT, "the model has no ", role_name(role), " output ", quote(name),
+       "; there are: ", known.empty() ? "none" : known);
 }
 
 Plan read_plan(std::string_view json, const SafeTensors& weights) {

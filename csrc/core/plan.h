@@ -101,7 +101,8 @@ struct Plan {
   Fusion fusion;
   uint64_t ids_width[kDomains] = {}, dense_width[kDomains] = {};  // of the packed matrices
 
-  const PlanOutput* output(std::string_view name, Role role) const;
+  // Throws FMTR_ERROR_ARGUMENT naming those there are.
+  const PlanOutput& output(std::string_view name, Role role) const;
 };
 
 const char* domain_name(Domain domain);

@@ -262,23 +262,16 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
   const InUse mine(in_use_);
   const Plan& plan = model_->plan();
   const Program& program = model_->program();
-  const PlanOutput* output = plan.output(name, Role::request);
-  if (output == nullptr) {
-    std::string known;
-    for (const PlanOutput& each : plan.outputs)
-      if (each.role == Role::request) known += say(known.empty() ? "" : ", ", each.name);
-    fail(FMTR_ERROR_ARGUMENT, "the model has no request output ", quote(name),
-         "; there are: ", known.empty() ? "none" : known);
-  }
+  const PlanOutput& output = plan.output(name, Role::request);
   check_requests(batch);
-  const uint64_t width = output->operand.width, n_requests = batch.n_requests;
+  const uint64_t width = output.operand.width, n_requests = batch.n_requests;
   if (n_requests > std::numeric_limits<uint64_t>::max() / width || capacity < n_requests * width)
     fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", n_requests, " times ", width,
          " are needed");
   if (n_requests == 0) return;
   if (values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
-  const auto& steps = program.steps_for(static_cast<size_t>(output - plan.outputs.data()));
-  const Port port = program.port(output->operand);
+  const auto& steps = program.steps_for(static_cast<size_t>(&output - plan.outputs.data()));
+  const Port port = program.port(output.operand);
   Call call{};
   call.batch = &batch;
   const auto run_block = [&](size_t part, size_t who) {

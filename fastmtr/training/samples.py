@@ -5,13 +5,13 @@ from __future__ import annotations
 import string
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from fastmtr.bundle import Catalogue
+from fastmtr.bundle import Catalogue, Seen
 from fastmtr.errors import ConfigError, SchemaError
 from fastmtr.features import FeaturePipeline
 from fastmtr.features.past import HistoryRules, PastEvents, PastRates
@@ -23,7 +23,7 @@ from fastmtr.training.entities import Entities, make_entities
 from fastmtr.training.splits import Boundaries, SplitRules, boundaries, day_start, times_of
 from fastmtr.training.tasks import TaskLog, TaskReport, TaskRules, label_log
 
-__all__ = ["HistoryRules", "Prepared", "PreparedReport", "Samples", "Seen", "SplitReport", "prepare"]
+__all__ = ["HistoryRules", "Prepared", "PreparedReport", "Samples", "SplitReport", "prepare"]
 
 
 _PARTS = ("train", "valid", "test")
@@ -76,17 +76,6 @@ class Samples:
         """
         packed = catalogue.take(self.item_rows[rows])
         return packed if self.item_dense is None else Packed(packed.ids, self.item_dense[rows])
-
-
-class Seen(NamedTuple):
-    """The items that each user met before the test samples: user u's are ``item_rows[offsets[u]:offsets[u + 1]]``."""
-
-    offsets: NDArray[np.int64]
-    item_rows: NDArray[np.int64]
-
-    def of(self, user_row: int) -> NDArray[np.int64]:
-        """Catalogue rows, ascending."""
-        return self.item_rows[self.offsets[user_row] : self.offsets[user_row + 1]]
 
 
 @dataclass(frozen=True)
