@@ -103,7 +103,7 @@ class Workload:
         for layer in made.modules():
             if isinstance(layer, torch.nn.Linear):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=random)
-        return made, convert(made)
+        return made, convert(made).graph
 
     def requests(self, n: int, *, count: int) -> list[Request]:
         """``count`` random requests of ``n`` different candidates each; the same for the same seed."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from fastmtr._native import __version__
     from fastmtr.bundle import Bundle, open_bundle, write_bundle
     from fastmtr.config import Config, load_config
+    from fastmtr.convert import Conversion, convert
     from fastmtr.features import FeaturePipeline
     from fastmtr.fusion import Fusion
     from fastmtr.graph import Graph
@@ -31,6 +32,7 @@ __all__ = [
     "BundleError",
     "Config",
     "ConfigError",
+    "Conversion",
     "ConversionError",
     "FastMTRError",
     "Feature",
@@ -45,6 +47,7 @@ __all__ = [
     "Scores",
     "Task",
     "__version__",
+    "convert",
     "get_include",
     "get_library",
     "info",
@@ -56,6 +59,7 @@ __all__ = [
 _HOME = {
     "Bundle": "bundle",
     "Config": "config",
+    "Conversion": "convert",
     "Feature": "schema",
     "FeaturePipeline": "features",
     "Fusion": "fusion",
@@ -79,6 +83,8 @@ def __getattr__(name: str) -> Any:
             f"fastmtr's native module is not in {__path__[0]}: that is a source tree, found before the installed "
             "package. Start Python in another folder (or with -P), or install with pip install -e ."
         )
+    if name == "convert":
+        return import_module("fastmtr.convert")  # a package that can be called
     if name not in _HOME:
         raise AttributeError(f"module 'fastmtr' has no attribute {name!r}")
     value = getattr(import_module(f"fastmtr.{_HOME[name]}"), name)

@@ -139,7 +139,7 @@ def save(
     return write_bundle(
         out,
         schema=config.schema,
-        graph=convert(fitted.model),
+        graph=convert(fitted.model).graph,
         pipeline_state=prepared.pipeline.state(),
         catalogue=prepared.catalogue,
         users=users,

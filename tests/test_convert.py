@@ -11,8 +11,9 @@ import torch
 from model_inputs import CONFIGS, INPUTS, SCHEMA, TWO_TOWER, as_tensors, random_rows
 from torch import nn
 
+import fastmtr
 from fastmtr import reference
-from fastmtr.convert import convert, register
+from fastmtr.convert import Conversion, Options, convert, register
 from fastmtr.convert.registry import _CONVERTERS
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, Input
@@ -37,7 +38,7 @@ def trained(name: str, *, seed: int = 0, schema=SCHEMA, **changes: object) -> Mu
 
 
 def compare(model: MultiTaskModel, n: int = 40, *, atol: float = 1e-12, request_rows: int | None = None) -> Graph:
-    graph = convert(model)
+    graph = convert(model).graph
     packed = random_rows(n)
     if request_rows is not None:
         packed["request"] = packed["request"].take(range(request_rows))
@@ -99,7 +100,7 @@ def test_unusual_shapes() -> None:
 
 
 def test_siblings_become_one_product() -> None:
-    graph = convert(trained("mmoe"))
+    graph = convert(trained("mmoe")).graph
     affine = {n.output: n for n in graph.nodes if n.op == "affine"}
     assert affine["experts.0"].attrs["groups"] == 3
     assert affine["experts.0"].attrs["shared_x"]
@@ -109,14 +110,14 @@ def test_siblings_become_one_product() -> None:
 
 
 def test_the_history_and_the_item_share_one_table() -> None:
-    graph = convert(trained("shared_bottom"))
+    graph = convert(trained("shared_bottom")).graph
     tables = {n.inputs[0]: n.weights["table"] for n in graph.nodes if "table" in n.weights}
     assert tables["history"] == tables["item"]
     assert [i.name for i in graph.inputs] == [i.name for i in INPUTS]
 
 
 def test_a_graph_survives_the_round_trip_through_json() -> None:
-    graph = convert(trained("ple"))
+    graph = convert(trained("ple")).graph
     again = Graph.from_json(graph.to_json(), graph.weights)
     packed = random_rows(5)
     for output, values in reference.evaluate(graph, packed).items():
@@ -128,20 +129,34 @@ def test_input_names_like_those_of_the_layers_do_no_harm() -> None:
     inputs = tuple(_rename(i, renamed) for i in INPUTS)
     features = tuple(msgspec.structs.replace(f, name=renamed.get(f.name, f.name)) for f in SCHEMA.features)
     schema = msgspec.structs.replace(SCHEMA, features=features)
-    graph = convert(build_model(CONFIGS["mmoe"], inputs, schema=schema))
+    graph = convert(build_model(CONFIGS["mmoe"], inputs, schema=schema)).graph
     assert "inputs_2" in {n.output for n in graph.nodes}
 
 
 def test_training_mode_does_not_matter() -> None:
     model = trained("shared_bottom", batch_norm=True, dropout=0.5)
-    evaluated = reference.evaluate(convert(model.eval()), random_rows(4))
-    for output, values in reference.evaluate(convert(model.train()), random_rows(4)).items():
+    evaluated = reference.evaluate(convert(model.eval()).graph, random_rows(4))
+    for output, values in reference.evaluate(convert(model.train()).graph, random_rows(4)).items():
         np.testing.assert_array_equal(evaluated[output], values)
 
 
 def test_an_unknown_model_is_refused() -> None:
-    with pytest.raises(ConversionError, match="no converter for a model of type 'Linear'; there are converters for"):
-        convert(nn.Linear(2, 1))
+    with pytest.raises(ConversionError, match="no converter for a model of type 'dict' from 'builtins'; there are"):
+        convert({})
+
+
+def test_the_source_scores_as_the_graph() -> None:
+    packed = random_rows(9)
+    conversion = convert(trained("mmoe", batch_norm=True, dropout=0.3).train())
+    found = reference.evaluate(conversion.graph, packed)
+    for output, values in conversion.source.score(packed).items():
+        np.testing.assert_allclose(found[output], values, rtol=0, atol=1e-5)
+    assert conversion.source.name == "fastmtr MMoE"
+
+
+def test_the_package_is_the_function_of_its_name() -> None:
+    model = trained("ple")
+    assert fastmtr.convert(model).graph.to_json() == convert(model).graph.to_json()
 
 
 def test_a_module_without_counterpart_is_refused() -> None:
@@ -178,7 +193,7 @@ def test_other_models_can_register(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmtr.convert.registry._CONVERTERS", dict(_CONVERTERS))
 
     @register(Base)
-    def _base(model: Base) -> Graph:
+    def _base(model: Base, options: Options) -> Conversion:
         return known
 
     assert convert(Derived()) is known

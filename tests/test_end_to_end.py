@@ -62,7 +62,7 @@ def load(name: str, path: Path, *, item_memory: int | str = "auto") -> _native.M
     bundle = write_bundle(
         path / "bundle",
         schema=schema(),
-        graph=convert(trained(name)),
+        graph=convert(trained(name)).graph,
         catalogue=prepared().catalogue,
         fusion=FUSION,
         item_memory=item_memory,

@@ -1,6 +1,21 @@
-"""From trained models to graphs."""
+"""From trained models to graphs: ``fastmtr.convert(model, ...)``."""
 
-from fastmtr.convert import fastmtr_models as _fastmtr_models  # noqa: F401 - registers its converters
-from fastmtr.convert.registry import convert, register
+from __future__ import annotations
 
-__all__ = ["convert", "register"]
+import sys
+from types import ModuleType
+from typing import Any
+
+from fastmtr.convert.registry import Conversion, Options, Source, convert, register
+
+__all__ = ["Conversion", "Options", "Source", "convert", "register"]
+
+
+class _CallableModule(ModuleType):
+    """This package is also the function of its name, so that ``fastmtr.convert(model)`` converts a model."""
+
+    def __call__(self, model: Any, **options: Any) -> Conversion:
+        return convert(model, **options)
+
+
+sys.modules[__name__].__class__ = _CallableModule

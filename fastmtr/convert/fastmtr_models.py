@@ -2,25 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
+import torch
+from numpy.typing import NDArray
 from torch import nn
 
 from fastmtr.convert.layers import Writer, array
-from fastmtr.convert.registry import register
-from fastmtr.graph import Graph
+from fastmtr.convert.registry import Conversion, Options
+from fastmtr.errors import ConversionError
+from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.models.base import MultiTaskModel
 from fastmtr.models.esmm import ESMM
-from fastmtr.models.layers import DOMAINS, InputLayer
+from fastmtr.models.layers import DOMAINS, InputLayer, Rows
 from fastmtr.models.mmoe import MMoE
 from fastmtr.models.ple import PLE, ExtractionLevel
 from fastmtr.models.shared_bottom import SharedBottom
 from fastmtr.models.two_tower import TwoTower
 
-__all__: list[str] = []
+__all__ = ["convert_model"]
 
 
-@register(SharedBottom)
+def convert_model(model: MultiTaskModel, options: Options) -> Conversion:
+    """The conversion of a model of :mod:`fastmtr.models`, which knows its own inputs and tasks."""
+    for kind in type(model).__mro__:
+        if kind in _GRAPHS:
+            return Conversion(_GRAPHS[kind](model), _Source(model), options.sample)
+    known = sorted(kind.__name__ for kind in _GRAPHS)
+    raise ConversionError(f"no converter for a {type(model).__name__} of fastmtr; there are converters for {known}")
+
+
+class _Source:
+    """The torch model that a graph was made from."""
+
+    def __init__(self, model: MultiTaskModel) -> None:
+        self._model = copy.deepcopy(model).eval()
+
+    @property
+    def name(self) -> str:
+        return f"fastmtr {type(self._model).__name__}"
+
+    def score(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
+        rows = {domain: _tensors(each) for domain, each in packed.items()}
+        with torch.inference_mode():
+            found = self._model.probabilities(rows["request"], rows["item"], rows.get("candidate"))
+            outputs = {task: p[:, None].numpy() for task, p in found.items()}
+            if self._model.two_tower is not None:
+                outputs["user_vector"] = self._model.user_vector(rows["request"]).numpy()
+                outputs["item_vector"] = self._model.item_vector(rows["item"]).numpy()
+        return outputs
+
+    def layers(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
+        return {}
+
+
+def _tensors(packed: Packed) -> Rows:
+    return torch.from_numpy(packed.ids), torch.from_numpy(packed.dense)
+
+
 def _shared_bottom(model: SharedBottom) -> Graph:
     w = Writer(model.inputs.inputs)
     domains = _inputs(w, model.inputs)
@@ -28,7 +69,6 @@ def _shared_bottom(model: SharedBottom) -> Graph:
     return _finish(w, model, _logits(w, model, [shared]), domains)
 
 
-@register(MMoE)
 def _mmoe(model: MMoE) -> Graph:
     w = Writer(model.inputs.inputs)
     domains = _inputs(w, model.inputs)
@@ -42,7 +82,6 @@ def _mmoe(model: MMoE) -> Graph:
     return _finish(w, model, _logits(w, model, mixed), domains)
 
 
-@register(PLE)
 def _ple(model: PLE) -> Graph:
     w = Writer(model.inputs.inputs)
     domains = _inputs(w, model.inputs)
@@ -54,11 +93,13 @@ def _ple(model: PLE) -> Graph:
     return _finish(w, model, _logits(w, model, tasks), domains)
 
 
-@register(ESMM)
 def _esmm(model: ESMM) -> Graph:
     w = Writer(model.inputs.inputs)
     domains = _inputs(w, model.inputs)
     return _finish(w, model, _logits(w, model, [_join(w, domains)]), domains, chains=model.chains)
+
+
+_GRAPHS: dict[type, Callable[[Any], Graph]] = {SharedBottom: _shared_bottom, MMoE: _mmoe, PLE: _ple, ESMM: _esmm}
 
 
 def _inputs(w: Writer, layer: InputLayer) -> dict[str, str]:

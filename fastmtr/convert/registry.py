@@ -1,52 +1,172 @@
-"""Which function converts which type of model."""
+"""The way into conversion: which function converts which model, and what it gives back."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
 
-from torch import nn
+from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import ConversionError
-from fastmtr.graph import Graph
+from fastmtr.graph import Domain, Graph, Input, Packed
+from fastmtr.schema import Schema
 
-__all__ = ["convert", "register"]
-
-_Model = TypeVar("_Model", bound=nn.Module)
-
-_CONVERTERS: dict[type[nn.Module], Callable[[nn.Module], Graph]] = {}
+__all__ = ["Conversion", "Converter", "Options", "Source", "convert", "register"]
 
 
-def register(kind: type[_Model]) -> Callable[[Callable[[_Model], Graph]], Callable[[_Model], Graph]]:
-    """Decorate the function that converts models of this type, and of types derived from it."""
+class Source(Protocol):
+    """The model that a graph was made from, so that its scores can be compared with the graph's."""
 
-    def add(converter: Callable[[_Model], Graph]) -> Callable[[_Model], Graph]:
-        def call(model: nn.Module) -> Graph:
-            assert isinstance(model, kind)
-            return converter(model)
+    @property
+    def name(self) -> str:
+        """Where the graph comes from, such as "torch.export of MMOE"."""
 
-        _CONVERTERS[kind] = call
+    def score(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
+        """The model's own outputs.
+
+        Parameters
+        ----------
+        packed : mapping of domain to Packed
+            N rows in each domain that the graph has inputs of, row by row one example each.
+
+        Returns
+        -------
+        dict of str to ndarray
+            Every output of the graph by name, shape (N, width), in the precision that the model computes in.
+        """
+
+    def layers(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
+        """The model's own inner values by the name that the graph gives them, shape (N, width), in order of evaluation.
+
+        Empty where the source cannot tell.
+        """
+
+
+@dataclass(frozen=True, eq=False)
+class Conversion:
+    """A converted model.
+
+    Parameters
+    ----------
+    graph : Graph
+        What the model computes. ``graph.inputs`` says where each of its inputs stands in the packed matrices.
+    source : Source
+        The model itself.
+    sample : mapping of domain to Packed, optional
+        The sample that was given, packed: N rows in each domain.
+    notes : tuple of str
+        What the conversion chose by itself, for the user to read (a domain inferred from the sample, say).
+    """
+
+    graph: Graph
+    source: Source
+    sample: Mapping[Domain, Packed] | None = None
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Options:
+    """The arguments of :func:`convert`, where they are described."""
+
+    schema: Schema | None = None
+    inputs: Mapping[str, str] | Sequence[Input] | None = None
+    sample: Any = None
+    groups: ArrayLike | None = None
+    items: ArrayLike | None = None
+    columns: Mapping[str, int | tuple[int, int]] | None = None
+    tasks: Sequence[str] | None = None
+
+
+Converter: TypeAlias = Callable[[Any, Options], Conversion]
+
+_CONVERTERS: dict[type, Converter] = {}
+
+_HOMES = {
+    "fastmtr": "fastmtr.convert.fastmtr_models",
+}
+"""The package that a model's class comes from: the module whose ``convert_model`` converts its models."""
+
+
+def register(kind: type) -> Callable[[Converter], Converter]:
+    """Decorate the function that converts models of this type, and of types derived from it.
+
+    It takes the model and :class:`Options`, and returns a :class:`Conversion`. It goes before fastmtr's own converters.
+    """
+
+    def add(converter: Converter) -> Converter:
+        _CONVERTERS[kind] = converter
         return converter
 
     return add
 
 
-def convert(model: nn.Module) -> Graph:
+def convert(
+    model: Any,
+    *,
+    schema: Schema | None = None,
+    inputs: Mapping[str, str] | Sequence[Input] | None = None,
+    sample: Any = None,
+    groups: ArrayLike | None = None,
+    items: ArrayLike | None = None,
+    columns: Mapping[str, int | tuple[int, int]] | None = None,
+    tasks: Sequence[str] | None = None,
+) -> Conversion:
     """What a trained model computes at inference, as a :class:`~fastmtr.graph.Graph`.
 
-    Dropout is left out and BatchNorm uses its running statistics, whatever mode the model is in. Outputs with role
-    ``task`` are probabilities (values, for a regression task); a model with a retrieval head has ``user_vector`` and
-    ``item_vector`` besides.
+    Dropout is left out and BatchNorm uses its running statistics, whatever mode the model is in. The model itself is
+    left as it is.
+
+    Parameters
+    ----------
+    model : object
+        A trained model.
+    schema : Schema, optional
+        Says what each input is a function of (the entity of the feature of that name), and names the tasks.
+    inputs : mapping of str to str, or sequence of Input, optional
+        What each input of the model is a function of: "user", "context", "item" or "candidate" ("request" is as good as
+        "user"); or in full, where it stands in the packed matrices. Before `schema`.
+    sample : object, optional
+        Rows of input as the model takes them, at least one: a dict of arrays, a tuple of arrays, or one array. It tells
+        the shapes of inputs, and the converted model is compared with its source on it.
+    groups, items : array of shape (N,), optional
+        The request, and the item, that each row of the sample belongs to. With neither `inputs` nor `schema`, an input
+        whose values are the same in all rows of every request is taken to be the user's, one whose values are the same
+        in all rows of every item to be the item's, and others to be the candidate's. ``notes`` of the result say so.
+    columns : mapping of str to int or (start, stop), optional
+        Where the model takes one packed matrix: the columns of each input.
+    tasks : sequence of str, optional
+        Names of the outputs, in the order in which the model gives them. Before those of `schema`.
+
+    Returns
+    -------
+    Conversion
 
     Raises
     ------
     ConversionError
-        There is no converter for this type of model, or a module in it has no counterpart among the operators.
+        There is no converter for this type of model, an argument that it needs is missing, or something in the model
+        has no counterpart among the operators; the message names it.
     """
-    for kind in type(model).__mro__:
+    options = Options(
+        schema=schema, inputs=inputs, sample=sample, groups=groups, items=items, columns=columns, tasks=tasks
+    )
+    return _converter(model)(model, options)
+
+
+def _converter(model: Any) -> Converter:
+    kinds = type(model).__mro__
+    for kind in kinds:
         if kind in _CONVERTERS:
-            return _CONVERTERS[kind](model)
-    known = sorted(kind.__name__ for kind in _CONVERTERS)
+            return _CONVERTERS[kind]
+    packages = ["onnx"] if isinstance(model, str | Path) else [kind.__module__.partition(".")[0] for kind in kinds]
+    for package in packages:
+        if package in _HOMES:
+            converter: Converter = import_module(_HOMES[package]).convert_model
+            return converter
     raise ConversionError(
-        f"no converter for a model of type {type(model).__name__!r}; there are converters for {known}"
+        f"no converter for a model of type {type(model).__name__!r} from {kinds[0].__module__!r}; there are converters "
+        f"for models of {', '.join(sorted(_HOMES))}"
     )
