@@ -88,7 +88,7 @@ void peak_plain() {
 
 double peak_gflops(const std::string& isa) {
 #if defined(__x86_64__)
-  if (isa == "avx512") return 2.0 * 16 * 16 * kPeakSteps / seconds_of_best(peak_avx512) * 1e-9;
+  if (isa.starts_with("avx512")) return 2.0 * 16 * 16 * kPeakSteps / seconds_of_best(peak_avx512) * 1e-9;
   if (isa == "avx2") return 2.0 * 12 * 8 * kPeakSteps / seconds_of_best(peak_avx2) * 1e-9;
 #endif
   (void)isa;
@@ -131,6 +131,24 @@ void product(const Kernels& kernels, double peak, size_t rows, size_t groups, si
                                : "sigmoid",
       seconds * 1e6, flops / seconds * 1e-9, 100 * flops / seconds * 1e-9 / peak,
       static_cast<double>(width * k) * 4 / seconds * 1e-9);
+}
+
+// The same in 8 bits.
+void product_int8(const Kernels& kernels, double peak, size_t rows, size_t groups, size_t n, size_t k) {
+  const size_t width = groups * n;
+  Floats x(rows * groups * k), w(width * k), bias(width), out(rows * width),
+      packed(kernels.int8.packed_bytes(groups, n, k) / 4);
+  kernels.int8.pack(w.data, groups, n, k, packed.data);
+  AffineArgs args = {};
+  args.rows = rows, args.groups = groups, args.n = n, args.k = k;
+  args.x = {x.data, groups * k, nullptr};
+  args.bias = bias.data;
+  args.activation = Activation::relu;
+  args.out = {out.data, width};
+  const double seconds = seconds_of_best([&] { kernels.int8.affine(&args, packed.data, nullptr); });
+  const double ops = 2.0 * static_cast<double>(rows * width * k);
+  std::printf("  8 bits  M=%-4zu G=%zu N=%-5zu K=%-4zu relu    %9.2f us  %6.1f Gop/s  %6.2f of the multiply-add peak\n",
+              rows, groups, n, k, seconds * 1e6, ops / seconds * 1e-9, ops / seconds * 1e-9 / peak);
 }
 
 // relu(request row + stored item row): what the first layer of an expert is once it is split.
@@ -192,6 +210,9 @@ void run(const Kernels& kernels) {
   for (size_t rows : {1, 64}) product(kernels, peak, rows, 3, 8, 136, Activation::none);
   for (size_t rows : {1, 64}) product(kernels, peak, rows, 3, 1, 64, Activation::sigmoid);
   for (size_t rows : {1, 64}) product(kernels, peak, rows, 1, 128, 1024, Activation::none);
+  for (size_t rows : {1, 14, 64, 256}) product_int8(kernels, peak, rows, 8, 128, 256);
+  for (size_t rows : {1, 64}) product_int8(kernels, peak, rows, 3, 64, 128);
+  for (size_t rows : {1, 64}) product_int8(kernels, peak, rows, 1, 256, 512);
   for (size_t width : {16, 512, 2048}) gather(kernels, 64, width, size_t{1} << 30);
   gather(kernels, 64, 2048, size_t{8} << 20);
   embedding(kernels, 64, 8, 16, size_t{512} << 20);
@@ -206,7 +227,8 @@ void run(const Kernels& kernels) {
 
 int main(int argc, char** argv) {
   const Kernels* (*const tables[])(const char**) = {fastmtr::baseline_kernels, fastmtr::avx2_kernels,
-                                                    fastmtr::avx512_kernels, fastmtr::neon_kernels};
+                                                    fastmtr::avx512_kernels, fastmtr::avx512_vnni_kernels,
+                                                    fastmtr::neon_kernels};
   for (const auto table : tables) {
     const char* why = nullptr;
     const Kernels* kernels = table(&why);

@@ -52,8 +52,22 @@ struct AffineArgs {
   Out out;                  // never overlaps an input
 };
 
+// Products in 8 bits. Weights are one signed byte each with a scale an output column, s = max |w| / 127; a row of x (of
+// a group) is quantised when it is read: q = round(x / d) + z in 0 .. 255 with d = (max(x, 0) - min(x, 0)) / 255 and z
+// = round(-min(x, 0) / d), which is 0 after a ReLU. Sums are exact 32-bit integers on every instruction set, and out =
+// act(d s (sum - z sum of w) + b + addends): equal bits everywhere but for the activation's own rounding. A row of x
+// that is not finite gives NaN.
+struct Int8Kernels {
+  size_t most_k;  // k of at most so many columns
+  size_t (*packed_bytes)(size_t groups, size_t n, size_t k);
+  void (*pack)(const float* w, size_t groups, size_t n, size_t k, void* dst);  // dst 64-byte aligned
+  // `packed` is by pack() of this table; args->packed is not read. With `source`, x is what that affine without product
+  // would give (groups * k columns; its out is not read), and it never goes to memory; args->x is then not read.
+  void (*affine)(const AffineArgs* args, const void* packed, const AffineArgs* source);
+};
+
 struct Kernels {
-  const char* isa;          // "baseline", "avx2", "avx512", "neon", ...
+  const char* isa;          // "baseline", "avx2", "avx512", "avx512_vnni", "neon", ...
   size_t vector_floats;     // lanes
 
   // Floats that pack() writes for groups x [n, k] weights, and the packing itself (w row-major [groups, n, k]; dst 64-byte aligned).
@@ -80,12 +94,14 @@ struct Kernels {
   // fused = fusion of scores [rows, n_tasks] (row-major, `stride` floats apart), product or sum; columns[i] is the i-th fused task.
   void (*fuse)(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets, int32_t product,
                const float* scores, size_t stride, float* fused);
+  Int8Kernels int8;
 };
 
 // NULL where this build has no such table or this CPU cannot run it; `why` then says so (static text).
 const Kernels* baseline_kernels(const char** why);
 const Kernels* avx2_kernels(const char** why);
 const Kernels* avx512_kernels(const char** why);
+const Kernels* avx512_vnni_kernels(const char** why);  // as avx512, but for the products in 8 bits
 const Kernels* neon_kernels(const char** why);
 const Kernels* emulated16_kernels(const char** why);  // plain 16-lane vectors: tests only
 

@@ -17,7 +17,8 @@ struct Isa {
 };
 
 // Best first.
-constexpr Isa kIsas[] = {{"avx512", avx512_kernels, true},
+constexpr Isa kIsas[] = {{"avx512_vnni", avx512_vnni_kernels, true},
+                         {"avx512", avx512_kernels, true},
                          {"avx2", avx2_kernels, true},
                          {"neon", neon_kernels, true},
                          {"baseline", baseline_kernels, true},

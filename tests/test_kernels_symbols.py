@@ -31,7 +31,7 @@ def flags(isa: str) -> list[str]:
 
 
 def runs_here(isa: str) -> bool:
-    return {"avx2": X86_64, "avx512": X86_64, "neon": AARCH64}.get(isa, True)
+    return {"avx2": X86_64, "avx512": X86_64, "avx512_vnni": X86_64, "neon": AARCH64}.get(isa, True)
 
 
 @pytest.fixture(scope="module", params=FILES)

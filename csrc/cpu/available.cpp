@@ -36,6 +36,19 @@ const Kernels* avx512_kernels(const char** why) {
     return unavailable("this processor (or operating system) does not have AVX-512 F, BW, DQ and VL", why);
   return available(kAvx512Table, why);
 }
+
+const Kernels* avx512_vnni_kernels(const char** why) {
+  if (!avx512_kernels(why)) return nullptr;
+  if (!__builtin_cpu_supports("avx512vnni"))
+    return unavailable("this processor has AVX-512, but not its VNNI instructions", why);
+  static const Kernels table = [] {
+    Kernels made = kAvx512Table;
+    made.isa = "avx512_vnni";
+    made.int8 = kAvx512VnniInt8Table;
+    return made;
+  }();
+  return available(table, why);
+}
 #else
 const Kernels* avx2_kernels(const char** why) {
   return unavailable("AVX2 is of x86-64; this is another processor", why);
@@ -43,6 +56,7 @@ const Kernels* avx2_kernels(const char** why) {
 const Kernels* avx512_kernels(const char** why) {
   return unavailable("AVX-512 is of x86-64; this is another processor", why);
 }
+const Kernels* avx512_vnni_kernels(const char** why) { return avx512_kernels(why); }
 #endif
 
 #if defined(__aarch64__)

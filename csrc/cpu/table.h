@@ -2,15 +2,16 @@
 #ifndef FASTMTR_CPU_TABLE_H
 #define FASTMTR_CPU_TABLE_H
 
-#include "affine.h"
+#include "affine_int8.h"
 #include "operators.h"
 
 namespace fastmtr {
 namespace {
 
 constexpr Kernels kernels_for(const char* isa) {
-  return {isa,         W,      packed_floats, pack,         affine, activation, softmax,       mixture, binary,
-          scale_shift, reduce, layer_norm,    l2_normalize, dot,    embedding,  embedding_bag, copy,    fuse};
+  return {isa,    W,           packed_floats, pack,       affine,       activation, softmax,   mixture,
+          binary, scale_shift, reduce,        layer_norm, l2_normalize, dot,        embedding, embedding_bag,
+          copy,   fuse,        int8_kernels()};
 }
 
 }  // namespace

@@ -8,8 +8,9 @@
 namespace fastmtr {
 extern const Kernels kBaselineTable;
 extern const Kernels kEmulated16Table;
-extern const Kernels kAvx2Table;    // x86-64 only
-extern const Kernels kAvx512Table;  // x86-64 only
-extern const Kernels kNeonTable;    // AArch64 only
+extern const Kernels kAvx2Table;                // x86-64 only
+extern const Kernels kAvx512Table;              // x86-64 only
+extern const Kernels kNeonTable;                // AArch64 only
+extern const Int8Kernels kAvx512VnniInt8Table;  // x86-64 only
 }  // namespace fastmtr
 #endif

@@ -51,6 +51,9 @@ FASTMTR_INLINE void store_n(float* p, F x, size_t n) {
 FASTMTR_INLINE float sum_lanes(F x) { return sum_lanes_256(x); }
 FASTMTR_INLINE float max_lanes(F x) { return max_lanes_256(x); }
 
+typedef int16_t Unsigned8, Signed8;  // vpmaddubsw would saturate: 2 * 255 * 127 is beyond 16 bits
+FASTMTR_INLINE S dot(S sum, S x, S w) { return sum + (S)_mm256_madd_epi16((__m256i)x, (__m256i)w); }
+
 }  // namespace
 }  // namespace fastmtr
 #endif

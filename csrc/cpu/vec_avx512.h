@@ -44,6 +44,15 @@ FASTMTR_INLINE float max_lanes(F x) {
   return max_lanes_256(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
 }
 
+#if defined(__AVX512VNNI__)
+typedef uint8_t Unsigned8;
+typedef int8_t Signed8;
+FASTMTR_INLINE S dot(S sum, S x, S w) { return (S)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
+#else
+typedef int16_t Unsigned8, Signed8;  // pairs of bytes would saturate: 2 * 255 * 127 is beyond 16 bits
+FASTMTR_INLINE S dot(S sum, S x, S w) { return sum + (S)_mm512_madd_epi16((__m512i)x, (__m512i)w); }
+#endif
+
 }  // namespace
 }  // namespace fastmtr
 #endif

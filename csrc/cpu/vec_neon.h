@@ -41,6 +41,9 @@ FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(
 FASTMTR_INLINE float sum_lanes(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 FASTMTR_INLINE float max_lanes(F x) { return vmaxvq_f32((float32x4_t)x); }
 
+typedef int16_t Unsigned8, Signed8;
+FASTMTR_INLINE S dot(S sum, S x, S w) { return dot_of_pairs(sum, x, w); }
+
 }  // namespace
 }  // namespace fastmtr
 #endif

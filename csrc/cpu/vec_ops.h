@@ -1,6 +1,8 @@
 // What every vector has in common, by the compilers' vector extensions. A vec_<isa>.h defines before this header the
-// types F (floats) and U (uint32 bits), the lanes W, and afterwards fma, min, max, load_n, store_n, sum_lanes,
-// max_lanes.
+// types F (floats), U (uint32 bits) and S (int32), the lanes W, and afterwards fma, min, max, load_n, store_n,
+// sum_lanes, max_lanes; and for products in 8 bits Unsigned8 and Signed8, the integers that hold them in memory, and
+// dot(S sum, S x, S w): each lane of x holds so many Unsigned8 as it has room for, w so many Signed8; their products
+// are added to the lane, exactly.
 //
 // Everything below csrc/cpu/*.h is in an unnamed namespace: each ISA file has its own copy, and no symbol that the
 // linker could merge with a copy compiled for another instruction set.
@@ -37,6 +39,11 @@ FASTMTR_INLINE U shift_right_signed(U x, int n) { return (U)((S)x >> n); }
 FASTMTR_INLINE F abs(F x) { return from_bits(bits(x) & set1_bits(0x7fffffffu)); }
 FASTMTR_INLINE F copy_sign(F magnitude, F sign) {
   return from_bits((bits(magnitude) & set1_bits(0x7fffffffu)) | (bits(sign) & set1_bits(0x80000000u)));
+}
+
+// Pairs of 16 bits a lane, for instruction sets without such a product.
+FASTMTR_INLINE S dot_of_pairs(S sum, S x, S w) {
+  return sum + (S)((U)x << 16 >> 16) * ((S)((U)w << 16) >> 16) + (x >> 16) * (w >> 16);
 }
 
 FASTMTR_INLINE size_t less(size_t a, size_t b) { return a < b ? a : b; }

@@ -5,6 +5,9 @@
 
 #include <stddef.h>
 #include <stdint.h>
+#if defined(__SSE2__)
+#include <emmintrin.h>
+#endif
 
 namespace fastmtr {
 namespace {
@@ -45,6 +48,15 @@ FASTMTR_INLINE float max_lanes(F x) {
   for (size_t half = W / 2; half > 0; half /= 2)
     for (size_t i = 0; i < half; ++i) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
   return x[0];
+}
+
+typedef int16_t Unsigned8, Signed8;
+FASTMTR_INLINE S dot(S sum, S x, S w) {
+#if defined(__SSE2__) && FASTMTR_PLAIN_LANES == 4
+  return sum + (S)_mm_madd_epi16((__m128i)x, (__m128i)w);
+#else
+  return dot_of_pairs(sum, x, w);
+#endif
 }
 
 }  // namespace

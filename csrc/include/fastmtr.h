@@ -61,7 +61,7 @@ FMTR_API void fmtr_string_free(char* text);
 
 typedef struct fmtr_load_options {
   size_t struct_size;
-  const char* isa; /* NULL: the best this CPU has (or FASTMTR_FORCE_ISA); else "baseline", "avx2", "avx512", "neon" */
+  const char* isa; /* NULL: the best this CPU has (or FASTMTR_FORCE_ISA); else "baseline", "avx2", "avx512", "avx512_vnni", "neon" */
   int32_t without_catalogue; /* 1: do not read catalogue.safetensors even if it is there */
 } fmtr_load_options;
 

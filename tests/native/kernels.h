@@ -129,7 +129,8 @@ inline double activated(Activation fn, double x, double alpha, double slope) {
 
 // Runs the test with every table that this processor can run.
 inline void with_each_table(void (*test)(const Kernels&)) {
-  for (const auto table : {baseline_kernels, emulated16_kernels, avx2_kernels, avx512_kernels, neon_kernels}) {
+  for (const auto table :
+       {baseline_kernels, emulated16_kernels, avx2_kernels, avx512_kernels, avx512_vnni_kernels, neon_kernels}) {
     const char* why = "";
     if (const Kernels* kernels = table(&why))
       test(*kernels);
