@@ -230,3 +230,22 @@ def test_item_values_are_not_stacked_by_default() -> None:
     g.output("a", g.affine("item", w=w(1, 3)))
     g.output("b", g.affine("item", w=w(1, 3)))
     assert ops(stack_siblings(g.build())) == ["affine", "affine"]
+
+
+def test_inputs_in_several_pieces_are_not_copied_side_by_side() -> None:
+    g, w = builder()
+    wide = g.affine("item", w=w(8, 3), activation="relu")
+    parts = [g.concat([g.slice(wide, 2 * t, 2), "user"]) for t in range(2)]
+    g.output("click", g.reduce(g.add(*(g.affine(x, w=w(3, 4)) for x in parts)), "sum"))
+    after = stack_siblings(g.build())
+    assert [n.attr("groups") for n in after.nodes if n.op == "affine"] == [1, 1, 1]
+
+
+def test_softmaxes_over_several_pieces_stay_apart() -> None:
+    g, w = builder()
+    logits = g.affine("user", w=w(4, 2))
+    parts = [g.softmax(g.concat([g.slice(logits, 2 * t, 2), "user"]), size=2) for t in range(2)]
+    g.output("click", g.reduce(g.concat(parts), "max"))
+    after = stack_siblings(g.build())
+    assert ops(after).count("softmax") == 2
+    assert_same_outputs(g.build(), after, 1e-12)

@@ -345,13 +345,12 @@ def _offsets(pieces: Sequence[Piece]) -> list[int]:
 
 
 def _joined(moves: Sequence[tuple[str, Operand, Operand]]) -> list[tuple[str, Operand, Operand]]:
-    """Moves of neighbouring columns to neighbouring columns as one."""
+    """Moves of neighbouring columns to neighbouring columns as one. (From one buffer all moves are of one kind.)"""
     joined: list[tuple[str, Operand, Operand]] = []
     for op, at, to in moves:
         if joined:
-            last_op, last_at, last_to = joined[-1]
-            follows = all(a[0] == b[0] and a[1] + a[2] == b[1] for a, b in ((last_at, at), (last_to, to)))
-            if op == last_op and follows:
+            _, last_at, last_to = joined[-1]
+            if all(a[0] == b[0] and a[1] + a[2] == b[1] for a, b in ((last_at, at), (last_to, to))):
                 both = at[2] + last_at[2]
                 joined[-1] = (op, [*last_at[:2], both], [*last_to[:2], both])
                 continue

@@ -73,7 +73,7 @@ def compile_graph(
     n_items : int
         Size of the catalogue, which decides what fits in ``item_memory``. 0: not known.
     item_memory : int or "auto"
-        Bytes for item values computed ahead of time; "auto" is 1 GiB, 0 stores nothing but the inputs (and the item
+        Bytes for item values computed ahead of time; "auto" is 2 GiB, 0 stores nothing but the inputs (and the item
         outputs, which need it).
 
     Returns

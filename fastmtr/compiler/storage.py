@@ -10,9 +10,9 @@ from fastmtr.compiler.costs import work
 from fastmtr.compiler.rewrite import Piece, pieces_of
 from fastmtr.graph import Graph
 
-__all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "stored_unit"]
+__all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "row_bytes", "stored_unit"]
 
-AUTO_MEMORY = 1 << 30
+AUTO_MEMORY = 2 << 30
 
 # Reading a stored row costs memory traffic; below so much saved work a byte, computing it again is quicker. A table
 # that fits the shared cache is read several times as fast.
@@ -54,7 +54,9 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     n_items : int
         Size of the catalogue; 0: not known, then memory is not counted.
     item_memory : int or "auto"
-        Bytes; "auto" is 1 GiB.
+        Bytes; "auto" is 2 GiB, whatever the machine, so that a compilation can be repeated elsewhere. It is a limit, not
+        an aim: a value is stored only where reading it is quicker than computing it. (An MMoE of eight experts with 256
+        units in their first layers takes 8 KiB an item: 2 GiB hold 250,000 items.)
     """
     budget = AUTO_MEMORY if item_memory == "auto" else item_memory
     pieces = pieces_of(graph)
@@ -64,7 +66,7 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     while True:
         wanted = _boundary(graph, pieces, refused) | required
         wanted -= {i.name for i in graph.inputs}
-        size = {v: 4 * graph.width(v) for v in wanted}
+        size = {v: row_bytes(graph.width(v)) for v in wanted}
         for v in wanted - saved.keys():
             saved[v] = _cone_work(graph, v) / size[v]
         total = sum(size.values()) * n_items
@@ -78,6 +80,11 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
             refused[free[0]] = f"{size[free[0]] * n_items:,} bytes for {n_items:,} items exceed the memory allowed"
         else:
             return Storage(frozenset(wanted), {v: refused[v] for v in refused if v not in wanted})
+
+
+def row_bytes(width: int) -> int:
+    """Bytes of one item's row of a stored value."""
+    return 4 * width
 
 
 def _boundary(graph: Graph, pieces: Mapping[str, tuple[Piece, ...]], refused: Mapping[str, str]) -> set[str]:
