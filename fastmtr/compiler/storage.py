@@ -54,7 +54,7 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     n_items : int
         Size of the catalogue; 0: not known, then memory is not counted.
     item_memory : int or "auto"
-        Bytes; "auto" is 2 GiB, whatever the machine, so that a compilation can be repeated elsewhere. It is a limit, not
+        Bytes; "auto" is 2 GiB whatever the machine, so that a compilation can be repeated elsewhere. It is a limit, not
         an aim: a value is stored only where reading it is quicker than computing it. (An MMoE of eight experts with 256
         units in their first layers takes 8 KiB an item: 2 GiB hold 250,000 items.)
     """
