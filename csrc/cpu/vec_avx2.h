@@ -11,6 +11,7 @@ namespace fastmtr {
 namespace {
 constexpr size_t kBlockRows =
     6;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t kSkipVectors = 8;  // sums of one row in registers
 constexpr size_t W = 8;
 typedef __m256 F;
 typedef uint32_t U __attribute__((vector_size(32)));
@@ -46,6 +47,10 @@ FASTMTR_INLINE void store_n(float* p, F x, size_t n) {
     p += 2;
   }
   if (n & 1) _mm_store_ss(p, part);
+}
+
+FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
+  return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, zero(), _CMP_NEQ_UQ));
 }
 
 FASTMTR_INLINE float sum_lanes(F x) { return sum_lanes_256(x); }

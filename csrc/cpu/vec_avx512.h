@@ -17,6 +17,7 @@ namespace fastmtr {
 namespace {
 constexpr size_t kBlockRows =
     14;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t kSkipVectors = 8;  // sums of one row in registers
 constexpr size_t W = 16;
 typedef __m512 F;
 typedef uint32_t U __attribute__((vector_size(64)));
@@ -36,6 +37,9 @@ FASTMTR_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
 FASTMTR_INLINE __mmask16 first_lanes(size_t n) { return (__mmask16)((1u << n) - 1u); }
 FASTMTR_INLINE F load_n(const float* p, size_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 FASTMTR_INLINE void store_n(float* p, F x, size_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
+
+// The lanes that are not zero (NaN is not), the first in the lowest bit.
+FASTMTR_INLINE uint32_t nonzero_lanes(F x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ); }
 
 FASTMTR_INLINE float sum_lanes(F x) {
   return sum_lanes_256(_mm256_add_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));

@@ -10,6 +10,7 @@ namespace fastmtr {
 namespace {
 constexpr size_t kBlockRows =
     8;  // x two vectors of sums, and a register each for weights and x, fill the register file
+constexpr size_t kSkipVectors = 16;  // sums of one row in registers
 constexpr size_t W = 4;
 typedef float F __attribute__((vector_size(16)));
 typedef uint32_t U __attribute__((vector_size(16)));
@@ -37,6 +38,11 @@ FASTMTR_INLINE F load_n(const float* p, size_t n) {
   return x;
 }
 FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
+
+FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
+  const uint32x4_t bit = {1, 2, 4, 8};
+  return vaddvq_u32(vandq_u32(vmvnq_u32(vceqzq_f32((float32x4_t)x)), bit));
+}
 
 FASTMTR_INLINE float sum_lanes(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 FASTMTR_INLINE float max_lanes(F x) { return vmaxvq_f32((float32x4_t)x); }

@@ -11,6 +11,7 @@
 
 namespace fastmtr {
 namespace {
+constexpr size_t kSkipVectors = 8;  // sums of one row in registers
 constexpr size_t W = FASTMTR_PLAIN_LANES;
 constexpr size_t kBlockRows = FASTMTR_PLAIN_ROWS;
 typedef float F __attribute__((vector_size(4 * FASTMTR_PLAIN_LANES)));
@@ -37,6 +38,12 @@ FASTMTR_INLINE F load_n(const float* p, size_t n) {
   return x;
 }
 FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
+
+FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
+  uint32_t lanes = 0;
+  for (size_t i = 0; i < W; ++i) lanes |= (uint32_t)(x[i] != 0.0f) << i;
+  return lanes;
+}
 
 // Halves onto halves: a fixed tree.
 FASTMTR_INLINE float sum_lanes(F x) {
