@@ -31,15 +31,20 @@ class Case:
 
 
 class _Weights:
-    """Registers random weights in a builder."""
+    """Registers random weights in a builder.
 
-    def __init__(self, g: GraphBuilder, rng: np.random.Generator) -> None:
-        self.g, self.rng, self.count = g, rng, 0
+    With ``grid``, they are multiples of it: sums and products of a few of them are exact in float32, so that weights
+    combined by the compiler are, too.
+    """
+
+    def __init__(self, g: GraphBuilder, rng: np.random.Generator, *, grid: float = 0.0) -> None:
+        self.g, self.rng, self.grid, self.count = g, rng, grid, 0
 
     def __call__(self, *shape: int) -> str:
         self.count += 1
         spread = np.sqrt(shape[-1]) if len(shape) > 1 else 1.0
-        return self.g.weight(f"w{self.count}", self.rng.normal(size=shape) / spread)
+        drawn = self.rng.normal(size=shape) / spread
+        return self.g.weight(f"w{self.count}", np.round(drawn / self.grid) * self.grid if self.grid else drawn)
 
     def positive(self, n: int) -> str:
         self.count += 1
@@ -242,7 +247,7 @@ class _Grower:
     def __init__(self, rng: random.Random, inputs: list[Input]) -> None:
         self.random = rng
         self.g = GraphBuilder(inputs)
-        self.w = _Weights(self.g, np.random.default_rng(rng.getrandbits(32)))
+        self.w = _Weights(self.g, np.random.default_rng(rng.getrandbits(32)), grid=1 / 16)
         self.inputs = inputs
         self.values: list[str] = [i.name for i in inputs if i.kind == "dense"]
 

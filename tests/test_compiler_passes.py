@@ -122,7 +122,7 @@ def test_a_batch_norm_of_a_value_that_others_read_goes_into_what_follows() -> No
     y = g.batch_norm(x, mean=w(3), var=w(3))
     g.output("click", g.affine(g.concat([y, x]), w=w(1, 6)))
     after = remove_dead_code(fold_batch_norm(g.build()))
-    assert ops(after) == ["affine", "concat", "affine"]
+    assert ops(after) == ["affine", "affine"]  # y is a multiple of x, so x alone is read
     assert_same_outputs(g.build(), after, 1e-6)
 
 
@@ -197,6 +197,107 @@ def test_a_product_of_one_domain_inside_a_mixed_sum_is_computed_once() -> None:
     value = g.affine("user", w=w(3, 2), addends=["item"], activation="relu")
     g.output("click", g.reduce(value, "sum"))
     assert split_by_domain(g.build()).domain(f"{value}@request") == "request"
+
+
+def parts(graph: Graph) -> dict[str, tuple[str, int]]:
+    """Domain and number of columns read, of each product."""
+    return {
+        n.output: (graph.domain(n.output), graph.width(n.inputs[0]))
+        for n in graph.nodes
+        if n.op == "affine" and "w" in n.weights
+    }
+
+
+THREE = (
+    Input("user", "request", "dense", 0, 3),
+    Input("item", "item", "dense", 0, 3),
+    Input("here", "candidate", "dense", 0, 3),
+    Input("one", "item", "dense", 3, 1),
+)
+
+
+@pytest.mark.parametrize(
+    ("build", "expected"),
+    [
+        (lambda g, w: g.sub("user", "item"), {"head@request": ("request", 3), "head@item": ("item", 3)}),
+        (lambda g, w: g.add("user", "one"), {"head@request": ("request", 3), "head@item": ("item", 1)}),
+        (
+            lambda g, w: g.scale_shift(g.sub("item", "user"), scale=w(3), shift=w(3)),
+            {"head@request": ("request", 3), "head@item": ("item", 3)},
+        ),
+        (
+            lambda g, w: g.concat(["user", "item", g.sub("user", "item"), g.mul("user", "item")]),
+            {"head@request": ("request", 3), "head@item": ("item", 3), "head": ("candidate", 3)},
+        ),
+        # Nothing is gained where the candidate's columns stay as many.
+        (lambda g, w: g.add("user", "here"), {"head": ("candidate", 3)}),
+        (lambda g, w: g.sub(g.add("user", "here"), g.activation("here", "tanh")), {"head": ("candidate", 3)}),
+        # Columns of a sum.
+        (
+            lambda g, w: g.slice(g.concat([g.sub("user", "item"), g.sub("item", "user")]), 2, 3),
+            {"head@request": ("request", 3), "head@item": ("item", 3)},
+        ),
+        # A chain without activation: each product of its own domain.
+        (
+            lambda g, w: g.affine(g.concat(["user", "item"]), w=w(2, 6), b=w(2), name="inner"),
+            {
+                "inner@request": ("request", 3),
+                "inner@item": ("item", 3),
+                "head@request": ("request", 2),
+                "head@item": ("item", 2),
+            },
+        ),
+    ],
+)
+def test_split_sees_through_sums(
+    build: Callable[[GraphBuilder, Callable[..., str]], str], expected: dict[str, tuple[str, int]]
+) -> None:
+    g, w = builder(*THREE)
+    x = build(g, w)
+    g.output("click", g.affine(x, w=w(1, g.width(x)), b=w(1), name="head"))
+    after = remove_dead_code(split_by_domain(g.build()))
+    assert parts(after) == expected
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+def test_split_that_keeps_the_item_still_reads_each_column_once() -> None:
+    g, w = builder(*THREE)
+    x = g.concat(["user", "item", g.sub("user", "item"), g.mul("user", "item")])
+    g.output("click", g.affine(x, w=w(1, 12), name="head"))
+    after = remove_dead_code(split_by_domain(g.build(), keep_item={"head"}))
+    assert parts(after) == {"head@request": ("request", 3), "head": ("candidate", 6)}
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+def test_sums_of_sums_are_expanded_once_each() -> None:
+    g, w = builder(*THREE)
+    x = g.sub("user", "item")
+    for _ in range(40):
+        x = g.scale_shift(g.add(x, x), scale=g.weight(f"half{x}", [0.5] * 3), shift=w(3))
+    g.output("click", g.affine(x, w=w(1, 3), name="head"))
+    after = remove_dead_code(split_by_domain(g.build()))
+    assert parts(after) == {"head@request": ("request", 3), "head@item": ("item", 3)}
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+def test_groups_with_as_many_columns_of_each_domain_are_split() -> None:
+    g, w = builder(*THREE)
+    hidden = g.activation("here", "tanh")
+    x = g.concat([g.slice(hidden, 0, 1), "user", "item", g.slice(hidden, 1, 1), "user", g.activation("item", "relu")])
+    g.output("click", g.reduce(g.affine(x, w=w(2, 4, 7), b=w(8), groups=2, activation="relu", name="head"), "sum"))
+    after = remove_dead_code(split_by_domain(g.build()))
+    # Both groups read all of the user, so that is one product.
+    assert parts(after) == {"head@request": ("request", 3), "head@item": ("item", 6), "head": ("candidate", 2)}
+    groups = {n.output: n.attr("groups") for n in after.nodes if n.op == "affine"}
+    assert groups == {"head@request": 1, "head@item": 2, "head": 2}
+    assert_same_outputs(g.build(), after, 1e-12)
+
+
+def test_groups_of_unlike_columns_stay_as_they_are() -> None:
+    g, w = builder(*THREE)
+    x = g.concat(["user", "here", "item", "one", g.slice("item", 0, 2)])
+    g.output("click", g.reduce(g.affine(x, w=w(2, 4, 6), groups=2, name="head"), "sum"))
+    assert parts(split_by_domain(g.build())) == {"head": ("candidate", 12)}
 
 
 @pytest.mark.parametrize("widths", [(4, 4), (4, 2)])

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.compiler.rewrite import Editor, Piece, canonical, cut, pieces_of, uses
+from fastmtr.compiler.linear import Values, expand_affine
+from fastmtr.compiler.rewrite import Editor, canonical, plain, uses
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, Node
 
@@ -74,64 +75,26 @@ def _is_plain(node: Node) -> bool:
 
 
 def _fold_into_following(graph: Graph) -> Graph:
-    pieces = pieces_of(graph)
-    widths = {name: graph.width(name) for name in pieces}
-    scalers = {n.output: n for n in graph.nodes if n.op == "scale_shift"}
     editor = Editor(graph)
-    editor.know(pieces)
+    values = Values(graph, editor.weights)
+    editor.know(values.pieces)
+    scaled = {n.output for n in graph.nodes if n.op == "scale_shift"}
     for node in graph.nodes:
-        scaled = "w" in node.weights and any(p.source in scalers for p in pieces[node.inputs[0]])
-        editor.nodes.append(_fold_scale(graph, node, editor, pieces, widths, scalers) if scaled else node)
+        values.add(node, width=graph.width(node.output), domain=graph.domain(node.output))
+        if "w" in node.weights and any(p.source in scaled for p in values.pieces[node.inputs[0]]):
+            node = _without_scales(node, editor, values, scaled)
+        editor.nodes.append(node)
     return editor.graph()
 
 
-def _fold_scale(
-    graph: Graph,
-    node: Node,
-    editor: Editor,
-    pieces: Mapping[str, tuple[Piece, ...]],
-    widths: Mapping[str, int],
-    scalers: Mapping[str, Node],
-) -> Node:
-    w = canonical(graph.weights[node.weights["w"]]).astype(np.float64)
-    groups, n, k = w.shape
-    made_of, scale, shift = [], [], []
-    for p in pieces[node.inputs[0]]:
-        for source, s, t in _unscale(p, graph, pieces, scalers, np.ones(p.width), np.zeros(p.width)):
-            made_of.append(source)
-            scale.append(s)
-            shift.append(t)
-    by_group = (1, 1, k) if node.attr("shared_x") else (groups, 1, k)
-    s, t = (np.concatenate(v).reshape(by_group) for v in (scale, shift))
-    bias = graph.weights[node.weights["b"]] if "b" in node.weights else np.zeros(groups * n)
-    weights = {
-        **node.weights,
-        "w": editor.weight(f"{node.output}.w", w * s),
-        "b": editor.weight(f"{node.output}.b", bias + (w * t).sum(axis=2).reshape(-1)),
-    }
-    x = editor.join(made_of, widths, name=f"{node.output}.x")
-    return replace(node, inputs=(x, *node.inputs[1:]), weights=weights)
-
-
-def _unscale(
-    piece: Piece,
-    graph: Graph,
-    pieces: Mapping[str, tuple[Piece, ...]],
-    scalers: Mapping[str, Node],
-    scale: _F64,
-    shift: _F64,
-) -> list[tuple[Piece, _F64, _F64]]:
-    """``scale * piece + shift`` as pieces that no ``scale_shift`` made."""
-    node = scalers.get(piece.source)
-    if node is None:
-        return [(piece, scale, shift)]
-    here = slice(piece.offset, piece.offset + piece.width)
-    own_scale, own_shift = (v[here] for v in _factors(node, graph.weights, graph.width(node.output)))
-    shift = shift + scale * own_shift
-    scale = scale * own_scale
-    found, start = [], 0
-    for p in cut(pieces[node.inputs[0]], piece.offset, piece.width):
-        columns = slice(start, start + p.width)
-        found += _unscale(p, graph, pieces, scalers, scale[columns], shift[columns])
-        start += p.width
-    return found
+def _without_scales(node: Node, editor: Editor, values: Values, scaled: Collection[str]) -> Node:
+    found = expand_affine(node, values, wanted=lambda p, _: p.source in scaled)
+    if found is None or len({sum(w.shape[1] for w in parts) for parts in found.w}) > 1:
+        return node
+    w = np.stack([np.concatenate(parts, axis=1) for parts in found.w])
+    bias = values.of(node, "b", 0, len(found.constant)) + found.constant
+    weights = {"w": editor.weight(f"{node.output}.w", plain(w)), "b": editor.weight(f"{node.output}.b", bias)}
+    made_of = [p for step in found.pieces for group in step for p in group]
+    x = editor.join(made_of, values.widths, name=f"{node.output}.x")
+    attrs = {**node.attrs, "groups": len(w), "shared_x": False}
+    return replace(node, inputs=(x, *node.inputs[1:]), weights={**node.weights, **weights}, attrs=attrs)

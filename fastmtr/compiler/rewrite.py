@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmtr.graph import Graph, Input, Node, Output
 
-__all__ = ["Editor", "Piece", "canonical", "cut", "pieces_of", "uses"]
+__all__ = ["Editor", "Piece", "canonical", "cut", "pieces_of", "plain", "uses"]
 
 
 class Piece(NamedTuple):
@@ -66,6 +66,11 @@ def uses(graph: Graph) -> Counter[str]:
 def canonical(weight: NDArray[np.float32]) -> NDArray[np.float32]:
     """An affine weight as [groups, n, k]."""
     return weight[None] if weight.ndim == 2 else weight
+
+
+def plain(weight: NDArray[Any]) -> NDArray[Any]:
+    """An affine weight [groups, n, k] without the axis of a single group."""
+    return weight[0] if len(weight) == 1 else weight
 
 
 class Editor:

@@ -9,7 +9,7 @@ from typing import TypeVar
 
 import numpy as np
 
-from fastmtr.compiler.rewrite import Editor, Piece, canonical, pieces_of
+from fastmtr.compiler.rewrite import Editor, Piece, canonical, pieces_of, plain
 from fastmtr.graph import Domain, Graph, Node
 
 __all__ = ["stack_siblings"]
@@ -159,7 +159,7 @@ def _replace_family(
 ) -> Graph:
     """One affine in place of the members, each of which becomes a slice of it."""
     name = editor.fresh(_family_name(members))
-    weights = {"w": editor.weight(f"{name}.w", w[0] if len(w) == 1 else w)}
+    weights = {"w": editor.weight(f"{name}.w", plain(w))}
     for role in ("b", "slope"):
         if any(role in n.weights for n in members):
             parts = [
