@@ -142,6 +142,12 @@ T* mutable_data(py::array_t<T>& array) {
   return array.mutable_data();
 }
 
+fmtr_precision precision_of(const std::string& name) {
+  if (name == "fp32") return FMTR_FP32;
+  if (name == "int8") return FMTR_INT8;
+  raise(PyExc_ValueError, "precision must be 'fp32' or 'int8', found '" + name + "'");
+}
+
 struct OutputKey {
   std::string role, name;
   auto operator<=>(const OutputKey&) const = default;
@@ -149,8 +155,10 @@ struct OutputKey {
 
 class Model {
  public:
-  Model(const std::filesystem::path& path, const std::optional<std::string>& isa, bool without_catalogue) {
-    const fmtr_load_options options{sizeof(fmtr_load_options), isa ? isa->c_str() : nullptr, without_catalogue};
+  Model(const std::filesystem::path& path, const std::optional<std::string>& isa, bool without_catalogue,
+        const std::string& precision) {
+    const fmtr_load_options options{sizeof(fmtr_load_options), isa ? isa->c_str() : nullptr, without_catalogue,
+                                    precision_of(precision)};
     call([&] { return fmtr_model_load(path.c_str(), &options, &model_); });
     try {
       const py::dict about = py::module_::import("json").attr("loads")(describe());
@@ -380,8 +388,9 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
   const auto none = py::none();
   py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool>(), py::arg("path"),
-           py::kw_only(), py::arg("isa") = none, py::arg("without_catalogue") = false)
+      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool, const std::string&>(),
+           py::arg("path"), py::kw_only(), py::arg("isa") = none, py::arg("without_catalogue") = false,
+           py::arg("precision") = "fp32")
       .def("describe", &Model::describe)
       .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))
       .def("keys", &Model::keys)

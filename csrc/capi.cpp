@@ -94,10 +94,14 @@ void fmtr_string_free(char* text) { delete[] text; }
 fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model) {
   return guard([&] {
     deref(model, "model") = nullptr;
-    fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0};
+    fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0, FMTR_FP32};
     if (options != nullptr) chosen = read_options(options, "fmtr_load_options");
-    *model = new fmtr_model{
-        std::make_shared<fastmtr::Model>(&deref(directory, "directory"), chosen.isa, chosen.without_catalogue != 0)};
+    if (chosen.precision != FMTR_FP32 && chosen.precision != FMTR_INT8)
+      fail(FMTR_ERROR_ARGUMENT, "precision is ", static_cast<int>(chosen.precision),
+           ", expected FMTR_FP32 or FMTR_INT8");
+    const auto precision = chosen.precision == FMTR_INT8 ? fastmtr::Precision::int8 : fastmtr::Precision::fp32;
+    *model = new fmtr_model{std::make_shared<fastmtr::Model>(&deref(directory, "directory"), chosen.isa,
+                                                             chosen.without_catalogue != 0, precision)};
   });
 }
 
@@ -158,8 +162,9 @@ fmtr_status fmtr_score(fmtr_session* session, const fmtr_batch* batch, float* sc
 
 fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions, float* fused,
                       float* scores, uint64_t* counts) {
-  return guard(
-      [&] { deref(session, "session").session.rank(read_batch(batch), {k, positions, fused, scores, counts}); });
+  return guard([&] {
+    deref(session, "session").session.rank(read_batch(batch), {k, positions, fused, scores, counts});
+  });
 }
 
 fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,

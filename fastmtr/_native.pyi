@@ -17,10 +17,12 @@ class Model:
     ----------
     path : str or path
         The bundle's directory.
-    isa : {"baseline", "avx2", "avx512", "neon", "emulated16"}, optional
+    isa : {"baseline", "avx2", "avx512", "avx512_vnni", "neon", "emulated16"}, optional
         The instruction set; None: the best this processor has, or what ``FASTMTR_FORCE_ISA`` says.
     without_catalogue : bool
         Do not read the bundle's catalogue.
+    precision : {"fp32", "int8"}
+        Of the candidates' products. int8: weights and activations in 8 bits where that is quicker.
 
     Raises
     ------
@@ -31,10 +33,15 @@ class Model:
     """
 
     def __init__(
-        self, path: str | os.PathLike[str], *, isa: str | None = None, without_catalogue: bool = False
+        self,
+        path: str | os.PathLike[str],
+        *,
+        isa: str | None = None,
+        without_catalogue: bool = False,
+        precision: str = "fp32",
     ) -> None: ...
     def describe(self) -> str:
-        """JSON text: inputs, widths, tasks, outputs, fusion, isa, n_items, memory in bytes."""
+        """JSON text: inputs, widths, tasks, outputs, fusion, isa, precision, n_items, memory in bytes."""
     def set_catalogue(
         self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None
     ) -> None:

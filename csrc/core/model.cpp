@@ -33,13 +33,13 @@ struct Model::Files {
   }
 };
 
-Model::Model(const std::string& directory, const char* isa, bool without_catalogue)
-    : Model(Files(directory, without_catalogue), choose_kernels(isa)) {}
+Model::Model(const std::string& directory, const char* isa, bool without_catalogue, Precision precision)
+    : Model(Files(directory, without_catalogue), choose_kernels(isa), precision) {}
 
-Model::Model(Files&& files, const Kernels& kernels)
+Model::Model(Files&& files, const Kernels& kernels, Precision precision)
     : weights_(std::move(files.weights)),
       plan_(std::move(files.plan)),
-      program_(std::make_unique<Program>(plan_, kernels)),
+      program_(std::make_unique<Program>(plan_, kernels, precision)),
       checks_{{plan_, Domain::request}, {plan_, Domain::item}, {plan_, Domain::candidate}} {
   if (!files.catalogue.empty()) catalogue_ = Catalogue::open(files.catalogue, plan_, *program_);
 }
@@ -88,6 +88,9 @@ std::string Model::describe() const {
     weights += say(comma, double{plan_.fusion.weights[i]});
     offsets += say(comma, double{plan_.fusion.offsets[i]});
   }
+  std::string int8_steps;
+  for (const std::string& name : program_->int8_steps())
+    int8_steps += say(int8_steps.empty() ? "" : ", ", json_quote(name));
   for (const Domain domain : {Domain::request, Domain::item, Domain::candidate})
     widths += say(widths.empty() ? "" : ", ", "\"", domain_name(domain),
                   "\": {\"ids\": ", plan_.ids_width[static_cast<int>(domain)],
@@ -96,6 +99,7 @@ std::string Model::describe() const {
       "{\"inputs\": [", inputs, "], \"widths\": {", widths, "}, \"tasks\": [", tasks, "], \"outputs\": [", outputs,
       "], \"fusion\": {\"kind\": \"", plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [", fused,
       "], \"weights\": [", weights, "], \"offsets\": [", offsets, "]}, \"isa\": ", json_quote(program_->kernels().isa),
+      ", \"precision\": \"", precision_name(program_->precision()), "\", \"int8_steps\": [", int8_steps, "]",
       ", \"n_items\": ", catalogue == nullptr ? 0 : catalogue->n_items(),
       ", \"has_catalogue\": ", catalogue == nullptr ? "false" : "true",
       ", \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),

@@ -17,7 +17,7 @@ namespace fastmtr {
 class Model {
  public:
   // `isa`: NULL for the best.
-  Model(const std::string& directory, const char* isa, bool without_catalogue);
+  Model(const std::string& directory, const char* isa, bool without_catalogue, Precision precision);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
@@ -33,7 +33,7 @@ class Model {
 
  private:
   struct Files;
-  explicit Model(Files&& files, const Kernels& kernels);
+  Model(Files&& files, const Kernels& kernels, Precision precision);
 
   SafeTensors weights_;
   Plan plan_;

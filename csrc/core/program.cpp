@@ -28,11 +28,26 @@ struct Life {
   bool meets(const Life& other) const { return first <= other.last && other.first <= last; }
 };
 
+// Products that 8 bits make quicker: long enough that quantising x costs less than it saves. Gates, small towers and
+// the last layers stay in fp32, and so does all that is not computed for each candidate.
+bool pays_in_int8(const PlanStep& step, size_t most_k) {
+  constexpr uint64_t kLeastK = 64, kLeastN = 32;
+  return step.w != nullptr && step.domain == Domain::candidate && step.k >= kLeastK && step.k <= most_k &&
+         step.n >= kLeastN;
+}
+
+bool overlap(const Operand& a, const Operand& b) {
+  return a.buffer == b.buffer && a.offset < b.offset + b.width && b.offset < a.offset + a.width;
+}
+
 }  // namespace
 
-Program::Program(const Plan& plan, const Kernels& kernels)
+const char* precision_name(Precision precision) { return precision == Precision::int8 ? "int8" : "fp32"; }
+
+Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
     : plan_(plan),
       kernels_(kernels),
+      precision_(precision),
       place_(plan.buffers.size()),
       stride_(plan.buffers.size()),
       table_of_(plan.buffers.size(), -1) {
@@ -62,6 +77,7 @@ Program::Program(const Plan& plan, const Kernels& kernels)
       if (used[i]) steps.push_back(i);
   }
   pack();
+  if (precision == Precision::int8) choose_int8(needed);
 }
 
 void Program::lay_out(const std::vector<bool>& needed) {
@@ -135,6 +151,64 @@ void Program::pack() {
       step.packed = packed_.data() + places.at(std::tuple(step.plan->w, step.plan->groups, step.plan->n, step.plan->k));
 }
 
+void Program::choose_int8(const std::vector<bool>& needed) {
+  const Int8Kernels& k = kernels_.int8;
+  std::vector<size_t> chosen;
+  std::vector<bool> made_on_the_way(steps_.size(), false);
+  size_t total = 0;
+  for (size_t i = 0; i < steps_.size(); ++i) {
+    const PlanStep& plan = plan_.steps[i];
+    if (!needed[i] || !pays_in_int8(plan, k.most_k)) continue;
+    chosen.push_back(i);
+    total += round_up(k.packed_bytes(plan.groups, plan.n, plan.k), kAlign);
+  }
+  packed_int8_ = Aligned<uint8_t>(total);
+  size_t at = 0;
+  for (const size_t i : chosen) {
+    const PlanStep& plan = plan_.steps[i];
+    Step& step = steps_[i];
+    k.pack(plan.w, plan.groups, plan.n, plan.k, packed_int8_.data() + at);
+    step.packed_int8 = packed_int8_.data() + at;
+    at += round_up(k.packed_bytes(plan.groups, plan.n, plan.k), kAlign);
+    step.source = source_of(i);
+    if (step.source < 0) continue;
+    made_on_the_way[static_cast<size_t>(step.source)] = true;
+    max_inputs_ = std::max<size_t>(max_inputs_, step.n_inputs + steps_[static_cast<size_t>(step.source)].n_inputs);
+  }
+  for (const uint32_t i : active_[static_cast<int>(Domain::candidate)])
+    if (!made_on_the_way[i]) active_int8_.push_back(i);
+}
+
+// The affine step without a product that makes x for this step and for nobody else, from what outlives both.
+int64_t Program::source_of(size_t step) const {
+  const Operand& x = plan_.steps[step].inputs[0];
+  int64_t source = -1;
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const PlanStep& other = plan_.steps[i];
+    if (overlap(other.output, x)) {
+      if (other.op != Op::affine || other.has_x || other.output.offset != x.offset || other.output.width != x.width)
+        return -1;
+      source = static_cast<int64_t>(i);
+    }
+    for (size_t j = 0; j < other.inputs.size(); ++j)
+      if ((i != step || j > 0) && overlap(other.inputs[j], x)) return -1;
+  }
+  for (const PlanOutput& output : plan_.outputs)
+    if (overlap(output.operand, x)) return -1;
+  if (source < 0) return -1;
+  const Step& found = steps_[static_cast<size_t>(source)];
+  for (size_t j = 0; j < found.n_inputs; ++j)
+    if (ports_[found.first_input + j].space == Space::tile) return -1;  // its memory may be another's by then
+  return source;
+}
+
+std::vector<std::string> Program::int8_steps() const {
+  std::vector<std::string> names;
+  for (const Step& step : steps_)
+    if (step.packed_int8 != nullptr) names.push_back(step.plan->name);
+  return names;
+}
+
 Port Program::port(const Operand& operand) const {
   const Buffer& buffer = plan_.buffers[operand.buffer];
   Port port{};
@@ -205,11 +279,34 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
 }
 
 void Program::run(Domain domain, size_t rows, const Context& context) const {
-  run(active_[static_cast<int>(domain)], domain, rows, context);
+  const bool in_int8 = precision_ == Precision::int8 && domain == Domain::candidate && !context.exact;
+  run(in_int8 ? active_int8_ : active_[static_cast<int>(domain)], domain, rows, context);
 }
 
 void Program::run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const {
   for (const uint32_t i : only) run_step(steps_[i], domain, rows, context);
+}
+
+AffineArgs Program::affine_args(const Step& step, Domain domain, size_t n, const Context& context,
+                                Rows* scratch) const {
+  const PlanStep& plan = *step.plan;
+  const auto in = [&](size_t i) { return rows(ports_[step.first_input + i], domain, context); };
+  AffineArgs args{};
+  args.rows = n;
+  args.groups = plan.groups;
+  args.n = plan.n;
+  args.k = plan.k;
+  if (plan.has_x) args.x = in(0);
+  args.packed = step.packed;
+  args.bias = plan.b;
+  args.n_addends = step.n_inputs - plan.has_x;
+  for (size_t i = 0; i < args.n_addends; ++i) scratch[i] = in(i + plan.has_x);
+  args.addends = scratch;
+  args.activation = plan.activation;
+  args.alpha = plan.alpha;
+  args.slope = plan.slope;
+  args.out = {const_cast<float*>(rows(step.out, domain, context).data), step.out.stride};
+  return args;
 }
 
 void Program::run_step(const Step& step, Domain domain, size_t n, const Context& context) const {
@@ -241,21 +338,16 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
       k.embedding_bag(n, in_width(0), ids(), plan.padding, plan.pooling, plan.table, plan.n, out);
       break;
     case Op::affine: {
-      AffineArgs args{};
-      args.rows = n;
-      args.groups = plan.groups;
-      args.n = plan.n;
-      args.k = plan.k;
-      if (plan.has_x) args.x = in(0);
-      args.packed = step.packed;
-      args.bias = plan.b;
-      args.addends = all_from(plan.has_x);
-      args.n_addends = step.n_inputs - plan.has_x;
-      args.activation = plan.activation;
-      args.alpha = plan.alpha;
-      args.slope = plan.slope;
-      args.out = out;
-      k.affine(&args);
+      const AffineArgs args = affine_args(step, domain, n, context, context.scratch);
+      if (step.packed_int8 == nullptr || context.exact) {
+        k.affine(&args);
+      } else if (step.source < 0) {
+        k.int8.affine(&args, step.packed_int8, nullptr);
+      } else {
+        const Step& source = steps_[static_cast<size_t>(step.source)];
+        const AffineArgs made = affine_args(source, domain, n, context, context.scratch + step.n_inputs);
+        k.int8.affine(&args, step.packed_int8, &made);
+      }
       break;
     }
     case Op::activation:

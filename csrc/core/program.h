@@ -5,6 +5,7 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <string>
 #include <vector>
 
 #include "backend.h"
@@ -12,6 +13,11 @@
 #include "core/plan.h"
 
 namespace fastmtr {
+
+// In what the products of candidates are computed. Everything else is fp32.
+enum class Precision : uint8_t { fp32, int8 };
+
+const char* precision_name(Precision precision);
 
 // Where the rows of an operand lie.
 enum class Space : uint8_t {
@@ -41,6 +47,8 @@ struct Step {
   Port out;
   uint32_t first_input, n_inputs;  // in Program::ports
   const float* packed = nullptr;
+  const void* packed_int8 = nullptr;  // NULL: the step stays in fp32
+  int64_t source = -1;                // in 8 bits: the step that is made on the way; -1: none
 };
 
 // A stored item buffer that steps write: one row an item.
@@ -63,12 +71,13 @@ struct Context {
   size_t item_row = 0;               // item phase, or candidates that are consecutive items
   const uint32_t* gather = nullptr;  // candidates: their item rows; NULL: item_row and those after it
   size_t candidate_row = 0;
+  bool exact = false;       // candidates in fp32, whatever the program's precision
   Rows* scratch = nullptr;  // Program::max_inputs of them
 };
 
 class Program {
  public:
-  Program(const Plan& plan, const Kernels& kernels);
+  Program(const Plan& plan, const Kernels& kernels, Precision precision);
   Program(const Program&) = delete;
   Program& operator=(const Program&) = delete;
 
@@ -91,28 +100,36 @@ class Program {
 
   const std::vector<Table>& tables() const { return tables_; }
   size_t max_inputs() const { return max_inputs_; }
-  uint64_t packed_bytes() const { return packed_.bytes(); }
+  uint64_t packed_bytes() const { return packed_.bytes() + packed_int8_.bytes(); }
+  Precision precision() const { return precision_; }
+  std::vector<std::string> int8_steps() const;  // their names
   bool reads_items() const { return reads_items_; }
   const Kernels& kernels() const { return kernels_; }
 
  private:
   void lay_out(const std::vector<bool>& needed);
   void pack();
+  void choose_int8(const std::vector<bool>& needed);
+  int64_t source_of(size_t step) const;
+  AffineArgs affine_args(const Step& step, Domain domain, size_t rows, const Context& context, Rows* scratch) const;
   void run_step(const Step& step, Domain domain, size_t rows, const Context& context) const;
 
   const Plan& plan_;
   const Kernels& kernels_;
+  const Precision precision_;
   std::vector<size_t> place_, stride_;  // a buffer of the plan
   std::vector<int64_t> table_of_;       // a buffer of the plan: its table, -1 for none
   std::vector<Table> tables_;
   std::vector<Step> steps_;  // one a step of the plan, same order
   std::vector<Port> ports_;
   std::vector<uint32_t> active_[kDomains];  // of steps_
+  std::vector<uint32_t> active_int8_;       // of steps_, of candidates, without those that another makes on the way
   std::vector<std::vector<uint32_t>> output_steps_;
   size_t floats_a_row_[kDomains] = {};
   size_t max_inputs_ = 1;
   bool reads_items_ = false;
   Aligned<float> packed_;
+  Aligned<uint8_t> packed_int8_;
 };
 
 }  // namespace fastmtr

@@ -59,10 +59,17 @@ FMTR_API void fmtr_string_free(char* text);
 
 /* ---- model -------------------------------------------------------------------------------------------------------- */
 
+/* What the products of candidates are computed in. Weights on disk are fp32 whatever is chosen here. */
+typedef enum fmtr_precision {
+  FMTR_FP32 = 0,
+  FMTR_INT8 = 2 /* weights and activations in 8 bits where that is quicker; sums in 32 bits */
+} fmtr_precision;
+
 typedef struct fmtr_load_options {
   size_t struct_size;
   const char* isa; /* NULL: the best this CPU has (or FASTMTR_FORCE_ISA); else "baseline", "avx2", "avx512", "avx512_vnni", "neon" */
   int32_t without_catalogue; /* 1: do not read catalogue.safetensors even if it is there */
+  fmtr_precision precision;
 } fmtr_load_options;
 
 FMTR_API fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model);

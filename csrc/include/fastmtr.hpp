@@ -47,8 +47,9 @@ inline std::string info() {
 // Movable, shared by threads by reference. Must outlive its sessions.
 class Model {
  public:
-  explicit Model(const std::string& directory, const char* isa = nullptr, bool without_catalogue = false) {
-    const fmtr_load_options options{sizeof(fmtr_load_options), isa, without_catalogue ? 1 : 0};
+  explicit Model(const std::string& directory, const char* isa = nullptr, bool without_catalogue = false,
+                 fmtr_precision precision = FMTR_FP32) {
+    const fmtr_load_options options{sizeof(fmtr_load_options), isa, without_catalogue ? 1 : 0, precision};
     check(fmtr_model_load(directory.c_str(), &options, &model_));
   }
   ~Model() { fmtr_model_free(model_); }

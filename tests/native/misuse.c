@@ -21,7 +21,7 @@ static void expect(fmtr_status found, fmtr_status expected, const char* message,
 int main(int argc, char** argv) {
   fmtr_model* model = NULL;
   fmtr_session* session = NULL;
-  fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0};
+  fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0, FMTR_FP32};
   fmtr_session_options options = {sizeof(fmtr_session_options), 0, 0};
   fmtr_catalogue_data data = {sizeof(fmtr_catalogue_data), 1, NULL, NULL, NULL};
   fmtr_batch batch = {sizeof(fmtr_batch), 1, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL};
@@ -42,6 +42,9 @@ int main(int argc, char** argv) {
   load.struct_size = 0;
   REFUSED(fmtr_model_load(argv[1], &load, &model), "struct_size is 0, expected sizeof(fmtr_load_options)");
   load.struct_size = sizeof load;
+  load.precision = (fmtr_precision)7;
+  REFUSED(fmtr_model_load(argv[1], &load, &model), "precision is 7, expected FMTR_FP32 or FMTR_INT8");
+  load.precision = FMTR_FP32;
   FINE(fmtr_model_load(argv[1], &load, &model));
   REFUSED(fmtr_model_describe(NULL, &json), "model is NULL");
   FINE(fmtr_model_describe(model, &json));
