@@ -128,6 +128,7 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--retrieve", **some, default=500, help="candidates to rank (default 500)")
     recommend.add_argument("--all", action="store_true", help="rank the whole catalogue, without retrieval")
     recommend.add_argument("--with-seen", action="store_true", help="do not leave out what the user has seen")
+    _precision(recommend)
     recommend.add_argument("--json", action="store_true", help="one JSON line a user")
 
     bench = command("bench", _bench, "Latency of score, rank and recommend on a bundle's own catalogue.")
@@ -135,6 +136,7 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--n", **some, nargs="+", default=[1, 16, 128, 512, 2048], help="candidates of a request")
     bench.add_argument("--calls", **some, default=300, help="of each kind (default 300)")
     bench.add_argument("--threads", **some, default=1, help="of one call (default 1)")
+    _precision(bench)
     bench.add_argument("--json", action="store_true", help="numbers for programs")
     return parser
 
@@ -148,6 +150,11 @@ def _out(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's directory")
+
+
+def _precision(parser: argparse.ArgumentParser) -> None:
+    choices = ("fp32", "int8")
+    parser.add_argument("--precision", choices=choices, default="fp32", help="of the candidates' products (fp32)")
 
 
 def _count(text: str) -> int:
@@ -371,7 +378,7 @@ def _recommend(options: argparse.Namespace) -> None:
 
     from fastmtr.ranker import Ranker
 
-    ranker = Ranker.load(options.bundle)
+    ranker = Ranker.load(options.bundle, precision=options.precision)
     users = options.user if ranker.bundle.user_names is not None else [_whole(user) for user in options.user]
     exclude = None if options.with_seen or ranker.bundle.seen is None else "seen"
     found = ranker.recommend(users, k=options.k, retrieve=None if options.all else options.retrieve, exclude=exclude)
@@ -402,7 +409,7 @@ def _bench(options: argparse.Namespace) -> None:
     from fastmtr.latency import measure
     from fastmtr.ranker import Ranker
 
-    ranker = Ranker.load(options.bundle, threads=options.threads)
+    ranker = Ranker.load(options.bundle, threads=options.threads, precision=options.precision)
     found: list[Latency] = measure(ranker, sizes=options.n, calls=options.calls)
     if options.json:
         print(msgspec.json.encode(found).decode())

@@ -6,7 +6,7 @@ import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from time import perf_counter
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
 import msgspec
 import numpy as np
@@ -30,6 +30,7 @@ __all__ = ["Ranker", "Ranking", "Scores", "User", "Users"]
 Users: TypeAlias = list[Any] | tuple[Any, ...] | NDArray[Any]
 Items: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 UnknownItems: TypeAlias = Literal["error", "skip"]
+Precision: TypeAlias = Literal["fp32", "int8"]
 
 _NO_ROWS = np.empty(0, np.int64)
 
@@ -78,6 +79,7 @@ class Ranker:
         device: str = "cpu",
         threads: int = 1,
         isa: str | None = None,
+        precision: Precision = "fp32",
         verify: bool | None = None,
         retrieval: RetrievalConfig | None = None,
     ) -> Ranker:
@@ -92,6 +94,10 @@ class Ranker:
             That one call may use. A service that runs many requests at once wants 1.
         isa : str, optional
             An instruction set in place of the best this CPU has.
+        precision : {"fp32", "int8"}
+            What the products of candidates are computed in. ``"int8"`` rounds weights (once, for each output) and
+            activations (for each candidate, as they come) to 8 bits in the layers where that is quicker: scores are no
+            longer those of the trained model, but near.
         verify : bool, optional
             Check all checksums; None does so for bundles below 256 MB.
         retrieval : RetrievalConfig, optional
@@ -108,8 +114,12 @@ class Ranker:
             raise BackendError(f"device must be 'cpu', found {device!r}: this build of fastmtr has no other back end")
         if threads < 1:
             raise ConfigError(f"threads must be at least 1, found {threads}")
+        if precision not in get_args(Precision):
+            raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}, found {precision!r}")
         bundle = open_bundle(path, verify=verify)
-        return cls(bundle, _native.Model(str(bundle.path), isa=isa), threads=threads, retrieval=retrieval)
+        return cls(
+            bundle, _native.Model(str(bundle.path), isa=isa, precision=precision), threads=threads, retrieval=retrieval
+        )
 
     def __repr__(self) -> str:
         return f"Ranker({str(self.bundle.path)!r}, {self.n_items} items, tasks {', '.join(self.tasks)}, {self.isa})"
@@ -125,6 +135,11 @@ class Ranker:
     def isa(self) -> str:
         """The instruction set that the engine uses."""
         return str(self._description["isa"])
+
+    @property
+    def precision(self) -> str:
+        """What the products of candidates are computed in."""
+        return str(self._description["precision"])
 
     @property
     def memory_usage(self) -> dict[str, int]:
