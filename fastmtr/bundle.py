@@ -227,6 +227,7 @@ def write_bundle(
     seen: Seen | None = None,
     fusion: Mapping[str, Any] | None = None,
     item_memory: int | Literal["auto"] = "auto",
+    fold_memory: int | Literal["auto"] = "auto",
     metadata: Mapping[str, Any] | None = None,
     report: Any = None,
     overwrite: bool = False,
@@ -253,6 +254,8 @@ def write_bundle(
         where none is binary.
     item_memory : int or "auto"
         Bytes for item values computed ahead of time.
+    fold_memory : int or "auto"
+        Bytes for tables in which products of embeddings are looked up.
     metadata, report : JSON values, optional
     overwrite : bool
         Replace a bundle that is there. It stays until the new one is complete.
@@ -278,7 +281,7 @@ def write_bundle(
     n_items = 0 if catalogue is None else len(catalogue.keys)
     if fusion is None:
         fusion = _default_fusion(schema)
-    compiled = compile_graph(graph, fusion=fusion, n_items=n_items, item_memory=item_memory)
+    compiled = compile_graph(graph, fusion=fusion, n_items=n_items, item_memory=item_memory, fold_memory=fold_memory)
 
     texts: dict[str, Any] = {"schema.json": schema.to_json(), "graph.json": graph.to_json(), "plan.json": compiled.plan}
     tensors: dict[str, dict[str, NDArray[Any]]] = {"weights.safetensors": {**graph.weights, **compiled.weights}}

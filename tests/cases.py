@@ -16,8 +16,19 @@ from numpy.typing import NDArray
 
 from fastmtr.graph import Domain, Graph, GraphBuilder, Input, Packed
 from fastmtr.operators import ACTIVATIONS, BINARY_FUNCTIONS
+from fastmtr.reference import evaluate
 
-__all__ = ["CASES", "MODELS", "Case", "fill", "model_graph", "random_graph", "random_graphs", "task_scores"]
+__all__ = [
+    "CASES",
+    "MODELS",
+    "Case",
+    "assert_same_outputs",
+    "fill",
+    "model_graph",
+    "random_graph",
+    "random_graphs",
+    "task_scores",
+]
 
 DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 
@@ -140,6 +151,15 @@ def fill(graph: Graph, *, n_items: int = 11, n_candidates: int = 7, seed: int = 
                 ids[:, i.offset : i.offset + i.width] = drawn
         packed[domain] = Packed(ids, dense)
     return packed
+
+
+def assert_same_outputs(before: Graph, after: Graph, tolerance: float) -> None:
+    """Both graphs give the same outputs for one random input, to ``tolerance`` times the largest of them (or 1)."""
+    packed = fill(before, n_items=5, n_candidates=5)
+    expected, found = evaluate(before, packed), evaluate(after, packed)
+    assert list(found) == list(expected)
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance * (1 + abs(value).max()), err_msg=name)
 
 
 def _rows_of(graph: Graph, i: Input) -> int:

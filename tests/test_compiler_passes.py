@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from cases import EXACT, MODELS, fill, model_graph, random_graphs
+from cases import EXACT, MODELS, assert_same_outputs, model_graph, random_graphs
 from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
 from fastmtr.compiler.flatten import flatten
 from fastmtr.compiler.fold_batch_norm import fold_batch_norm
@@ -16,17 +16,8 @@ from fastmtr.compiler.split_by_domain import split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input
-from fastmtr.reference import evaluate
 
 PASSES = (remove_dead_code, merge_equal_nodes, flatten, fuse_activation, stack_siblings, split_by_domain)
-
-
-def assert_same_outputs(before: Graph, after: Graph, tolerance: float) -> None:
-    packed = fill(before, n_items=5, n_candidates=5)
-    expected, found = evaluate(before, packed), evaluate(after, packed)
-    assert list(found) == list(expected)
-    for name, value in expected.items():
-        np.testing.assert_allclose(found[name], value, rtol=0, atol=tolerance * (1 + abs(value).max()), err_msg=name)
 
 
 @pytest.mark.parametrize("one_pass", PASSES)

@@ -57,7 +57,8 @@ def test_each_operator_compiles(name: str) -> None:
 @pytest.mark.parametrize("kind", MODELS)
 def test_models_compile(kind: Any, item_memory: Any) -> None:
     graph = model_graph(kind)
-    assert_plan_is_graph(graph, compile_graph(graph, n_items=11, item_memory=item_memory), 1e-12)
+    assert_plan_is_graph(graph, compile_graph(graph, n_items=11, item_memory=item_memory, fold_memory=0), 1e-12)
+    assert_plan_is_graph(graph, compile_graph(graph, n_items=11, item_memory=item_memory), 1e-6)
     graph = model_graph(kind, batch_norm=True)
     assert_plan_is_graph(graph, compile_graph(graph, n_items=11, item_memory=item_memory), 1e-5)
 
@@ -166,7 +167,7 @@ def test_weights_that_are_not_finite_are_refused() -> None:
         compile_graph(Graph(graph.inputs, graph.nodes, graph.outputs, broken))
 
 
-@pytest.mark.parametrize("arguments", [{"n_items": -1}, {"item_memory": -5}])
+@pytest.mark.parametrize("arguments", [{"n_items": -1}, {"item_memory": -5}, {"fold_memory": -5}])
 def test_wrong_sizes_are_refused(arguments: dict[str, Any]) -> None:
     with pytest.raises(ConversionError, match="-"):
         compile_graph(model_graph("esmm"), **arguments)

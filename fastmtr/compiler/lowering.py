@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import accumulate, pairwise
+from types import MappingProxyType
 from typing import Any
 
-from fastmtr.compiler.rewrite import Piece, pieces_of
+from fastmtr.compiler.rewrite import Piece, listed, pieces_of
 from fastmtr.compiler.split_by_domain import ITEM_PART
 from fastmtr.compiler.storage import Storage, stored_unit
 from fastmtr.graph import Domain, Graph, Input, Node
@@ -24,7 +25,9 @@ Operand = list[int]
 _PHASES: tuple[Domain, ...] = ("request", "item", "candidate")
 
 
-def lower(graph: Graph, storage: Storage, *, fusion: Mapping[str, Any]) -> dict[str, Any]:
+def lower(
+    graph: Graph, storage: Storage, *, fusion: Mapping[str, Any], remarks: Mapping[str, str] = MappingProxyType({})
+) -> dict[str, Any]:
     """The plan of a graph whose concats are flat and that has no batch norm.
 
     Parameters
@@ -34,18 +37,20 @@ def lower(graph: Graph, storage: Storage, *, fusion: Mapping[str, Any]) -> dict[
         Which item values have a row for each catalogue item.
     fusion : mapping
         In the form of ``docs/bundle.md``.
+    remarks : mapping of str to str
+        For ``explain``, what else there is to say about a value.
 
     Returns
     -------
     dict
         ``plan.json``.
     """
-    return _Lowering(graph, storage).plan(fusion)
+    return _Lowering(graph, storage, remarks).plan(fusion)
 
 
 class _Lowering:
-    def __init__(self, graph: Graph, storage: Storage) -> None:
-        self.graph, self.storage = graph, storage
+    def __init__(self, graph: Graph, storage: Storage, remarks: Mapping[str, str]) -> None:
+        self.graph, self.storage, self.remarks = graph, storage, remarks
         self.pieces = pieces_of(graph)
         self.nodes = {n.output: n for n in graph.nodes}
         self.buffers: list[dict[str, Any]] = []
@@ -235,7 +240,7 @@ class _Lowering:
             "weights": dict(node.weights),
             "attrs": {name: node.attr(name) for name in sorted(_known_attrs(node))},
         }
-        remark = self._remark(node, phase)
+        remark = "; ".join(filter(None, (self._remark(node, phase), self.remarks.get(node.output))))
         self.steps.append({**step, "remark": remark} if remark else step)
 
     def _output(self, value: str, phase: Domain) -> Operand:
@@ -312,8 +317,8 @@ class _Lowering:
             return self._why_not_split(node)
         domains = {name: self.graph.domain(name) for name in node.inputs}
         if set(domains.values()) == {"candidate"}:
-            return f"not linear, of candidate values ({_listed(list(domains))})"
-        return f"not linear: reads {_listed([f'{name} ({domain})' for name, domain in domains.items()])}"
+            return f"not linear, of candidate values ({listed(list(domains))})"
+        return f"not linear: reads {listed([f'{name} ({domain})' for name, domain in domains.items()])}"
 
     def _why_not_split(self, node: Node) -> str:
         by_domain: dict[Domain, list[str]] = {"request": [], "item": [], "candidate": []}
@@ -323,7 +328,7 @@ class _Lowering:
                 of_domain.append(p.source)
         why = []
         if by_domain["candidate"]:
-            why.append(f"not split: its input has candidate values ({_listed(by_domain['candidate'])})")
+            why.append(f"not split: its input has candidate values ({listed(by_domain['candidate'])})")
         if by_domain["request"]:
             why.append("not split: its groups read different columns of a mixed input")
         elif by_domain["item"]:
@@ -356,7 +361,3 @@ def _joined(moves: Sequence[tuple[str, Operand, Operand]]) -> list[tuple[str, Op
                 continue
         joined.append((op, at, to))
     return joined
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
 from fastmtr.compiler.flatten import flatten
 from fastmtr.compiler.fold_batch_norm import fold_batch_norm
+from fastmtr.compiler.fold_embeddings import fold_embeddings
 from fastmtr.compiler.fuse_activation import fuse_activation
 from fastmtr.compiler.lowering import lower
 from fastmtr.compiler.split_by_domain import ITEM_PART, split_by_domain
@@ -61,6 +62,7 @@ def compile_graph(
     fusion: Mapping[str, Any] | None = None,
     n_items: int = 0,
     item_memory: int | Literal["auto"] = "auto",
+    fold_memory: int | Literal["auto"] = "auto",
 ) -> Compiled:
     """Factor a graph into what is done once a request, once an item and once a candidate.
 
@@ -75,6 +77,8 @@ def compile_graph(
     item_memory : int or "auto"
         Bytes for item values computed ahead of time; "auto" is 2 GiB, 0 stores nothing but the inputs (and the item
         outputs, which need it).
+    fold_memory : int or "auto"
+        Bytes for tables in which the products of embeddings are looked up; "auto" is 16 MiB, 0 keeps the products.
 
     Returns
     -------
@@ -85,8 +89,9 @@ def compile_graph(
     ConversionError
         A weight is not finite, an argument or the fusion does not fit.
     """
-    if item_memory != "auto" and item_memory < 0:
-        raise ConversionError(f"item_memory must be 'auto' or a number of bytes >= 0, found {item_memory!r}")
+    for name, memory in (("item_memory", item_memory), ("fold_memory", fold_memory)):
+        if memory != "auto" and memory < 0:
+            raise ConversionError(f"{name} must be 'auto' or a number of bytes >= 0, found {memory!r}")
     if n_items < 0:
         raise ConversionError(f"n_items must be >= 0, found {n_items}")
     for name, array in graph.weights.items():
@@ -95,8 +100,14 @@ def compile_graph(
     fused = normal_fusion(fusion, graph.tasks)
     for each in PASSES:
         graph = each(graph)
-    final, storage = _split_and_store(graph, n_items, item_memory)
-    plan = lower(final, storage, fusion=fused)
+    split, storage = _split_and_store(graph, n_items, item_memory)
+    folded = fold_embeddings(split, storage, memory=fold_memory)
+    final = split
+    if folded.graph is not split:
+        final = remove_dead_code(flatten(folded.graph))
+        again = choose_storage(final, n_items=n_items, item_memory=item_memory)
+        storage = Storage(again.stored, {**storage.refused, **again.refused})
+    plan = lower(final, storage, fusion=fused, remarks=folded.remarks)
     named = {name for step in plan["steps"] for name in step["weights"].values()}
     return Compiled(plan, {name: final.weights[name] for name in sorted(named)}, final)
 

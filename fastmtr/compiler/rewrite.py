@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmtr.graph import Graph, Input, Node, Output
 
-__all__ = ["Editor", "Piece", "canonical", "cut", "pieces_of", "plain", "uses"]
+__all__ = ["Editor", "Piece", "canonical", "cut", "listed", "pieces_of", "plain", "uses"]
 
 
 class Piece(NamedTuple):
@@ -71,6 +71,11 @@ def canonical(weight: NDArray[np.float32]) -> NDArray[np.float32]:
 def plain(weight: NDArray[Any]) -> NDArray[Any]:
     """An affine weight [groups, n, k] without the axis of a single group."""
     return weight[0] if len(weight) == 1 else weight
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names for a remark: the first few, and how many more."""
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 class Editor:

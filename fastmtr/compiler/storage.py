@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from fastmtr.compiler.costs import work
+from fastmtr.compiler.costs import CACHED_BYTES, work
 from fastmtr.compiler.rewrite import Piece, pieces_of
 from fastmtr.graph import Graph
 
-__all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "row_bytes", "stored_unit"]
+__all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "computed_for_candidates", "row_bytes", "stored_unit"]
 
 AUTO_MEMORY = 2 << 30
 
-# Reading a stored row costs memory traffic; below so much saved work a byte, computing it again is quicker. A table
-# that fits the shared cache is read several times as fast.
-_CACHED_BYTES = 16 << 20
+# Reading a stored row costs memory traffic; below so much saved work a byte, computing it again is quicker.
 _MIN_SAVING_CACHED, _MIN_SAVING = 1.5, 8.0
 
 
@@ -64,14 +62,14 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     saved: dict[str, float] = {}
     refused: dict[str, str] = {}
     while True:
-        wanted = _boundary(graph, pieces, refused) | required
+        wanted = _needed_by_candidates(graph, pieces, lambda unit: unit not in refused)[0] | required
         wanted -= {i.name for i in graph.inputs}
         size = {v: row_bytes(graph.width(v)) for v in wanted}
         for v in wanted - saved.keys():
             saved[v] = _cone_work(graph, v) / size[v]
         total = sum(size.values()) * n_items
         free = sorted(wanted - required, key=lambda v: (saved[v], -size[v], v))
-        least = _MIN_SAVING_CACHED if 0 < total <= _CACHED_BYTES else _MIN_SAVING
+        least = _MIN_SAVING_CACHED if 0 < total <= CACHED_BYTES else _MIN_SAVING
         if free and item_memory == 0:
             refused[free[0]] = "no memory was allowed for item values"
         elif free and saved[free[0]] < least:
@@ -87,10 +85,21 @@ def row_bytes(width: int) -> int:
     return 4 * width
 
 
-def _boundary(graph: Graph, pieces: Mapping[str, tuple[Piece, ...]], refused: Mapping[str, str]) -> set[str]:
-    """Item values that the candidate phase reads when those in ``refused`` are computed in it."""
+def computed_for_candidates(graph: Graph, storage: Storage) -> frozenset[str]:
+    """Item values that are not stored, and so computed in the candidate phase."""
+    pieces = pieces_of(graph)
+    inputs = {i.name for i in graph.inputs}
+    _, computed = _needed_by_candidates(graph, pieces, lambda unit: unit in storage.stored or unit in inputs)
+    return frozenset(computed)
+
+
+def _needed_by_candidates(
+    graph: Graph, pieces: Mapping[str, tuple[Piece, ...]], is_read: Callable[[str], bool]
+) -> tuple[set[str], set[str]]:
+    """Item values that the candidate phase reads by item, and those that it computes from them."""
     nodes = {n.output: n for n in graph.nodes}
-    found: set[str] = set()
+    read: set[str] = set()
+    computed: set[str] = set()
     seen: set[str] = set()
     pending = [o.value for o in graph.outputs if o.role == "task"]
     while pending:
@@ -100,13 +109,14 @@ def _boundary(graph: Graph, pieces: Mapping[str, tuple[Piece, ...]], refused: Ma
         seen.add(value)
         if graph.domain(value) == "item":
             unit = stored_unit(value, pieces)
-            if unit not in refused:
-                found.add(unit)
+            if is_read(unit):
+                read.add(unit)
                 continue
+            computed.add(unit)
             value = unit
         if value in nodes:
             pending += nodes[value].inputs
-    return found
+    return read, computed
 
 
 def _cone_work(graph: Graph, value: str) -> int:
