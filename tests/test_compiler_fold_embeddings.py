@@ -93,7 +93,7 @@ def test_a_lookup_that_takes_longer_than_the_product_is_not_made() -> None:
     # For one request alone the weights have to be fetched, so there it is worth it.
     assert "e: folded" in folded(model("request", d=4))[1].remarks["head"]
     # Many look-ups of wide rows are not.
-    many = model("request", op="embedding_bag", mode="sum", lookups=50, n=64)
+    many = model("request", op="embedding_bag", mode="sum", lookups=100, n=64)
     assert "quicker" in folded(many)[1].remarks["head"]
 
 
