@@ -1,5 +1,6 @@
 // The C ABI over the engine: arguments looked at, options read by their size, exceptions turned into a status.
 #include <algorithm>
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -165,6 +166,29 @@ fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k
   return guard([&] {
     deref(session, "session").session.rank(read_batch(batch), {k, positions, fused, scores, counts});
   });
+}
+
+fmtr_status fmtr_rank_certified(fmtr_session* session, const fmtr_batch* batch, uint64_t k,
+                                const fmtr_certify_options* options, uint64_t* positions, float* fused, float* scores,
+                                uint64_t* counts, uint64_t* rescored) {
+  return guard([&] {
+    fmtr_certify_options chosen{sizeof(fmtr_certify_options), 0, 0};
+    if (options != nullptr) chosen = read_options(options, "fmtr_certify_options");
+    if (!(chosen.width >= 0) || !std::isfinite(chosen.width))
+      fail(FMTR_ERROR_ARGUMENT, "width is ", double{chosen.width}, ", expected a number that is not negative");
+    constexpr float kSafety = 2;
+    if (chosen.safety == 0) chosen.safety = kSafety;
+    if (!(chosen.safety >= 1) || !std::isfinite(chosen.safety))
+      fail(FMTR_ERROR_ARGUMENT, "safety is ", double{chosen.safety}, ", expected at least 1, or 0 for ",
+           double{kSafety});
+    deref(session, "session")
+        .session.rank_certified(read_batch(batch), {k, positions, fused, scores, counts},
+                                {{chosen.width, chosen.safety}, rescored});
+  });
+}
+
+fmtr_status fmtr_precision_errors(fmtr_session* session, const fmtr_batch* batch, float* errors) {
+  return guard([&] { deref(session, "session").session.errors(read_batch(batch), errors); });
 }
 
 fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,

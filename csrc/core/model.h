@@ -17,7 +17,7 @@ namespace fastmtr {
 class Model {
  public:
   // `isa`: NULL for the best.
-  Model(const std::string& directory, const char* isa, bool without_catalogue, Precision precision);
+  Model(const std::string& directory, const char* isa, bool without_catalogue, Precision precision = Precision::fp32);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 

@@ -120,25 +120,54 @@ Context Session::context(const Call& call, Worker& worker) const {
   return context;
 }
 
+Session::Wanted Session::Wanted::part(uint64_t first, uint64_t count, size_t n_tasks) const {
+  return {count, positions == nullptr ? nullptr : positions + first, exact,
+          scores == nullptr ? nullptr : scores + first * n_tasks, fused == nullptr ? nullptr : fused + first};
+}
+
+// Binds candidates that are not consecutive: their catalogue rows, and copies of their own inputs.
+void Session::pick(const Call& call, Worker& worker, uint64_t request, const Wanted& wanted, Context* context) const {
+  const Plan& plan = model_->plan();
+  const uint64_t begin = call.begin(request);
+  const auto copy_rows = [&](auto& to, const auto* from, uint64_t width) {
+    to.reserve(tile_ * width);
+    for (uint64_t i = 0; i < wanted.n; ++i)
+      std::copy_n(from + (begin + wanted.positions[i]) * width, width, to.data() + i * width);
+    return to.data();
+  };
+  const int domain = static_cast<int>(Domain::candidate);
+  if (plan.ids_width[domain] > 0)
+    context->candidate_ids = copy_rows(worker.candidate_ids, call.batch->candidate_ids, plan.ids_width[domain]);
+  if (plan.dense_width[domain] > 0)
+    context->candidate_dense = copy_rows(worker.candidate_dense, call.batch->candidate_dense, plan.dense_width[domain]);
+  context->candidate_row = 0;
+  if (call.rows == nullptr && !call.whole_catalogue) return;
+  for (uint64_t i = 0; i < wanted.n; ++i)
+    worker.gather[i] = call.whole_catalogue ? wanted.positions[i] : call.rows[begin + wanted.positions[i]];
+  context->gather = worker.gather.data();
+}
+
 void Session::score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first,
-                         uint64_t n, float* scores, float* fused) {
+                         Wanted wanted) {
   const Program& program = model_->program();
   const Fusion& fusion = model_->plan().fusion;
   const size_t n_tasks = tasks_.size();
-  const uint64_t at = call.begin(request) + first;
-  if (scores == nullptr) scores = worker.tile_scores.data();
+  const uint64_t at = call.begin(request) + first, n = wanted.n;
+  float* scores = wanted.scores == nullptr ? worker.tile_scores.data() : wanted.scores;
   const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + at;
-  const bool empty =
-      call.unknown && call.catalogue->n_items() == 0;  // there is no row that could stand for an unknown item
+  const bool unknown = call.unknown && wanted.positions == nullptr;  // unknown items are never picked
+  const bool empty = unknown && call.catalogue->n_items() == 0;      // there is no row that could stand for one
 
   if (!empty) {
     context.tile = worker.tile.data();
     context.tile_rows = n;
     context.scratch = worker.scratch.data();
+    context.exact = wanted.exact;
     context.candidate_row = at;
     context.item_row = first;
     context.gather = rows;
-    if (call.unknown) {  // computed as if they were item 0; overwritten below
+    if (wanted.positions != nullptr) pick(call, worker, request, wanted, &context);
+    if (unknown) {  // computed as if they were item 0; overwritten below
       for (uint64_t i = 0; i < n; ++i) worker.gather[i] = rows[i] == kNoRow ? 0 : rows[i];
       context.gather = worker.gather.data();
     }
@@ -147,15 +176,15 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
       const Rows from = program.rows(tasks_[t], Domain::candidate, context);
       for (uint64_t i = 0; i < n; ++i) scores[i * n_tasks + t] = from.data[i * from.stride];
     }
-    if (fused != nullptr)
+    if (wanted.fused != nullptr)
       program.kernels().fuse(n, fusion.tasks.size(), fusion.tasks.data(), call.fusion_weights, fusion.offsets.data(),
-                             fusion.product, scores, n_tasks, fused);
+                             fusion.product, scores, n_tasks, wanted.fused);
   }
-  if (call.unknown)
+  if (unknown)
     for (uint64_t i = 0; i < n; ++i) {
       if (rows[i] != kNoRow) continue;
       std::fill_n(scores + i * n_tasks, n_tasks, kNaN);
-      if (fused != nullptr) fused[i] = kNaN;
+      if (wanted.fused != nullptr) wanted.fused[i] = kNaN;
     }
 }
 
@@ -164,6 +193,9 @@ bool Session::by_request(const Call& call) const {
   const uint64_t n_requests = call.batch->n_requests;
   return workers_.size() > 1 && (n_requests >= 2 * workers_.size() || (n_requests > 1 && call.most <= tile_));
 }
+
+// With their own memory for a request; others only help with its tiles.
+size_t Session::workers_used(const Call& call) const { return by_request(call) ? workers_.size() : 1; }
 
 template <class Each>
 void Session::for_each_request(const Call& call, const Each& each) {
@@ -186,13 +218,12 @@ void Session::for_each_request(const Call& call, const Each& each) {
     for (uint64_t r = begin; r < end; ++r) {
       shared.request_row = r;
       shared.request_tile_row = r - begin;
-      each(r, owner, [&](float* scores, float* fused) {
-        const uint64_t n = call.count(r), n_tiles = (n + tile_ - 1) / tile_;
+      each(r, owner, [&](const Wanted& wanted) {
+        const uint64_t n_tiles = (wanted.n + tile_ - 1) / tile_;
         const auto run_tile = [&](size_t t, size_t w) {
           const uint64_t first = t * tile_;
-          score_tile(call, shared, workers_[w], r, first, std::min<uint64_t>(tile_, n - first),
-                     scores == nullptr ? nullptr : scores + first * n_tasks,
-                     fused == nullptr ? nullptr : fused + first);
+          score_tile(call, shared, workers_[w], r, first,
+                     wanted.part(first, std::min<uint64_t>(tile_, wanted.n - first), n_tasks));
         };
         if (threads > 1 && !by_request && n_tiles > 1) {
           pool_->run(n_tiles, run_tile);
@@ -213,48 +244,113 @@ void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
   const InUse mine(in_use_);
   const Call call = check(batch);
   if (call.total == 0) return;
-  for_each_request(call, [&](uint64_t r, Worker&, const auto& score_into) {
+  for_each_request(call, [&](uint64_t r, Worker&, const auto& score) {
     const uint64_t at = call.begin(r);
-    score_into(scores == nullptr ? nullptr : scores + at * tasks_.size(), fused == nullptr ? nullptr : fused + at);
+    score({call.count(r), nullptr, false, scores == nullptr ? nullptr : scores + at * tasks_.size(),
+           fused == nullptr ? nullptr : fused + at});
   });
 }
 
-void Session::rank(const fmtr_batch& batch, const RankResult& result) {
+void Session::errors(const fmtr_batch& batch, float* errors) {
   const InUse mine(in_use_);
   const Call call = check(batch);
+  if (call.total == 0) return;
+  if (errors == nullptr) fail(FMTR_ERROR_ARGUMENT, "errors is NULL");
+  for (size_t w = 0; w < workers_used(call); ++w) workers_[w].exact.reserve(call.most);
+  for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
+    float* to = errors + call.begin(r);
+    const uint64_t n = call.count(r);
+    score({n, nullptr, false, nullptr, to});
+    score({n, nullptr, true, nullptr, worker.exact.data()});
+    for (uint64_t i = 0; i < n; ++i)
+      to[i] = static_cast<float>(error_between(to[i], worker.exact[i], model_->plan().fusion.product));
+  });
+}
+
+void Session::check_result(const fmtr_batch& batch, const RankResult& result) const {
   if (batch.n_requests > 0 && result.counts == nullptr) fail(FMTR_ERROR_ARGUMENT, "counts is NULL");
   if (batch.n_requests > 0 && result.k > 0 && result.positions == nullptr)
     fail(FMTR_ERROR_ARGUMENT, "positions is NULL, but k is ", result.k);
-  if (result.k == 0) {
-    std::fill_n(result.counts, batch.n_requests, uint64_t{0});
-    return;
-  }
-  for (size_t w = 0; w < (by_request(call) ? workers_.size() : 1); ++w) {
+}
+
+void Session::reserve(const Call& call, const RankResult& result) {
+  for (size_t w = 0; w < workers_used(call); ++w) {
     Worker& worker = workers_[w];
     worker.best.reserve(std::min(result.k, call.most));
     worker.fused.reserve(call.most);
     if (result.scores != nullptr) worker.scores.reserve(call.most * tasks_.size());
   }
-  for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score_into) {
-    score_into(result.scores == nullptr ? nullptr : worker.scores.data(), worker.fused.data());
-    rank_one(call, worker, r, result);
+}
+
+void Session::rank(const fmtr_batch& batch, const RankResult& result) {
+  const InUse mine(in_use_);
+  const Call call = check(batch);
+  check_result(batch, result);
+  if (result.k == 0) {
+    std::fill_n(result.counts, batch.n_requests, uint64_t{0});
+    return;
+  }
+  reserve(call, result);
+  for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
+    float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
+    score({call.count(r), nullptr, false, scores, worker.fused.data()});
+    const uint64_t n = call.count(r);
+    const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + call.begin(r);
+    const uint64_t count = top_k(worker.fused.data(), n, rows, std::min(result.k, n), worker.best.data());
+    write_list(r, result, worker.best.data(), count, worker.fused.data(), scores, [](uint32_t i) { return i; });
   });
 }
 
-void Session::rank_one(const Call& call, Worker& worker, uint64_t request, const RankResult& result) const {
+void Session::rank_certified(const fmtr_batch& batch, const RankResult& result, const Certify& certify) {
+  if (result.k == 0 || model_->program().precision() == Precision::fp32) {
+    rank(batch, result);
+    if (certify.rescored != nullptr) std::fill_n(certify.rescored, batch.n_requests, uint64_t{0});
+    return;
+  }
+  const InUse mine(in_use_);
+  const Call call = check(batch);
+  check_result(batch, result);
+  reserve(call, result);
+  for (size_t w = 0; w < workers_used(call); ++w) {
+    workers_[w].certified.reserve(call.most, result.k);
+    workers_[w].exact.reserve(call.most);
+  }
+  for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
+    const uint64_t n = call.count(r);
+    const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + call.begin(r);
+    CertifiedTopK& list = worker.certified;
+    float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
+    score({n, nullptr, false, nullptr, worker.fused.data()});
+    list.start({worker.fused.data(), n, rows, model_->plan().fusion.product}, result.k, certify.width);
+    for (;;) {
+      const uint64_t before = list.asked();
+      uint64_t wanted = 0;
+      const uint32_t* positions = list.next(&wanted);
+      if (wanted == 0) break;
+      score({wanted, positions, true, scores == nullptr ? nullptr : scores + before * tasks_.size(),
+             worker.exact.data() + before});
+      list.receive(worker.exact.data() + before);
+    }
+    uint64_t count = 0;
+    const uint64_t* keys = list.keys(&count);
+    write_list(r, result, keys, count, worker.exact.data(), scores, [&](uint32_t i) { return list.asked_as(i); });
+    if (certify.rescored != nullptr) certify.rescored[r] = list.asked();
+  });
+}
+
+template <class Index>
+void Session::write_list(uint64_t request, const RankResult& result, const uint64_t* keys, uint64_t count,
+                         const float* fused, const float* scores, const Index& index) const {
   const size_t n_tasks = tasks_.size();
-  const uint64_t k = result.k, n = call.count(request);
-  const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + call.begin(request);
-  const uint64_t count = top_k(worker.fused.data(), n, rows, std::min(k, n), worker.best.data());
   result.counts[request] = count;
-  for (uint64_t i = 0; i < k; ++i) {
-    const uint64_t at = request * k + i;
-    const uint64_t position = i < count ? position_of(worker.best[i]) : UINT64_MAX;
-    result.positions[at] = position;
-    if (result.fused != nullptr) result.fused[at] = i < count ? worker.fused[position] : kNaN;
+  for (uint64_t i = 0; i < result.k; ++i) {
+    const uint64_t at = request * result.k + i;
+    const bool listed = i < count;
+    result.positions[at] = listed ? position_of(keys[i]) : UINT64_MAX;
+    const size_t from = listed ? index(position_of(keys[i])) : 0;
+    if (result.fused != nullptr) result.fused[at] = listed ? fused[from] : kNaN;
     if (result.scores == nullptr) continue;
-    for (size_t t = 0; t < n_tasks; ++t)
-      result.scores[at * n_tasks + t] = i < count ? worker.scores[position * n_tasks + t] : kNaN;
+    for (size_t t = 0; t < n_tasks; ++t) result.scores[at * n_tasks + t] = listed ? scores[from * n_tasks + t] : kNaN;
   }
 }
 

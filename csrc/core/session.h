@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/arena.h"
+#include "core/certified.h"
 #include "core/model.h"
 #include "core/thread_pool.h"
 
@@ -23,6 +24,11 @@ struct RankResult {
   uint64_t* counts;
 };
 
+struct Certify {
+  Width width;
+  uint64_t* rescored;  // [requests] or NULL
+};
+
 class Session {
  public:
   Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t tile);
@@ -32,14 +38,31 @@ class Session {
   // Each refuses with FMTR_ERROR_ARGUMENT while another thread is in a call of this session.
   void score(const fmtr_batch& batch, float* scores, float* fused);
   void rank(const fmtr_batch& batch, const RankResult& result);
+  // The list that fp32 gives, whatever the model's precision, under what core/certified.h takes for granted.
+  void rank_certified(const fmtr_batch& batch, const RankResult& result, const Certify& certify);
+  // Of each candidate's fused score from that in fp32, in the measure of core/certified.h.
+  void errors(const fmtr_batch& batch, float* errors);
   void request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity);
 
  private:
   struct Worker {
-    Aligned<float> request_tile, tile, tile_scores, scores, fused;
+    Aligned<float> request_tile, tile, tile_scores, scores, fused, exact;
     Aligned<uint32_t> gather;
+    Aligned<int32_t> candidate_ids;  // the inputs of picked candidates, side by side
+    Aligned<float> candidate_dense;
     Aligned<uint64_t> best;
     Aligned<Rows> scratch;
+    CertifiedTopK certified;
+  };
+
+  // Candidates of a request to score, and where the results go; each may be NULL.
+  struct Wanted {
+    uint64_t n;
+    const uint32_t* positions;  // NULL: the first n
+    bool exact;
+    float* scores;
+    float* fused;
+    Wanted part(uint64_t first, uint64_t count, size_t n_tasks) const;
   };
 
   // A call's batch after its checks.
@@ -57,16 +80,23 @@ class Session {
 
   Call check(const fmtr_batch& batch);
   void check_requests(const fmtr_batch& batch) const;
+  void check_result(const fmtr_batch& batch, const RankResult& result) const;
+  void reserve(const Call& call, const RankResult& result);
   Context context(const Call& call, Worker& worker) const;
 
   bool by_request(const Call& call) const;
-  // Runs the request phase for all requests, block by block, then for each request `each(request, worker, score_into)`,
-  // where score_into(scores, fused) scores its candidates.
+  size_t workers_used(const Call& call) const;
+  // Runs the request phase for all requests, block by block, then for each request `each(request, worker, score)`,
+  // where score(wanted) scores its candidates.
   template <class Each>
   void for_each_request(const Call& call, const Each& each);
-  void score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, uint64_t n,
-                  float* scores, float* fused);
-  void rank_one(const Call& call, Worker& worker, uint64_t request, const RankResult& result) const;
+  // `first` of the candidates that are wanted, if those are consecutive.
+  void score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, Wanted wanted);
+  void pick(const Call& call, Worker& worker, uint64_t request, const Wanted& wanted, Context* context) const;
+  // `index(position)` is where a listed candidate's scores lie in `fused` and `scores`.
+  template <class Index>
+  void write_list(uint64_t request, const RankResult& result, const uint64_t* keys, uint64_t count, const float* fused,
+                  const float* scores, const Index& index) const;
 
   std::shared_ptr<const Model> model_;
   std::vector<Port> tasks_;

@@ -4,39 +4,55 @@
 #include <bit>
 #include <cmath>
 #include <functional>
+#include <limits>
 
 #include "core/key_map.h"
 
 namespace fastmtr {
 
+namespace {
+constexpr uint32_t kSign = 0x80000000u;
+}
+
 uint64_t rank_key(float score, uint32_t position) {
   uint32_t order = 0;  // NaN: below -infinity
   if (!std::isnan(score)) {
     const uint32_t bits = std::bit_cast<uint32_t>(score + 0.0f);  // -0 and 0 are one score
-    order = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+    order = (bits & kSign) != 0 ? ~bits : bits | kSign;
   }
   return uint64_t{order} << 32 | (UINT32_MAX - position);
 }
 
 uint32_t position_of(uint64_t key) { return UINT32_MAX - static_cast<uint32_t>(key); }
 
-uint64_t top_k(const float* scores, uint64_t n, const uint32_t* rows, uint64_t k, uint64_t* best) {
-  if (k == 0) return 0;
-  uint64_t count = 0;
-  for (uint64_t i = 0; i < n; ++i) {
-    if (rows != nullptr && rows[i] == kNoRow) continue;
-    const uint64_t key = rank_key(scores[i], static_cast<uint32_t>(i));
-    if (count < k) {
-      best[count++] = key;
-      std::push_heap(best, best + count, std::greater<>());  // the worst in front
-    } else if (key > best[0]) {
-      std::pop_heap(best, best + count, std::greater<>());
-      best[count - 1] = key;
-      std::push_heap(best, best + count, std::greater<>());
-    }
+float score_of(uint64_t key) {
+  const auto order = static_cast<uint32_t>(key >> 32);
+  if (order == 0) return std::numeric_limits<float>::quiet_NaN();
+  return std::bit_cast<float>((order & kSign) != 0 ? order & ~kSign : ~order);
+}
+
+void Best::add(float score, uint32_t position) {
+  const uint64_t key = rank_key(score, position);
+  if (count_ < k_) {
+    keys_[count_++] = key;
+    std::push_heap(keys_, keys_ + count_, std::greater<>());  // the worst in front
+  } else if (k_ > 0 && key > keys_[0]) {
+    std::pop_heap(keys_, keys_ + count_, std::greater<>());
+    keys_[count_ - 1] = key;
+    std::push_heap(keys_, keys_ + count_, std::greater<>());
   }
-  std::sort_heap(best, best + count, std::greater<>());
-  return count;
+}
+
+uint64_t Best::sort() {
+  std::sort_heap(keys_, keys_ + count_, std::greater<>());
+  return count_;
+}
+
+uint64_t top_k(const float* scores, uint64_t n, const uint32_t* rows, uint64_t k, uint64_t* best) {
+  Best found(best, k);
+  for (uint64_t i = 0; i < n; ++i)
+    if (rows == nullptr || rows[i] != kNoRow) found.add(scores[i], static_cast<uint32_t>(i));
+  return found.sort();
 }
 
 }  // namespace fastmtr

@@ -135,6 +135,26 @@ FMTR_API fmtr_status fmtr_score(fmtr_session* session, const fmtr_batch* batch, 
 FMTR_API fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions,
                                float* fused, float* scores, uint64_t* counts);
 
+/* As fmtr_rank, but the list, its order and its scores are those of fp32, whatever precision the model was loaded with,
+ * provided that no candidate's fused score in fp32 is further from that of the model's precision than a width: absolute for
+ * a sum as fusion, of the logarithms for a product. Only candidates within the width of the list's end are scored in fp32.
+ * The width is what the caller measured (with fmtr_precision_errors), and is never less than `safety` times the largest
+ * error among the candidates scored in fp32; where that enlarges it, more are scored, all if need be. */
+typedef struct fmtr_certify_options {
+  size_t struct_size;
+  float width;  /* 0: only what this request shows  */
+  float safety; /* 0: 2                             */
+} fmtr_certify_options;
+
+/* rescored [R], may be NULL: candidates of the request that were scored in fp32. options NULL: all zeros. */
+FMTR_API fmtr_status fmtr_rank_certified(fmtr_session* session, const fmtr_batch* batch, uint64_t k,
+                                         const fmtr_certify_options* options, uint64_t* positions, float* fused,
+                                         float* scores, uint64_t* counts, uint64_t* rescored);
+
+/* errors [total]: of each candidate's fused score at the model's precision from that in fp32, absolute or of logarithms as
+ * fmtr_rank_certified has them. */
+FMTR_API fmtr_status fmtr_precision_errors(fmtr_session* session, const fmtr_batch* batch, float* errors);
+
 /* A request-domain output (say "user_vector") for R requests: values[R, width]. items, offsets and candidates are not read. */
 FMTR_API fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,
                                          uint64_t capacity);
