@@ -12,6 +12,7 @@
 #include <optional>
 #include <shared_mutex>
 #include <string>
+#include <type_traits>
 #include <utility>
 
 #include "fastmtr.h"
@@ -253,39 +254,61 @@ class Session {
   py::tuple score(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
                   const py::object& items, const py::object& candidate_ids, const py::object& candidate_dense,
                   bool skip_unknown, const py::object& fusion_weights) {
-    const auto body = [&](uint64_t n_items) {
-      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
-                        skip_unknown, fusion_weights, n_items);
-      const auto total = static_cast<py::ssize_t>(batch.total);
-      py::array_t<float> scores({total, static_cast<py::ssize_t>(model_->n_tasks())});
-      py::array_t<float> fused(total);
-      float *scores_data = mutable_data(scores), *fused_data = mutable_data(fused);
-      call([&] { return fmtr_score(session_, &batch.c, scores_data, fused_data); });
-      return py::make_tuple(scores, fused);
-    };
-    // The size of the whole catalogue must not change between making room for its scores and writing them.
-    return items.is_none() ? model_->sized(body) : body(0);
+    return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
+                      fusion_weights, [&](const Batch& batch) {
+                        const auto total = static_cast<py::ssize_t>(batch.total);
+                        py::array_t<float> scores({total, static_cast<py::ssize_t>(model_->n_tasks())});
+                        py::array_t<float> fused(total);
+                        float *scores_data = mutable_data(scores), *fused_data = mutable_data(fused);
+                        call([&] { return fmtr_score(session_, &batch.c, scores_data, fused_data); });
+                        return py::make_tuple(scores, fused);
+                      });
   }
 
   py::tuple rank(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
                  const py::object& items, uint64_t k, const py::object& candidate_ids,
                  const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
-    const auto body = [&](uint64_t n_items) {
-      const Batch batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
-                        skip_unknown, fusion_weights, n_items);
-      const auto n = static_cast<py::ssize_t>(batch.c.n_requests), columns = static_cast<py::ssize_t>(k);
-      py::array_t<int64_t> positions({n, columns});
-      py::array_t<float> fused({n, columns});
-      py::array_t<float> scores({n, columns, static_cast<py::ssize_t>(model_->n_tasks())});
-      py::array_t<int64_t> counts(n);
-      // The same bits: UINT64_MAX, "no candidate", is -1 in Python.
-      auto* positions_data = reinterpret_cast<uint64_t*>(mutable_data(positions));
-      auto* counts_data = reinterpret_cast<uint64_t*>(mutable_data(counts));
-      float *fused_data = mutable_data(fused), *scores_data = mutable_data(scores);
-      call([&] { return fmtr_rank(session_, &batch.c, k, positions_data, fused_data, scores_data, counts_data); });
-      return py::make_tuple(positions, fused, scores, counts);
-    };
-    return items.is_none() ? model_->sized(body) : body(0);
+    return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
+                      fusion_weights, [&](const Batch& batch) {
+                        const List list(batch, k, *model_);
+                        call([&] {
+                          return fmtr_rank(session_, &batch.c, k, list.positions_data, list.fused_data,
+                                           list.scores_data, list.counts_data);
+                        });
+                        return py::make_tuple(list.positions, list.fused, list.scores, list.counts);
+                      });
+  }
+
+  py::tuple rank_certified(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
+                           const py::object& items, uint64_t k, float width, float safety,
+                           const py::object& candidate_ids, const py::object& candidate_dense, bool skip_unknown,
+                           const py::object& fusion_weights) {
+    const fmtr_certify_options options{sizeof(fmtr_certify_options), width, safety};
+    return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
+                      fusion_weights, [&](const Batch& batch) {
+                        const List list(batch, k, *model_);
+                        py::array_t<int64_t> rescored(list.counts.size());
+                        auto* rescored_data = reinterpret_cast<uint64_t*>(mutable_data(rescored));
+                        call([&] {
+                          return fmtr_rank_certified(session_, &batch.c, k, &options, list.positions_data,
+                                                     list.fused_data, list.scores_data, list.counts_data,
+                                                     rescored_data);
+                        });
+                        return py::make_tuple(list.positions, list.fused, list.scores, list.counts, rescored);
+                      });
+  }
+
+  py::array_t<float> precision_errors(const py::object& request_ids, const py::object& request_dense,
+                                      const py::object& offsets, const py::object& items,
+                                      const py::object& candidate_ids, const py::object& candidate_dense,
+                                      bool skip_unknown, const py::object& fusion_weights) {
+    return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
+                      fusion_weights, [&](const Batch& batch) {
+                        py::array_t<float> errors(static_cast<py::ssize_t>(batch.total));
+                        float* data = mutable_data(errors);
+                        call([&] { return fmtr_precision_errors(session_, &batch.c, data); });
+                        return errors;
+                      });
   }
 
   py::array_t<float> request_output(const std::string& name, const py::object& request_ids,
@@ -371,6 +394,41 @@ class Session {
     }
   };
 
+  // What ranking gives back.
+  struct List {
+    py::array_t<int64_t> positions;
+    py::array_t<float> fused, scores;
+    py::array_t<int64_t> counts;
+    // The same bits: UINT64_MAX, "no candidate", is -1 in Python.
+    uint64_t *positions_data, *counts_data;
+    float *fused_data, *scores_data;
+
+    List(const Batch& batch, uint64_t k, const Model& model)
+        : List(static_cast<py::ssize_t>(batch.c.n_requests), static_cast<py::ssize_t>(k),
+               static_cast<py::ssize_t>(model.n_tasks())) {}
+    List(py::ssize_t n, py::ssize_t k, py::ssize_t n_tasks)
+        : positions({n, k}), fused({n, k}), scores({n, k, n_tasks}), counts(n) {
+      positions_data = reinterpret_cast<uint64_t*>(mutable_data(positions));
+      counts_data = reinterpret_cast<uint64_t*>(mutable_data(counts));
+      fused_data = mutable_data(fused);
+      scores_data = mutable_data(scores);
+    }
+  };
+
+  // The size of the whole catalogue must not change between making room for its scores and writing them.
+  template <class Body>
+  std::invoke_result_t<const Body&, const Batch&> with_batch(const py::object& request_ids,
+                                                             const py::object& request_dense, const py::object& offsets,
+                                                             const py::object& items, const py::object& candidate_ids,
+                                                             const py::object& candidate_dense, bool skip_unknown,
+                                                             const py::object& fusion_weights, const Body& body) {
+    const auto sized = [&](uint64_t n_items) {
+      return body(Batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
+                        skip_unknown, fusion_weights, n_items));
+    };
+    return items.is_none() ? model_->sized(sized) : sized(0);
+  }
+
   std::shared_ptr<Model> model_;
   fmtr_session* session_ = nullptr;
 };
@@ -406,6 +464,13 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
       .def("rank", &Session::rank, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
            py::arg("items"), py::kw_only(), py::arg("k"), py::arg("candidate_ids") = none,
+           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+      .def("rank_certified", &Session::rank_certified, py::arg("request_ids"), py::arg("request_dense"),
+           py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("k"), py::arg("width"), py::arg("safety") = 0,
+           py::arg("candidate_ids") = none, py::arg("candidate_dense") = none, py::arg("skip_unknown") = false,
+           py::arg("fusion_weights") = none)
+      .def("precision_errors", &Session::precision_errors, py::arg("request_ids"), py::arg("request_dense"),
+           py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("candidate_ids") = none,
            py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
       .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"),
            py::arg("request_dense"));

@@ -127,6 +127,57 @@ class Session:
             NaN beyond `counts`.
         counts : ndarray of int64, shape (R,)
         """
+    def rank_certified(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.int64] | NDArray[np.uint64] | None,
+        items: NDArray[np.int64] | None,
+        *,
+        k: int,
+        width: float,
+        safety: float = 0,
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        skip_unknown: bool = False,
+        fusion_weights: NDArray[np.float32] | None = None,
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
+        """The list and the scores that `rank` gives at fp32, from a model of a lower precision.
+
+        That holds provided that no candidate's fp32 fused score is further than the width from that of the model's
+        precision: see `fmtr_rank_certified` in fastmtr.h. Arguments as of `rank`, and
+
+        Parameters
+        ----------
+        width : float
+            Of errors as `precision_errors` measures them; 0: only what each request shows.
+        safety : float
+            The width is never less than so many times the largest error seen in the request; 0: 2.
+
+        Returns
+        -------
+        positions, fused, scores, counts
+            As of `rank`.
+        rescored : ndarray of int64, shape (R,)
+            Candidates that were scored in fp32.
+        """
+    def precision_errors(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.int64] | NDArray[np.uint64] | None,
+        items: NDArray[np.int64] | None,
+        *,
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        skip_unknown: bool = False,
+        fusion_weights: NDArray[np.float32] | None = None,
+    ) -> NDArray[np.float32]:
+        """How far each candidate's fused score is from that in fp32, shape (total,).
+
+        The absolute difference where the model fuses by a sum, that of the logarithms where by a product. Arguments as
+        of `score`.
+        """
     def request_output(
         self, name: str, request_ids: NDArray[np.int32] | None, request_dense: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:

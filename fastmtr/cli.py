@@ -129,6 +129,7 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--all", action="store_true", help="rank the whole catalogue, without retrieval")
     recommend.add_argument("--with-seen", action="store_true", help="do not leave out what the user has seen")
     _precision(recommend)
+    recommend.add_argument("--certified", action="store_true", help="the list of fp32 at any precision")
     recommend.add_argument("--json", action="store_true", help="one JSON line a user")
 
     bench = command("bench", _bench, "Latency of score, rank and recommend on a bundle's own catalogue.")
@@ -381,7 +382,8 @@ def _recommend(options: argparse.Namespace) -> None:
     ranker = Ranker.load(options.bundle, precision=options.precision)
     users = options.user if ranker.bundle.user_names is not None else [_whole(user) for user in options.user]
     exclude = None if options.with_seen or ranker.bundle.seen is None else "seen"
-    found = ranker.recommend(users, k=options.k, retrieve=None if options.all else options.retrieve, exclude=exclude)
+    retrieve = None if options.all else options.retrieve
+    found = ranker.recommend(users, k=options.k, retrieve=retrieve, exclude=exclude, certified=options.certified)
     for ranking in found:
         if options.json:
             line = {

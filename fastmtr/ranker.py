@@ -18,6 +18,7 @@ from fastmtr.errors import BackendError, ConfigError, SchemaError
 from fastmtr.fusion import fusion_weights as weights_of
 from fastmtr.graph import Packed
 from fastmtr.keys import Keys, unknown_items_error
+from fastmtr.precision import SAFETY, ErrorWidth, Precision
 from fastmtr.requests import RequestPacker, Requests, is_many
 from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
@@ -30,9 +31,9 @@ __all__ = ["Ranker", "Ranking", "Scores", "User", "Users"]
 Users: TypeAlias = list[Any] | tuple[Any, ...] | NDArray[Any]
 Items: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
 UnknownItems: TypeAlias = Literal["error", "skip"]
-Precision: TypeAlias = Literal["fp32", "int8"]
 
 _NO_ROWS = np.empty(0, np.int64)
+_CALIBRATION_USERS, _CALIBRATION_ITEMS = 32, 512
 
 
 class Ranker:
@@ -68,6 +69,7 @@ class Ranker:
         self._sessions = threading.local()
         self._lock = threading.Lock()
         self._retriever: Retriever | None = None
+        self._error_width: ErrorWidth | None = None
         self._items = Keys(model.keys(), bundle.item_names)
         self._packer = RequestPacker(bundle)
 
@@ -246,6 +248,7 @@ class Ranker:
         candidates: Mapping[str, ArrayLike] | None = ...,
         fusion_weights: Mapping[str, float] | None = ...,
         unknown_items: UnknownItems = ...,
+        certified: bool = ...,
     ) -> Ranking: ...
 
     @overload
@@ -259,6 +262,7 @@ class Ranker:
         candidates: Mapping[str, ArrayLike] | None = ...,
         fusion_weights: Mapping[str, float] | None = ...,
         unknown_items: UnknownItems = ...,
+        certified: bool = ...,
     ) -> list[Ranking]: ...
 
     def rank(
@@ -271,20 +275,36 @@ class Ranker:
         candidates: Mapping[str, ArrayLike] | None = None,
         fusion_weights: Mapping[str, float] | None = None,
         unknown_items: UnknownItems = "error",
+        certified: bool = False,
     ) -> Ranking | list[Ranking]:
         """The k candidates with the highest fused scores, best first; ties by position.
 
-        Parameters are those of :meth:`score`.
+        Parameters
+        ----------
+        user, items, context, candidates, fusion_weights, unknown_items
+            As in :meth:`score`.
+        k : int
+        certified : bool
+            Give the list and the scores of fp32, whatever the precision: candidates near the end of the list are scored
+            again in fp32. :mod:`fastmtr.precision` says what this takes for granted; the errors it needs are measured
+            by :meth:`calibrate`, at the first call at the latest. A result's ``rescored`` counts those candidates.
 
         Returns
         -------
         Ranking, or a list of Ranking for a list of users
             Shorter than k where there are fewer candidates.
+
+        Raises
+        ------
+        ConfigError
+            ``certified`` without a calibration, from a bundle that has no users to calibrate with.
         """
         _check_k(k)
         requests = self._packer.pack(user, context)
         keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
-        found = self._rank(requests, offsets, keys, items_of, candidates, fusion_weights, unknown_items, k=k)
+        found = self._rank(
+            requests, offsets, keys, items_of, candidates, fusion_weights, unknown_items, k=k, certified=certified
+        )
         return found if is_many(user) else found[0]
 
     @overload
@@ -297,6 +317,7 @@ class Ranker:
         exclude: Literal["seen"] | ArrayLike | None = ...,
         context: Mapping[str, Any] | None = ...,
         fusion_weights: Mapping[str, float] | None = ...,
+        certified: bool = ...,
         timings: dict[str, float] | None = ...,
     ) -> Ranking: ...
 
@@ -310,6 +331,7 @@ class Ranker:
         exclude: Literal["seen"] | ArrayLike | None = ...,
         context: Mapping[str, Any] | None = ...,
         fusion_weights: Mapping[str, float] | None = ...,
+        certified: bool = ...,
         timings: dict[str, float] | None = ...,
     ) -> list[Ranking]: ...
 
@@ -322,6 +344,7 @@ class Ranker:
         exclude: Literal["seen"] | ArrayLike | None = None,
         context: Mapping[str, Any] | None = None,
         fusion_weights: Mapping[str, float] | None = None,
+        certified: bool = False,
         timings: dict[str, float] | None = None,
     ) -> Ranking | list[Ranking]:
         """Retrieve candidates from the catalogue, then rank them.
@@ -337,6 +360,8 @@ class Ranker:
             a list of arrays); keys that the catalogue does not have are passed over.
         context, fusion_weights
             As in :meth:`score`.
+        certified
+            As in :meth:`rank`, among the retrieved candidates.
         timings : dict, optional
             Receives the seconds of the stages: ``features``, ``retrieval`` and ``ranking``.
 
@@ -368,6 +393,7 @@ class Ranker:
             fusion_weights,
             "error",
             k=k,
+            certified=certified,
         )
         if timings is not None:
             timings["features"], timings["retrieval"] = packed - began, retrieved - packed
@@ -401,6 +427,68 @@ class Ranker:
             **_candidate_inputs(samples.candidate),
         )
         return values[:, [self.tasks.index(task.name) for task in self.schema.tasks]]
+
+    # ---- certified ranking -------------------------------------------------------------------------------------------
+
+    def calibrate(
+        self,
+        user: Users | None = None,
+        items: Items = None,
+        *,
+        context: Mapping[str, Any] | None = None,
+        candidates: Mapping[str, ArrayLike] | None = None,
+        safety: float = SAFETY,
+    ) -> ErrorWidth:
+        """Measure how far scores of this precision are from fp32; ``certified`` ranking then relies on it.
+
+        Best done once after loading, with requests and candidates like those that will come.
+
+        Parameters
+        ----------
+        user : list of users, optional
+            As in :meth:`score`; None: some of the bundle's users.
+        items, context, candidates
+            As in :meth:`score`; ``items=None`` takes a random part of the catalogue.
+        safety : float
+            What the largest error is multiplied with, at least 1.
+
+        Raises
+        ------
+        ConfigError
+            There are no users to measure with, or the safety is below 1.
+        """
+        if not safety >= 1:
+            raise ConfigError(f"safety must be at least 1, found {safety}")
+        if user is None:
+            user = (
+                self.users[np.linspace(0, len(self.users) - 1, _CALIBRATION_USERS, dtype=int)]
+                if len(self.users)
+                else []
+            )
+        requests = self._packer.pack(list(user), context)
+        if not requests.users:
+            raise ConfigError(
+                "certified ranking relies on measured errors, and this bundle has no users to measure them with: call "
+                "calibrate(users, items) with some requests first"
+            )
+        if items is None:
+            pick = np.random.default_rng(0).permutation(self.n_items)[:_CALIBRATION_ITEMS]
+            items = self._items.all[pick]
+        keys, offsets, _ = self._candidates(items, len(requests.users), "error")
+        self._error_width = ErrorWidth.measure(
+            lambda weights: self._call(
+                self._session().precision_errors, requests.packed, offsets, keys, candidates, weights, "error"
+            ),
+            tasks=self._fused_tasks,
+            safety=safety,
+        )
+        return self._error_width
+
+    def _errors(self) -> ErrorWidth:
+        with self._lock:
+            if self._error_width is None and self.precision == "fp32":
+                self._error_width = ErrorWidth(0.0, dict.fromkeys(self._fused_tasks, 0.0), 0)
+            return self._error_width if self._error_width is not None else self.calibrate()
 
     # ---- retrieval ---------------------------------------------------------------------------------------------------
 
@@ -486,7 +574,7 @@ class Ranker:
         candidates: Mapping[str, ArrayLike] | None,
         fusion_weights: Mapping[str, float] | None,
         unknown_items: UnknownItems,
-        **k: int,
+        **options: float,
     ) -> Any:
         extra = self._packer.candidates(candidates, n=int(offsets[-1]))
         try:
@@ -495,7 +583,7 @@ class Ranker:
                 packed.dense,
                 offsets,
                 keys,
-                **k,
+                **options,
                 **_candidate_inputs(extra),
                 skip_unknown=unknown_items == "skip",
                 fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
@@ -519,15 +607,29 @@ class Ranker:
         unknown_items: UnknownItems,
         *,
         k: int,
+        certified: bool,
     ) -> list[Ranking]:
-        positions, fused, values, counts = self._call(
-            self._session().rank, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items, k=k
-        )
+        call = (requests.packed, offsets, keys, candidates, fusion_weights, unknown_items)
+        rescored: list[int | None] = [None] * len(requests.users)
+        if certified:
+            known_errors = self._errors()
+            positions, fused, values, counts, again = self._call(
+                self._session().rank_certified,
+                *call,
+                k=k,
+                width=known_errors.width(fusion_weights),
+                safety=known_errors.safety,
+            )
+            rescored = again.tolist()
+        else:
+            positions, fused, values, counts = self._call(self._session().rank, *call, k=k)
         found = []
         for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
             n = int(counts[r])
             chosen = items_of(r)[positions[r, :n]]
-            found.append(Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label))
+            found.append(
+                Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label, rescored=rescored[r])
+            )
         return found
 
     def _candidates(

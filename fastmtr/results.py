@@ -97,10 +97,17 @@ class Scores(Result):
     __slots__ = ()
 
 
+@dataclass(frozen=True, slots=True, repr=False)
 class Ranking(Result):
-    """What :meth:`Ranker.rank` and :meth:`Ranker.recommend` give: the best candidates, best first."""
+    """What :meth:`Ranker.rank` and :meth:`Ranker.recommend` give: the best candidates, best first.
 
-    __slots__ = ()
+    Attributes
+    ----------
+    rescored : int or None
+        Of a certified ranking: how many candidates were scored again in fp32.
+    """
+
+    rescored: int | None = field(default=None, compare=False)
 
 
 def _text_table(rows: list[list[str]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Models loaded with 8-bit products: near fp32, and the same bits whatever the tile, the threads and the neighbours."""
+"""Models loaded with 8-bit products: near fp32, the same bits whatever the tile and the threads; certified lists."""
 
 from __future__ import annotations
 
@@ -12,8 +12,11 @@ from handmade import ISAS
 import fastmtr
 from fastmtr import Ranker
 from fastmtr._native import Model, Session
+from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.errors import ConfigError
-from fastmtr.graph import Packed
+from fastmtr.graph import GraphBuilder, Input, Packed
+from fastmtr.precision import ErrorWidth
+from fastmtr.schema import Feature, Schema, Task
 
 BUNDLE = Path(fastmtr.__file__).parent / "datasets" / "kuairand_bundle"
 
@@ -72,3 +75,160 @@ def test_ranker_and_its_precision() -> None:
     assert len(ranker.rank(ranker.users[0], None, k=5)) == 5
     with pytest.raises(ConfigError, match="precision must be one of fp32, int8, found 'half'"):
         Ranker.load(BUNDLE, precision="half")  # type: ignore[arg-type]
+
+
+# ---- certified lists -------------------------------------------------------------------------------------------------
+
+
+def same_lists(a: tuple[np.ndarray, ...], b: tuple[np.ndarray, ...]) -> bool:
+    """Positions, fused scores, tasks' scores and counts, all bits."""
+    return all(x.tobytes() == y.tobytes() for x, y in zip(a[:4], b[:4], strict=True))
+
+
+def test_the_certified_list_is_that_of_fp32(users: Packed) -> None:
+    exact, coarse = (Session(Model(BUNDLE, precision=p)) for p in ("fp32", "int8"))
+    every = {"request_ids": users.ids, "request_dense": users.dense, "offsets": None, "items": None}
+    errors = coarse.precision_errors(**every)
+    assert errors.shape == (len(users.ids) * Model(BUNDLE).n_items,)
+    assert not exact.precision_errors(**every).any()
+    width = 2 * float(errors[: len(errors) // 4].max())
+    assert 0 < width < 0.5
+    for k in (1, 10, 100):
+        right = exact.rank(**every, k=k)
+        assert not same_lists(coarse.rank(**every, k=k), right)
+        found = coarse.rank_certified(**every, k=k, width=width)
+        assert same_lists(found, right)
+        assert (k <= found[4]).all()
+        assert found[4].mean() < k + 150
+    # On threads, in small tiles, and everything: the same again.
+    for options in ({"threads": 2, "tile": 64}, {"tile": 5}):
+        assert same_lists(
+            Session(Model(BUNDLE, precision="int8"), **options).rank_certified(**every, k=100, width=width), right
+        )
+    unlimited = coarse.rank_certified(**every, k=100, width=1e30)
+    assert same_lists(unlimited, right)
+    assert (unlimited[4] == Model(BUNDLE).n_items).all()
+    at_fp32 = exact.rank_certified(**every, k=100, width=width)
+    assert same_lists(at_fp32, right)
+    assert not at_fp32[4].any()
+
+
+def test_a_width_far_too_small_is_found_out(users: Packed) -> None:
+    exact, coarse = (Session(Model(BUNDLE, precision=p)) for p in ("fp32", "int8"))
+    every = {"request_ids": users.ids, "request_dense": users.dense, "offsets": None, "items": None}
+    right = exact.rank(**every, k=20)
+    found = coarse.rank_certified(**every, k=20, width=0, safety=2)
+    assert same_lists(found, right)
+    assert found[4].sum() > 20 * len(users.ids), "the errors that were seen made it look further"
+    more = coarse.rank_certified(**every, k=20, width=0, safety=50)
+    assert (more[4] >= found[4]).all()
+    assert more[4].sum() > 1.5 * found[4].sum()
+    for wrong in ({"width": -1.0}, {"width": float("nan")}, {"width": 0.1, "safety": 0.5}):
+        with pytest.raises(ValueError, match=r"(width is .*, expected a number)|(safety is 0.5, expected at least 1)"):
+            coarse.rank_certified(**every, k=3, **wrong)
+
+
+@pytest.fixture(scope="module")
+def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random model that reads inputs of request, item and candidate, its two tasks fused by a sum."""
+    rng = np.random.default_rng(5)
+    inputs = [
+        Input("request_x", "request", "dense", 0, 6),
+        Input("item_id", "item", "ids", 0, 1, rows=300),
+        Input("item_x", "item", "dense", 0, 9),
+        Input("place", "candidate", "ids", 0, 1, rows=20),
+        Input("candidate_x", "candidate", "dense", 0, 4),
+    ]
+    g = GraphBuilder(inputs)
+
+    def linear(x: str, n: int, activation: str) -> str:
+        k = g.width(x)
+        w = g.weight(f"w{n}.{x}", rng.normal(size=(n, k)).astype(np.float32) * np.float32(1.5 / np.sqrt(k)))
+        return g.affine(x, w=w, activation=activation)
+
+    tables = [g.embedding(i, g.weight(f"{i}.table", rng.normal(size=(300, 8)))) for i in ("item_id", "place")]
+    hidden = linear(g.concat(["request_x", "item_x", "candidate_x", *tables]), 96, "relu")
+    hidden = linear(hidden, 64, "tanh")  # so that what the towers read is of both signs
+    for task in ("click", "buy"):
+        g.output(task, linear(linear(hidden, 40, "relu"), 1, "sigmoid"))
+    graph = g.build()
+    ids = np.arange(300, dtype=np.int32)[:, None]
+    catalogue = Catalogue(np.arange(300) * 3, Packed(ids, rng.normal(size=(300, 9)).astype(np.float32)))
+    features = (Feature(name="any", entity="user", kind="numeric"),)
+    schema = Schema(user="user", item="item", features=features, tasks=tuple(Task(name=t) for t in graph.tasks))
+    fusion = {"kind": "sum", "weights": [1.0, 2.0]}
+    path = tmp_path_factory.mktemp("wide") / "bundle"
+    return write_bundle(path, schema=schema, graph=graph, catalogue=catalogue, fusion=fusion)
+
+
+def test_random_requests_with_candidate_inputs(wide_model: Path) -> None:
+    rng = np.random.default_rng(6)
+    exact, coarse, threads = (
+        Session(Model(wide_model, precision=p), threads=n) for p, n in (("fp32", 1), ("int8", 1), ("int8", 3))
+    )
+    assert len(json.loads(Model(wide_model, precision="int8").describe())["int8_steps"]) == 2
+    wrong = rescored = candidates = 0
+    width = 0.0
+    for turn in range(60):
+        counts = rng.integers(0, 400, 5)
+        offsets = np.concatenate([[0], np.cumsum(counts)])
+        total = int(offsets[-1])
+        items = rng.integers(-2, 305, total) * 3  # some are unknown
+        arguments = {
+            "request_ids": None,
+            "request_dense": rng.normal(size=(5, 6)).astype(np.float32),
+            "offsets": offsets,
+            "items": items,
+            "candidate_ids": rng.integers(0, 20, (total, 1)).astype(np.int32),
+            "candidate_dense": rng.normal(size=(total, 4)).astype(np.float32),
+            "skip_unknown": True,
+        }
+        if turn < 10:
+            width = max(width, 2 * float(np.nan_to_num(coarse.precision_errors(**arguments)).max()))
+        k = int(rng.integers(1, 30))
+        right = exact.rank(**arguments, k=k)
+        wrong += not same_lists(coarse.rank(**arguments, k=k), right)
+        for session in (coarse, threads):
+            found = session.rank_certified(**arguments, k=k, width=width)
+            assert same_lists(found, right)
+        rescored += int(found[4].sum())
+        candidates += total
+    assert wrong > 20
+    assert rescored < 0.2 * candidates
+
+
+def test_ranker_certified() -> None:
+    exact, coarse = (Ranker.load(BUNDLE, precision=p) for p in ("fp32", "int8"))
+    some = exact.users[:30]
+    weights = {"click": 0.3, "like": 2.0}
+    for options in ({}, {"fusion_weights": weights}):
+        for right, found in zip(
+            exact.rank(some, None, k=8, **options), coarse.rank(some, None, k=8, certified=True, **options), strict=True
+        ):
+            assert found.items.tolist() == right.items.tolist()
+            assert found.values.tobytes() == right.values.tobytes()
+            assert right.rescored is None
+            assert 8 <= found.rescored < coarse.n_items
+    assert coarse.rank(some[0], None, k=8).rescored is None
+    assert exact.rank(some[0], None, k=8, certified=True).rescored == 0
+    one = coarse.recommend(some[0], k=5, retrieve=100, certified=True)
+    assert one.items.tolist() == exact.recommend(some[0], k=5, retrieve=100).items.tolist()
+
+
+def test_calibration() -> None:
+    ranker = Ranker.load(BUNDLE, precision="int8")
+    few = ranker.calibrate(list(ranker.users[:3]), ranker.items[:50], safety=3)
+    assert few.samples == 150
+    assert few.safety == 3
+    assert set(few.tasks) == {"click", "long_view", "like", "follow", "comment"}
+    assert few.width(None) == 3 * few.fused
+    assert few.width({"click": 0.5, "like": -2.0}) == pytest.approx(
+        3 * (0.5 * few.tasks["click"] + 2 * few.tasks["like"])
+    )
+    assert ranker.calibrate().fused >= few.fused / 2
+    with pytest.raises(ConfigError, match="safety must be at least 1"):
+        ranker.calibrate(safety=0.5)
+    with pytest.raises(ConfigError, match="no users to measure them with"):
+        ranker.calibrate([])
+    with pytest.raises(ConfigError, match="does not fuse a task 'share'"):
+        ErrorWidth(0.1, {"click": 0.1}, 1).width({"share": 1.0})

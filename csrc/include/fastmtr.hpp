@@ -112,6 +112,10 @@ struct Ranking {
   std::vector<uint64_t> counts;     // [requests]
 };
 
+struct CertifiedRanking : Ranking {
+  std::vector<uint64_t> rescored;  // [requests]: candidates scored in fp32
+};
+
 // One thread's workspace.
 class Session {
  public:
@@ -144,17 +148,41 @@ class Session {
   Ranking rank(const Batch& batch, uint64_t k) {
     const fmtr_batch c = view(batch);
     Ranking out;
+    make_room(out, c, k);
+    check(fmtr_rank(session_, &c, k, out.positions.data(), out.fused.data(), out.scores.data(), out.counts.data()));
+    return out;
+  }
+
+  // The list of fp32 at any precision of the model: see fmtr_rank_certified.
+  CertifiedRanking rank_certified(const Batch& batch, uint64_t k, float width, float safety = 0) {
+    const fmtr_batch c = view(batch);
+    const fmtr_certify_options options{sizeof(fmtr_certify_options), width, safety};
+    CertifiedRanking out;
+    make_room(out, c, k);
+    out.rescored.resize(c.n_requests);
+    check(fmtr_rank_certified(session_, &c, k, &options, out.positions.data(), out.fused.data(), out.scores.data(),
+                              out.counts.data(), out.rescored.data()));
+    return out;
+  }
+
+  // Of each candidate's fused score from that in fp32.
+  std::vector<float> precision_errors(const Batch& batch) {
+    const fmtr_batch c = view(batch);
+    std::vector<float> errors(batch.items.size());
+    check(fmtr_precision_errors(session_, &c, errors.data()));
+    return errors;
+  }
+
+ private:
+  void make_room(Ranking& out, const fmtr_batch& c, uint64_t k) const {
     out.k = k;
     out.n_tasks = fmtr_model_n_tasks(model_);
     out.positions.resize(c.n_requests * k);
     out.fused.resize(c.n_requests * k);
     out.scores.resize(c.n_requests * k * out.n_tasks);
     out.counts.resize(c.n_requests);
-    check(fmtr_rank(session_, &c, k, out.positions.data(), out.fused.data(), out.scores.data(), out.counts.data()));
-    return out;
   }
 
- private:
   fmtr_batch view(const Batch& batch) const {
     const uint64_t requests = batch.offsets.empty() ? 0 : batch.offsets.size() - 1;
     const auto rows = [&](size_t size, uint64_t n, fmtr_domain domain, fmtr_kind kind, const char* name) {

@@ -25,6 +25,7 @@ int main(int argc, char** argv) {
   fmtr_session_options options = {sizeof(fmtr_session_options), 0, 0};
   fmtr_catalogue_data data = {sizeof(fmtr_catalogue_data), 1, NULL, NULL, NULL};
   fmtr_batch batch = {sizeof(fmtr_batch), 1, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL};
+  fmtr_certify_options certify = {sizeof(fmtr_certify_options), 0.1f, 0};
   struct {
     fmtr_session_options known;
     uint64_t later;
@@ -32,7 +33,7 @@ int main(int argc, char** argv) {
   int32_t ids[7] = {0}, place[1] = {0};
   float dense[3] = {0}, retrieved[1] = {0}, values[400];
   int64_t keys[100];
-  uint64_t offsets[2] = {0, 1}, counts[1], positions[1];
+  uint64_t offsets[2] = {0, 1}, counts[1], positions[1], rescored[1];
   char* json = NULL;
 
   if (argc != 2) return 2;
@@ -95,6 +96,18 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_rank(session, &batch, 1, NULL, NULL, NULL, counts), "positions is NULL, but k is 1");
   REFUSED(fmtr_rank(session, &batch, 1, positions, NULL, NULL, NULL), "counts is NULL");
   FINE(fmtr_rank(session, &batch, 0, NULL, NULL, NULL, counts));
+  FINE(fmtr_rank_certified(session, &batch, 1, NULL, positions, NULL, NULL, counts, NULL));
+  FINE(fmtr_rank_certified(session, &batch, 0, &certify, NULL, NULL, NULL, counts, rescored));
+  REFUSED(fmtr_rank_certified(session, &batch, 1, &certify, NULL, NULL, NULL, counts, rescored), "positions is NULL");
+  certify.width = -1;
+  REFUSED(fmtr_rank_certified(session, &batch, 1, &certify, positions, NULL, NULL, counts, rescored), "width is -1");
+  certify.width = 0;
+  certify.safety = 0.5f;
+  REFUSED(fmtr_rank_certified(session, &batch, 1, &certify, positions, NULL, NULL, counts, rescored), "at least 1");
+  certify.struct_size = 8;
+  REFUSED(fmtr_rank_certified(session, &batch, 1, &certify, positions, NULL, NULL, counts, rescored), "struct_size");
+  REFUSED(fmtr_precision_errors(session, &batch, NULL), "errors is NULL");
+  FINE(fmtr_precision_errors(session, &batch, values));
   FINE(fmtr_rank(session, &batch, 1, positions, NULL, NULL, counts));
   REFUSED(fmtr_request_output(session, &batch, "user_vector", values, 3),
           "values has room for 3 numbers, 1 times 4 are needed");
