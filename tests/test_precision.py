@@ -25,7 +25,7 @@ BUNDLE = Path(fastmtr.__file__).parent / "datasets" / "kuairand_bundle"
 def users() -> Packed:
     """The packed requests of the bundle's users."""
     ranker = Ranker.load(BUNDLE)
-    return ranker._packer.pack(list(ranker.users[:40]), None).packed
+    return ranker._packer.pack(list(ranker.users[:12]), None).packed
 
 
 def scores(users: Packed, *, precision: str = "int8", isa: str | None = None, threads: int = 1, tile: int = 0) -> bytes:
@@ -52,7 +52,7 @@ def test_what_is_in_8_bits() -> None:
 
 @pytest.mark.parametrize("isa", ISAS)
 def test_near_fp32_and_nearly_the_same_everywhere(users: Packed, isa: str) -> None:
-    users = users.take(np.arange(8))
+    users = users.take(np.arange(3))
     exact = as_array(scores(users, precision="fp32"))
     coarse = as_array(scores(users, isa=isa))
     assert 0 < np.abs(coarse - exact).max() < 0.02
@@ -141,9 +141,11 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ]
     g = GraphBuilder(inputs)
 
+    names = (f"w{i}" for i in range(9))
+
     def linear(x: str, n: int, activation: str) -> str:
         k = g.width(x)
-        w = g.weight(f"w{n}.{x}", rng.normal(size=(n, k)).astype(np.float32) * np.float32(1.5 / np.sqrt(k)))
+        w = g.weight(next(names), rng.normal(size=(n, k)).astype(np.float32) * np.float32(1.5 / np.sqrt(k)))
         return g.affine(x, w=w, activation=activation)
 
     tables = [g.embedding(i, g.weight(f"{i}.table", rng.normal(size=(300, 8)))) for i in ("item_id", "place")]
@@ -199,7 +201,7 @@ def test_random_requests_with_candidate_inputs(wide_model: Path) -> None:
 
 def test_ranker_certified() -> None:
     exact, coarse = (Ranker.load(BUNDLE, precision=p) for p in ("fp32", "int8"))
-    some = exact.users[:30]
+    some = exact.users[:8]
     weights = {"click": 0.3, "like": 2.0}
     for options in ({}, {"fusion_weights": weights}):
         for right, found in zip(
