@@ -12,12 +12,20 @@ from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
 from fastmtr.compiler.flatten import flatten
 from fastmtr.compiler.fold_batch_norm import fold_batch_norm
 from fastmtr.compiler.fuse_activation import fuse_activation
+from fastmtr.compiler.separate_domains import separate_domains
 from fastmtr.compiler.split_by_domain import split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input
 
-PASSES = (remove_dead_code, merge_equal_nodes, flatten, fuse_activation, stack_siblings, split_by_domain)
+PASSES = (
+    remove_dead_code,
+    merge_equal_nodes,
+    flatten,
+    fuse_activation,
+    stack_siblings,
+    split_by_domain,
+)
 
 
 @pytest.mark.parametrize("one_pass", PASSES)
@@ -25,6 +33,12 @@ PASSES = (remove_dead_code, merge_equal_nodes, flatten, fuse_activation, stack_s
 @given(graph=random_graphs())
 def test_a_pass_keeps_every_output(one_pass: Callable[[Graph], Graph], graph: Graph) -> None:
     assert_same_outputs(graph, one_pass(graph), 1e-12)
+
+
+@settings(max_examples=200, deadline=None)
+@given(graph=random_graphs())
+def test_separated_domains_keep_every_output(graph: Graph) -> None:
+    assert_same_outputs(graph, separate_domains(graph), 1e-6)  # the parts of a mean have factors rounded to float32
 
 
 @settings(max_examples=100, deadline=None)

@@ -29,3 +29,14 @@ def test_a_value_is_stored_only_where_reading_it_is_quicker_than_computing_it() 
     storage = choose_storage(g.build(), n_items=1000)
     assert not storage.stored
     assert "longer than computing" in storage.refused[part]
+
+
+@pytest.mark.parametrize("also_read", [False, True])
+def test_what_a_candidate_would_read_instead_counts(also_read: bool) -> None:
+    """A sum of columns is cheap, but its inputs are more bytes than it is; unless the candidate reads them anyway."""
+    g = GraphBuilder([Input("user", "request", "dense", 0, 8), Input("item", "item", "dense", 0, 24)])
+    pooled = g.reduce("item", "sum", axis=3, inner=8)
+    g.output("click", g.reduce(g.mul("user", pooled), "sum"))
+    if also_read:
+        g.output("like", g.reduce(g.mul(g.slice("item", 0, 8), "user"), "sum"))
+    assert choose_storage(g.build(), n_items=10**7).stored == (frozenset() if also_read else frozenset({pooled}))

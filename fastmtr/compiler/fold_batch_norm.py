@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.compiler.linear import Values, expand_affine
-from fastmtr.compiler.rewrite import Editor, canonical, plain, uses
+from fastmtr.compiler.rewrite import Editor, canonical, pieces_of, plain, uses
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, Node
 
@@ -77,10 +77,10 @@ def _is_plain(node: Node) -> bool:
 def _fold_into_following(graph: Graph) -> Graph:
     editor = Editor(graph)
     values = Values(graph, editor.weights)
-    editor.know(values.pieces)
+    editor.know(pieces_of(graph))
     scaled = {n.output for n in graph.nodes if n.op == "scale_shift"}
     for node in graph.nodes:
-        values.add(node, width=graph.width(node.output), domain=graph.domain(node.output))
+        values.add(node, width=graph.width(node.output))
         if "w" in node.weights and any(p.source in scaled for p in values.pieces[node.inputs[0]]):
             node = _without_scales(node, editor, values, scaled)
         editor.nodes.append(node)
@@ -95,6 +95,6 @@ def _without_scales(node: Node, editor: Editor, values: Values, scaled: Collecti
     bias = values.of(node, "b", 0, len(found.constant)) + found.constant
     weights = {"w": editor.weight(f"{node.output}.w", plain(w)), "b": editor.weight(f"{node.output}.b", bias)}
     made_of = [p for step in found.pieces for group in step for p in group]
-    x = editor.join(made_of, values.widths, name=f"{node.output}.x")
+    x = values.join(made_of, editor, name=f"{node.output}.x")
     attrs = {**node.attrs, "groups": len(w), "shared_x": False}
     return replace(node, inputs=(x, *node.inputs[1:]), weights={**node.weights, **weights}, attrs=attrs)

@@ -58,7 +58,7 @@ def fold_embeddings(graph: Graph, storage: Storage, *, memory: int | Literal["au
     """
     values = Values(graph, graph.weights)
     for node in graph.nodes:
-        values.add(node, width=graph.width(node.output), domain=graph.domain(node.output))
+        values.add(node, width=graph.width(node.output))
     products = _products(graph, storage, values)
     readers = _readers(graph, values)
     choices = [
@@ -207,6 +207,6 @@ def _fold(node: Node, found: Expansion, choices: Sequence[_Choice], editor: Edit
     if not left:
         return Node("affine", tuple(addends), node.output, weights, {**attrs, "has_x": False})
     made_of = [step[0][i] for step in found.pieces for i in left]
-    x = editor.join(made_of, values.widths, name=f"{node.output}.x")
+    x = values.join(made_of, editor, name=f"{node.output}.x")
     weights["w"] = editor.weight(f"{node.output}.w", np.concatenate([found.w[0][i] for i in left], axis=1))
     return Node("affine", (x, *addends), node.output, weights, attrs)

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.compiler.rewrite import Piece, canonical, cut, pieces_of
-from fastmtr.graph import Domain, Graph, Node
+from fastmtr.compiler.rewrite import Editor, Piece, canonical, cut, node_pieces
+from fastmtr.graph import Domain, Graph, Node, join_domains
 
 __all__ = ["Expansion", "Term", "Values", "Wanted", "expand_affine", "is_sum", "steps_of", "summed_pieces"]
 
@@ -24,11 +24,12 @@ _Columns = NDArray[np.intp]
 
 
 class Values:
-    """What a pass knows of a graph's values while it adds to them.
+    """What a pass knows of the values that it has passed or made.
 
     Parameters
     ----------
     graph : Graph
+        Its inputs are known at once.
     weights : mapping of str to ndarray
         Those of the graph in the course of being rewritten.
     """
@@ -36,19 +37,28 @@ class Values:
     def __init__(self, graph: Graph, weights: Mapping[str, NDArray[np.float32]]) -> None:
         self.weights = weights
         self.nodes: dict[str, Node] = {}
-        self.pieces = pieces_of(graph)
-        self.widths = {name: graph.width(name) for name in self.pieces}
-        self.domains: dict[str, Domain] = {name: graph.domain(name) for name in self.pieces}
-        self.order = {name: at for at, name in enumerate(self.pieces)}
+        self.pieces: dict[str, tuple[Piece, ...]] = {i.name: (Piece(i.name, 0, i.width),) for i in graph.inputs}
+        self.widths = {i.name: i.width for i in graph.inputs}
+        self.domains: dict[str, Domain] = {i.name: i.domain for i in graph.inputs}
+        self.order = {i.name: at for at, i in enumerate(graph.inputs)}
 
-    def add(self, node: Node, *, width: int, domain: Domain) -> None:
-        """A node that is made, in place of one of the same name if there was one."""
+    def add(self, node: Node, *, width: int) -> None:
+        """A node whose inputs are known."""
         self.nodes[node.output] = node
-        if node.output not in self.order:
-            self.order[node.output] = len(self.order)
-            self.pieces[node.output] = (Piece(node.output, 0, width),)
-            self.widths[node.output] = width
-            self.domains[node.output] = domain
+        self.order.setdefault(node.output, len(self.order))
+        self.widths[node.output] = width
+        self.domains[node.output] = join_domains(self.domains[name] for name in node.inputs)
+        self.pieces[node.output] = node_pieces(node, width, self.pieces)
+
+    def join(self, pieces: Sequence[Piece], editor: Editor, *, name: str) -> str:
+        """:meth:`Editor.join`, whose value is known from then on."""
+        value = editor.join(pieces, self.widths, name=name)
+        if value not in self.pieces:
+            self.widths[value] = sum(p.width for p in pieces)
+            self.pieces[value] = cut(pieces, 0, self.widths[value])
+            self.domains[value] = join_domains(self.domains[p.source] for p in pieces)
+            self.order[value] = len(self.order)
+        return value
 
     def of(self, node: Node, role: str, otherwise: float, n: int) -> _F64:
         """A vector of a node in float64, or n times a number where the node has none."""

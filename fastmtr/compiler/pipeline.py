@@ -15,6 +15,7 @@ from fastmtr.compiler.fold_batch_norm import fold_batch_norm
 from fastmtr.compiler.fold_embeddings import fold_embeddings
 from fastmtr.compiler.fuse_activation import fuse_activation
 from fastmtr.compiler.lowering import lower
+from fastmtr.compiler.separate_domains import separate_domains
 from fastmtr.compiler.split_by_domain import ITEM_PART, split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
 from fastmtr.compiler.storage import Storage, choose_storage
@@ -25,6 +26,9 @@ __all__ = ["PASSES", "Compiled", "compile_graph", "normal_fusion"]
 
 PASSES: tuple[Callable[[Graph], Graph], ...] = (
     remove_dead_code,
+    flatten,
+    merge_equal_nodes,
+    separate_domains,
     flatten,
     merge_equal_nodes,
     fold_batch_norm,

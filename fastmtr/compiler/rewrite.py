@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmtr.graph import Graph, Input, Node, Output
 
-__all__ = ["Editor", "Piece", "canonical", "cut", "listed", "pieces_of", "plain", "uses"]
+__all__ = ["Editor", "Piece", "canonical", "cut", "listed", "node_pieces", "pieces_of", "plain", "uses"]
 
 
 class Piece(NamedTuple):
@@ -26,11 +26,12 @@ def pieces_of(graph: Graph) -> dict[str, tuple[Piece, ...]]:
     """Each value as the shortest row of pieces that it is, side by side."""
     pieces: dict[str, tuple[Piece, ...]] = {i.name: (Piece(i.name, 0, i.width),) for i in graph.inputs}
     for node in graph.nodes:
-        pieces[node.output] = _node_pieces(node, graph.width(node.output), pieces)
+        pieces[node.output] = node_pieces(node, graph.width(node.output), pieces)
     return pieces
 
 
-def _node_pieces(node: Node, width: int, pieces: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+def node_pieces(node: Node, width: int, pieces: Mapping[str, tuple[Piece, ...]]) -> tuple[Piece, ...]:
+    """The pieces of a node's value, from those of its inputs."""
     if node.op == "concat":
         return _merge(p for name in node.inputs for p in pieces[name])
     if node.op == "slice":

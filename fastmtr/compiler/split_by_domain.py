@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.compiler.linear import Expansion, Values, Wanted, expand_affine, is_sum, summed_pieces
-from fastmtr.compiler.rewrite import Editor, Piece, plain
+from fastmtr.compiler.rewrite import Editor, Piece, pieces_of, plain
 from fastmtr.graph import Domain, Graph, Node
 
 __all__ = ["ITEM_PART", "REQUEST_PART", "split_by_domain"]
@@ -41,14 +41,14 @@ def split_by_domain(graph: Graph, *, keep_item: Collection[str] = ()) -> Graph:
     """
     editor = Editor(graph)
     values = Values(graph, editor.weights)
-    editor.know(values.pieces)
+    editor.know(pieces_of(graph))
     for node in graph.nodes:
         if node.op == "affine" and "w" in node.weights and graph.domain(node.output) == "candidate":
             made = _split(node, editor, values, node.output in keep_item)
         else:
             made = node
         editor.nodes.append(made)
-        values.add(made, width=graph.width(node.output), domain=graph.domain(node.output))
+        values.add(made, width=graph.width(node.output))
     return editor.graph()
 
 
@@ -152,14 +152,14 @@ def _partial(node: Node, part: _Part, editor: Editor, values: Values, bias: dict
     linear = {**node.attrs, "activation": "none", "alpha": 0.0, **attrs}
     made = Node("affine", (x,), name, {**weights, **bias}, linear)
     editor.nodes.append(made)
-    values.add(made, width=len(part.pieces) * part.w.shape[0] * part.w.shape[1], domain=part.domain)
+    values.add(made, width=len(part.pieces) * part.w.shape[0] * part.w.shape[1])
     return name
 
 
 def _product(node: Node, part: _Part, editor: Editor, values: Values) -> tuple[str, dict[str, str], dict[str, Any]]:
     """The x, the weight and the attributes of a part."""
     made_of = [p for step in part.pieces for group in step for p in group]
-    x = editor.join(made_of, values.widths, name=f"{node.output}.x@{part.domain}")
+    x = values.join(made_of, editor, name=f"{node.output}.x@{part.domain}")
     weights = {"w": editor.weight(f"{node.output}.w@{part.domain}", plain(part.w))}
     steps = {"steps": 1} if part.alike else {}
     return x, weights, {"groups": len(part.w), "shared_x": False, **steps}

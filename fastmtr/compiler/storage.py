@@ -59,17 +59,22 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     budget = AUTO_MEMORY if item_memory == "auto" else item_memory
     pieces = pieces_of(graph)
     required = {stored_unit(o.value, pieces) for o in graph.outputs if o.role == "item"}
-    saved: dict[str, float] = {}
+    inputs = {i.name for i in graph.inputs}
+    cones: dict[str, tuple[int, frozenset[str]]] = {}
     refused: dict[str, str] = {}
     while True:
-        wanted = _needed_by_candidates(graph, pieces, lambda unit: unit not in refused)[0] | required
-        wanted -= {i.name for i in graph.inputs}
+        read = _needed_by_candidates(graph, pieces, lambda unit: unit not in refused)[0]
+        wanted = (read | required) - inputs
         size = {v: row_bytes(graph.width(v)) for v in wanted}
-        for v in wanted - saved.keys():
-            saved[v] = _cone_work(graph, v) / size[v]
+        cones |= {v: _cone(graph, v) for v in wanted - cones.keys()}
         total = sum(size.values()) * n_items
-        free = sorted(wanted - required, key=lambda v: (saved[v], -size[v], v))
         least = _MIN_SAVING_CACHED if 0 < total <= CACHED_BYTES else _MIN_SAVING
+        saved = {}
+        for v in wanted:
+            # To compute it, a candidate has to read the item's inputs instead, unless it does so anyway.
+            instead = sum(4 * graph.width(name) for name in cones[v][1] - read)
+            saved[v] = (cones[v][0] + least * instead) / size[v]
+        free = sorted(wanted - required, key=lambda v: (saved[v], -size[v], v))
         if free and item_memory == 0:
             refused[free[0]] = "no memory was allowed for item values"
         elif free and saved[free[0]] < least:
@@ -119,17 +124,18 @@ def _needed_by_candidates(
     return read, computed
 
 
-def _cone_work(graph: Graph, value: str) -> int:
-    """Work to compute an item value from the inputs."""
+def _cone(graph: Graph, value: str) -> tuple[int, frozenset[str]]:
+    """Work to compute an item value, and the inputs that it is computed from."""
     nodes = {n.output: n for n in graph.nodes}
     total, seen, pending = 0, set[str](), [value]
     while pending:
-        node = nodes.get(pending.pop())
-        if node is None or node.output in seen:
+        name = pending.pop()
+        if name in seen:
             continue
-        seen.add(node.output)
-        widths = [graph.width(name) for name in node.inputs]
-        shapes = {role: graph.weights[name].shape for role, name in node.weights.items()}
-        total += work(node.op, widths, graph.width(node.output), shapes, node.attrs)
-        pending += node.inputs
-    return total
+        seen.add(name)
+        if (node := nodes.get(name)) is not None:
+            widths = [graph.width(each) for each in node.inputs]
+            shapes = {role: graph.weights[weight].shape for role, weight in node.weights.items()}
+            total += work(node.op, widths, graph.width(name), shapes, node.attrs)
+            pending += node.inputs
+    return total, frozenset(seen - nodes.keys())
