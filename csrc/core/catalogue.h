@@ -1,14 +1,16 @@
-// The items: their keys, their packed inputs, and what the item phase computed from them. Immutable once built.
+// One version of the items: which there are, in which order, and where the store keeps them. Immutable once published.
+//
+// An item's row is its place in the order: items that are replaced keep their row, new ones come last, and after a delete
+// the others close up.
 #ifndef FASTMTR_CORE_CATALOGUE_H
 #define FASTMTR_CORE_CATALOGUE_H
 
 #include <memory>
+#include <string>
 #include <vector>
 
-#include "core/arena.h"
+#include "core/item_store.h"
 #include "core/key_map.h"
-#include "core/program.h"
-#include "core/safetensors.h"
 #include "fastmtr.h"
 
 namespace fastmtr {
@@ -16,35 +18,57 @@ namespace fastmtr {
 class Catalogue {
  public:
   // From catalogue.safetensors; the inputs stay where they are mapped.
-  static std::shared_ptr<const Catalogue> open(const std::string& path, const Plan& plan, const Program& program);
+  static std::unique_ptr<Catalogue> open(const std::string& path, const Plan& plan, const Program& program);
   // From the caller's arrays, which are copied.
-  static std::shared_ptr<const Catalogue> copy(const fmtr_catalogue_data& data, const Plan& plan,
-                                               const Program& program);
+  static std::unique_ptr<Catalogue> copy(const fmtr_catalogue_data& data, const Plan& plan, const Program& program);
 
+  // The next version, with these items, checked by check_items(), added or replaced. There must be room for them.
+  std::unique_ptr<Catalogue> with(const fmtr_catalogue_data& data) const;
+  // The next version, without these items; keys that are not there are passed over.
+  std::unique_ptr<Catalogue> without(const int64_t* keys, uint64_t n) const;
+  // The same version in a store of its own, which has room for `more` items.
+  std::unique_ptr<Catalogue> moved(uint64_t more, const Plan& plan) const;
+  bool has_room(uint64_t more) const { return store_->has_room(more); }
+
+  Catalogue(const Catalogue&) = delete;
+  Catalogue& operator=(const Catalogue&) = delete;
+  ~Catalogue();
+
+  uint64_t version() const { return version_; }
   uint32_t n_items() const { return n_items_; }
-  const int64_t* keys() const { return keys_; }
-  const KeyMap& rows() const { return map_; }
+  uint32_t slot(uint32_t row) const { return slots_.empty() ? row : slots_[row]; }
+  // Slots of the rows from `first` on; NULL: they are the rows themselves.
+  const uint32_t* slots(uint64_t first) const { return slots_.empty() ? nullptr : slots_.data() + first; }
+  const KeyIndex& index() const { return index_; }
+  const Program& program() const { return store_->program(); }
   void bind(Context& context) const;  // item inputs and tables
-  uint64_t bytes() const;             // beyond the mapped file
+  uint64_t bytes() const { return bytes_; }  // beyond the mapped file; what versions share included
 
-  // An item value of every item, in row order.
-  void read(const Port& port, const Program& program, float* values) const;
+  // Of every item, in row order.
+  void read_keys(int64_t* keys) const;
+  void read(const Port& port, float* values) const;
+
+  // Before readers can see it. The slots that it has no more go with `previous` (NULL: it is the first).
+  void publish(uint64_t version, Catalogue* previous) noexcept;
 
  private:
-  void build(const Plan& plan, const Program& program, fmtr_status status);
+  explicit Catalogue(std::shared_ptr<ItemStore> store);
+  void index_keys();
+  void index_keys(const KeyIndex& before, const int64_t* keys, const uint32_t* slots, uint64_t n);
+  void forget_plain_order();
 
-  SafeTensors file_;
-  Aligned<int64_t> own_keys_;
-  Aligned<int32_t> own_ids_;
-  Aligned<float> own_dense_;
-  const int64_t* keys_ = nullptr;
-  const int32_t* ids_ = nullptr;
-  const float* dense_ = nullptr;
+  std::shared_ptr<ItemStore> store_;
+  ItemInputs inputs_;
   uint32_t n_items_ = 0;
-  KeyMap map_;
-  std::vector<Aligned<float>> tables_;
-  std::vector<float*> table_data_;
+  std::vector<uint32_t> slots_;  // by row; empty: slot = row
+  KeyIndex index_;
+  uint64_t version_ = 0, bytes_ = 0;
+  std::vector<uint32_t> replaced_;  // slots that the version before has and this one has not
+  std::vector<uint32_t> gone_;      // slots that this version has and the next one has not
 };
+
+// Refuses, with FMTR_ERROR_ARGUMENT, items that are not there or too many, and with `status` what is wrong in them.
+void check_items(const fmtr_catalogue_data& data, const Plan& plan, fmtr_status status);
 
 }  // namespace fastmtr
 #endif

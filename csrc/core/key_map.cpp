@@ -4,6 +4,17 @@
 
 namespace fastmtr {
 
+namespace {
+constexpr uint32_t kGone = UINT32_MAX - 1;  // in KeyIndex::changed_: a key that is there no more
+}
+
+KeyMap::KeyMap(uint64_t most) {
+  int bits = 1;
+  while ((uint64_t{1} << bits) < most * 2) ++bits;
+  shift_ = 64 - bits;
+  entries_ = Aligned<Entry>(size_t{1} << bits);
+}
+
 // Fibonacci hashing of the mixed key: neighbouring keys, and keys that differ in high bits alone, spread over the
 // table.
 size_t KeyMap::home(int64_t key) const {
@@ -13,41 +24,68 @@ size_t KeyMap::home(int64_t key) const {
   return static_cast<size_t>(x >> shift_);
 }
 
+KeyMap::Entry& KeyMap::entry(int64_t key) {
+  const size_t mask = entries_.size() - 1;
+  size_t at = home(key);
+  while (entries_[at].slot != kNoSlot && entries_[at].key != key) at = (at + 1) & mask;
+  return entries_[at];
+}
+
 KeyMap::Repeat KeyMap::build(const int64_t* keys, uint32_t n) {
-  int bits = 1;
-  while ((uint64_t{1} << bits) < uint64_t{n} * 2) ++bits;
-  shift_ = 64 - bits;
-  slots_ = Aligned<Slot>(size_t{1} << bits);
-  const size_t mask = slots_.size() - 1;
-  for (uint32_t row = 0; row < n; ++row) {
-    size_t at = home(keys[row]);
-    while (slots_[at].row != kNoRow) {
-      if (slots_[at].key == keys[row]) return {slots_[at].row, row};
-      at = (at + 1) & mask;
-    }
-    slots_[at].key = keys[row];
-    slots_[at].row = row;
+  *this = KeyMap(n);
+  for (uint32_t i = 0; i < n; ++i) {
+    Entry& at = entry(keys[i]);
+    if (at.slot != kNoSlot) return {at.slot, i};
+    at.key = keys[i];
+    at.slot = i;
   }
+  count_ = n;
   return {};
 }
 
-uint32_t KeyMap::find(int64_t key) const {
-  if (slots_.size() == 0) return kNoRow;
-  const size_t mask = slots_.size() - 1;
-  size_t at = home(key);
-  while (slots_[at].row != kNoRow && slots_[at].key != key) at = (at + 1) & mask;
-  return slots_[at].row;
+void KeyMap::set(int64_t key, uint32_t slot) {
+  Entry& at = entry(key);
+  count_ += at.slot == kNoSlot;
+  at.key = key;
+  at.slot = slot;
 }
 
-uint64_t KeyMap::find(const int64_t* keys, uint64_t n, uint32_t* rows) const {
+uint32_t KeyMap::find(int64_t key) const {
+  if (entries_.size() == 0) return kNoSlot;
+  const size_t mask = entries_.size() - 1;
+  size_t at = home(key);
+  while (entries_[at].slot != kNoSlot && entries_[at].key != key) at = (at + 1) & mask;
+  return entries_[at].slot;
+}
+
+void KeyMap::prefetch(int64_t key) const {
+  if (entries_.size() != 0) __builtin_prefetch(entries_.data() + home(key));
+}
+
+uint32_t KeyIndex::find(int64_t key) const {
+  const uint32_t changed = changed_.find(key);
+  if (changed == kGone) return kNoSlot;
+  return changed != kNoSlot || all_ == nullptr ? changed : all_->find(key);
+}
+
+uint64_t KeyIndex::find(const int64_t* keys, uint64_t n, uint32_t* slots) const {
   constexpr uint64_t kAhead = 12;
   uint64_t missing = 0;
   for (uint64_t i = 0; i < n; ++i) {
-    if (i + kAhead < n && slots_.size() != 0) __builtin_prefetch(slots_.data() + home(keys[i + kAhead]));
-    rows[i] = find(keys[i]);
-    missing += rows[i] == kNoRow;
+    if (i + kAhead < n && all_ != nullptr) all_->prefetch(keys[i + kAhead]);
+    slots[i] = find(keys[i]);
+    missing += slots[i] == kNoSlot;
   }
   return missing;
+}
+
+KeyIndex KeyIndex::with(const int64_t* keys, const uint32_t* slots, uint64_t n) const {
+  KeyIndex next;
+  next.all_ = all_;
+  next.changed_ = KeyMap(changed_.count() + n);
+  changed_.for_each([&](int64_t key, uint32_t slot) { next.changed_.set(key, slot); });
+  for (uint64_t i = 0; i < n; ++i) next.changed_.set(keys[i], slots[i] == kNoSlot ? kGone : slots[i]);
+  return next;
 }
 
 }  // namespace fastmtr
