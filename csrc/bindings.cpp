@@ -8,9 +8,7 @@
 #include <filesystem>
 #include <map>
 #include <memory>
-#include <mutex>
 #include <optional>
-#include <shared_mutex>
 #include <string>
 #include <type_traits>
 #include <utility>
@@ -29,9 +27,9 @@ namespace {
   throw py::error_already_set();
 }
 
-[[noreturn]] void raise(const char* type, const std::string& message) {
-  raise(py::object(py::module_::import("fastmtr.errors").attr(type)).ptr(), message);
-}
+py::object error_class(const char* name) { return py::module_::import("fastmtr.errors").attr(name); }
+
+[[noreturn]] void raise(const char* type, const std::string& message) { raise(error_class(type).ptr(), message); }
 
 void check(fmtr_status status) {
   if (status == FMTR_OK) return;
@@ -47,20 +45,23 @@ void check(fmtr_status status) {
       raise("BackendError", message);
     case FMTR_ERROR_MEMORY:
       raise(PyExc_MemoryError, message);
+    case FMTR_ERROR_STALE:
+      raise("StaleError", message);
     default:
       raise("FastMTRError", message);
   }
 }
 
+template <class Body>
+fmtr_status without_gil(const Body& body) {
+  const py::gil_scoped_release released;
+  return body();
+}
+
 // Runs without the GIL; the message of a failure is read on the same thread.
 template <class Body>
 void call(const Body& body) {
-  fmtr_status status;
-  {
-    const py::gil_scoped_release released;
-    status = body();
-  }
-  check(status);
+  check(without_gil(body));
 }
 
 std::string take_text(char* text) {
@@ -186,15 +187,17 @@ class Model {
     return found == widths_.end() ? 0 : found->second;  // the engine then says which there are
   }
 
-  // Calls body(number of items) while no other thread can change that number.
-  template <class Body>
-  auto sized(const Body& body) const {
-    std::shared_lock lock(size_mutex_, std::defer_lock);
-    {
-      const py::gil_scoped_release released;  // the holder of the lock may need the GIL to let go of it
-      lock.lock();
+  uint64_t version() const { return fmtr_model_catalogue_version(model_); }
+
+  // Of one version.
+  struct Size {
+    uint64_t version, n_items;
+  };
+  Size size() const {
+    for (;;) {
+      const Size size{version(), n_items()};
+      if (size.version == version()) return size;
     }
-    return body(n_items());
   }
 
   std::string describe() const {
@@ -204,41 +207,68 @@ class Model {
   }
 
   void set_catalogue(const py::object& keys, const py::object& ids, const py::object& dense) {
+    give_items(fmtr_model_set_catalogue, keys, ids, dense);
+  }
+
+  void upsert(const py::object& keys, const py::object& ids, const py::object& dense) {
+    give_items(fmtr_model_upsert, keys, ids, dense);
+  }
+
+  uint64_t remove(const py::object& keys) {
+    const py::array checked = array_of<int64_t>(keys, "keys", 1);
+    uint64_t deleted = 0;
+    call([&] {
+      return fmtr_model_delete(model_, static_cast<const int64_t*>(checked.data()),
+                               static_cast<uint64_t>(checked.size()), &deleted);
+    });
+    return deleted;
+  }
+
+  py::array_t<int64_t> keys() const {
+    return of_one_version<int64_t>([&](uint64_t n) {
+      py::array_t<int64_t> keys(static_cast<py::ssize_t>(n));
+      int64_t* data = mutable_data(keys);
+      return std::pair(without_gil([&] { return fmtr_model_keys(model_, data, n); }), keys);
+    });
+  }
+
+  py::array_t<float> item_output(const std::string& name) const {
+    const uint64_t width = output_width("item", name);
+    return of_one_version<float>([&](uint64_t n) {
+      py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
+      float* data = mutable_data(values);
+      return std::pair(without_gil([&] { return fmtr_model_item_output(model_, name.c_str(), data, n * width); }),
+                       values);
+    });
+  }
+
+ private:
+  template <class Function>
+  void give_items(Function function, const py::object& keys, const py::object& ids, const py::object& dense) {
     const py::array checked = array_of<int64_t>(keys, "keys", 1);
     std::optional<uint64_t> rows = static_cast<uint64_t>(checked.shape(0));
     const Matrix<int32_t> id_matrix(ids, "ids", width(FMTR_ITEM, FMTR_IDS), rows);
     const Matrix<float> dense_matrix(dense, "dense", width(FMTR_ITEM, FMTR_DENSE), rows);
     const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), *rows, static_cast<const int64_t*>(checked.data()),
                                    id_matrix.data(), dense_matrix.data()};
-    call([&] {
-      const std::unique_lock lock(size_mutex_);
-      return fmtr_model_set_catalogue(model_, &data);
-    });
+    call([&] { return function(model_, &data); });
   }
 
-  py::array_t<int64_t> keys() const {
-    return sized([&](uint64_t n) {
-      py::array_t<int64_t> keys(static_cast<py::ssize_t>(n));
-      check(fmtr_model_keys(model_, mutable_data(keys), n));
-      return keys;
-    });
+  // body(number of items) gives a status and a result; again, if the catalogue changed meanwhile.
+  template <class Number, class Body>
+  py::array_t<Number> of_one_version(const Body& body) const {
+    for (;;) {
+      const Size size = this->size();
+      const auto [status, result] = body(size.n_items);
+      if (size.version != version()) continue;
+      check(status);
+      return result;
+    }
   }
 
-  py::array_t<float> item_output(const std::string& name) const {
-    const uint64_t width = output_width("item", name);
-    return sized([&](uint64_t n) {
-      py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
-      float* data = mutable_data(values);
-      call([&] { return fmtr_model_item_output(model_, name.c_str(), data, n * width); });
-      return values;
-    });
-  }
-
- private:
   fmtr_model* model_ = nullptr;
   uint64_t n_fused_ = 0;
   std::map<OutputKey, uint64_t> widths_;
-  mutable std::shared_mutex size_mutex_;
 };
 
 class Session {
@@ -253,9 +283,9 @@ class Session {
 
   py::tuple score(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
                   const py::object& items, const py::object& candidate_ids, const py::object& candidate_dense,
-                  bool skip_unknown, const py::object& fusion_weights) {
+                  bool skip_unknown, const py::object& fusion_weights, uint64_t catalogue_version) {
     return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
-                      fusion_weights, [&](const Batch& batch) {
+                      fusion_weights, catalogue_version, [&](const Batch& batch) {
                         const auto total = static_cast<py::ssize_t>(batch.total);
                         py::array_t<float> scores({total, static_cast<py::ssize_t>(model_->n_tasks())});
                         py::array_t<float> fused(total);
@@ -267,9 +297,10 @@ class Session {
 
   py::tuple rank(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
                  const py::object& items, uint64_t k, const py::object& candidate_ids,
-                 const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights) {
+                 const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights,
+                 uint64_t catalogue_version) {
     return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
-                      fusion_weights, [&](const Batch& batch) {
+                      fusion_weights, catalogue_version, [&](const Batch& batch) {
                         const List list(batch, k, *model_);
                         call([&] {
                           return fmtr_rank(session_, &batch.c, k, list.positions_data, list.fused_data,
@@ -282,10 +313,10 @@ class Session {
   py::tuple rank_certified(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
                            const py::object& items, uint64_t k, float width, float safety,
                            const py::object& candidate_ids, const py::object& candidate_dense, bool skip_unknown,
-                           const py::object& fusion_weights) {
+                           const py::object& fusion_weights, uint64_t catalogue_version) {
     const fmtr_certify_options options{sizeof(fmtr_certify_options), width, safety};
     return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
-                      fusion_weights, [&](const Batch& batch) {
+                      fusion_weights, catalogue_version, [&](const Batch& batch) {
                         const List list(batch, k, *model_);
                         py::array_t<int64_t> rescored(list.counts.size());
                         auto* rescored_data = reinterpret_cast<uint64_t*>(mutable_data(rescored));
@@ -301,9 +332,9 @@ class Session {
   py::array_t<float> precision_errors(const py::object& request_ids, const py::object& request_dense,
                                       const py::object& offsets, const py::object& items,
                                       const py::object& candidate_ids, const py::object& candidate_dense,
-                                      bool skip_unknown, const py::object& fusion_weights) {
+                                      bool skip_unknown, const py::object& fusion_weights, uint64_t catalogue_version) {
     return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
-                      fusion_weights, [&](const Batch& batch) {
+                      fusion_weights, catalogue_version, [&](const Batch& batch) {
                         py::array_t<float> errors(static_cast<py::ssize_t>(batch.total));
                         float* data = mutable_data(errors);
                         call([&] { return fmtr_precision_errors(session_, &batch.c, data); });
@@ -343,14 +374,14 @@ class Session {
     Batch(const Model& model, const py::object& ids, const py::object& dense, const py::object& offsets_object,
           const py::object& items_object, const py::object& candidate_ids_object,
           const py::object& candidate_dense_object, bool skip_unknown, const py::object& fusion_weights,
-          uint64_t n_items)
+          const Model::Size& size)
         : request_ids(ids, "request_ids", model.width(FMTR_REQUEST, FMTR_IDS), n_requests),
           request_dense(dense, "request_dense", model.width(FMTR_REQUEST, FMTR_DENSE), n_requests) {
       c.struct_size = sizeof c;
       if (!items_object.is_none())
         read_candidates(offsets_object, items_object);
       else
-        total = n_requests.value_or(1) * n_items;
+        total = n_requests.value_or(1) * size.n_items;
       c.n_requests = n_requests.value_or(1);
       n_candidates = total;
       candidate_ids.emplace(candidate_ids_object, "candidate_ids", model.width(FMTR_CANDIDATE, FMTR_IDS), n_candidates);
@@ -361,6 +392,7 @@ class Session {
       c.candidate_ids = candidate_ids->data();
       c.candidate_dense = candidate_dense->data();
       c.unknown_items = skip_unknown ? FMTR_UNKNOWN_SKIP : FMTR_UNKNOWN_ERROR;
+      c.catalogue_version = size.version;
       if (fusion_weights.is_none()) return;
       weights = array_of<float>(fusion_weights, "fusion_weights", 1);
       if (static_cast<uint64_t>(weights.size()) != model.n_fused())
@@ -415,18 +447,35 @@ class Session {
     }
   };
 
-  // The size of the whole catalogue must not change between making room for its scores and writing them.
+  // The whole catalogue must not change between making room for its scores and writing them: then once more, unless the
+  // caller expects a certain version.
   template <class Body>
   std::invoke_result_t<const Body&, const Batch&> with_batch(const py::object& request_ids,
                                                              const py::object& request_dense, const py::object& offsets,
                                                              const py::object& items, const py::object& candidate_ids,
                                                              const py::object& candidate_dense, bool skip_unknown,
-                                                             const py::object& fusion_weights, const Body& body) {
-    const auto sized = [&](uint64_t n_items) {
-      return body(Batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
-                        skip_unknown, fusion_weights, n_items));
-    };
-    return items.is_none() ? model_->sized(sized) : sized(0);
+                                                             const py::object& fusion_weights, uint64_t version,
+                                                             const Body& body) {
+    for (;;) {
+      Model::Size size{version, 0};
+      if (items.is_none()) {
+        size = model_->size();
+        if (version != 0 && version != size.version) refuse_version(version);
+      }
+      try {
+        return body(Batch(*model_, request_ids, request_dense, offsets, items, candidate_ids, candidate_dense,
+                          skip_unknown, fusion_weights, size));
+      } catch (py::error_already_set& error) {
+        if (version != 0 || !error.matches(error_class("StaleError"))) throw;
+      }
+    }
+  }
+
+  void refuse_version(uint64_t version) {
+    fmtr_batch nothing{};
+    nothing.struct_size = sizeof nothing;
+    nothing.catalogue_version = version;
+    call([&] { return fmtr_score(session_, &nothing, nullptr, nullptr); });
   }
 
   std::shared_ptr<Model> model_;
@@ -451,8 +500,11 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("precision") = "fp32")
       .def("describe", &Model::describe)
       .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))
+      .def("upsert", &Model::upsert, py::arg("keys"), py::arg("ids"), py::arg("dense"))
+      .def("delete", &Model::remove, py::arg("keys"))
       .def("keys", &Model::keys)
       .def("item_output", &Model::item_output, py::arg("name"))
+      .def_property_readonly("catalogue_version", &Model::version)
       .def_property_readonly("n_items", &Model::n_items)
       .def_property_readonly("n_tasks", &Model::n_tasks);
 
@@ -461,17 +513,19 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("threads") = 1, py::arg("tile") = 0)
       .def("score", &Session::score, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
            py::arg("items"), py::kw_only(), py::arg("candidate_ids") = none, py::arg("candidate_dense") = none,
-           py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+           py::arg("skip_unknown") = false, py::arg("fusion_weights") = none, py::arg("catalogue_version") = 0)
       .def("rank", &Session::rank, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
            py::arg("items"), py::kw_only(), py::arg("k"), py::arg("candidate_ids") = none,
-           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none,
+           py::arg("catalogue_version") = 0)
       .def("rank_certified", &Session::rank_certified, py::arg("request_ids"), py::arg("request_dense"),
            py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("k"), py::arg("width"), py::arg("safety") = 0,
            py::arg("candidate_ids") = none, py::arg("candidate_dense") = none, py::arg("skip_unknown") = false,
-           py::arg("fusion_weights") = none)
+           py::arg("fusion_weights") = none, py::arg("catalogue_version") = 0)
       .def("precision_errors", &Session::precision_errors, py::arg("request_ids"), py::arg("request_dense"),
            py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("candidate_ids") = none,
-           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none)
+           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none,
+           py::arg("catalogue_version") = 0)
       .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"),
            py::arg("request_dense"));
 }

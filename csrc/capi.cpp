@@ -1,6 +1,7 @@
 // The C ABI over the engine: arguments looked at, options read by their size, exceptions turned into a status.
 #include <algorithm>
 #include <cmath>
+#include <cstddef>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -30,28 +31,43 @@ T& deref(T* pointer, const char* name) {
   return *pointer;
 }
 
-// The caller's struct may be of a later version: what this one does not know of must then be zero, that is, not asked
-// for.
+// The caller's struct may be of an earlier version, which had its first `least` bytes: members that came later are then
+// zero, which means what it meant before them. Or of a later one: what this one does not know of must then be zero,
+// that is, not asked for.
 template <class Options>
-Options read_options(const Options* options, const char* name) {
+Options read_options(const Options* options, const char* name, size_t least = sizeof(Options)) {
   const size_t size = options->struct_size;
-  if (size < sizeof(Options))
+  if (size < least)
     fail(FMTR_ERROR_ARGUMENT, name, "->struct_size is ", size, ", expected sizeof(", name, ") = ", sizeof(Options));
   const unsigned char* bytes = reinterpret_cast<const unsigned char*>(options);
-  if (std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; }))
+  if (size > sizeof(Options) &&
+      std::any_of(bytes + sizeof(Options), bytes + size, [](unsigned char byte) { return byte != 0; }))
     fail(FMTR_ERROR_ARGUMENT, name, " sets a member that fastmtr ", fmtr_version(),
          " does not know: the caller was built for a later version");
-  Options copy;
-  std::memcpy(&copy, options, sizeof copy);
+  Options copy{};
+  std::memcpy(&copy, options, std::min(size, sizeof copy));
   return copy;
 }
 
 fmtr_batch read_batch(const fmtr_batch* batch) {
-  const fmtr_batch copy = read_options(&deref(batch, "batch"), "fmtr_batch");
+  const fmtr_batch copy = read_options(&deref(batch, "batch"), "fmtr_batch", offsetof(fmtr_batch, catalogue_version));
   if (copy.unknown_items != FMTR_UNKNOWN_ERROR && copy.unknown_items != FMTR_UNKNOWN_SKIP)
     fail(FMTR_ERROR_ARGUMENT, "unknown_items is ", static_cast<int>(copy.unknown_items),
          ", expected FMTR_UNKNOWN_ERROR or FMTR_UNKNOWN_SKIP");
   return copy;
+}
+
+// A number of the current catalogue, 0 without one.
+template <class Number>
+uint64_t of_catalogue(const fmtr_model* model, const Number& number) {
+  uint64_t found = 0;
+  guard([&] {
+    if (model != nullptr)
+      model->model->read([&](const fastmtr::Catalogue* catalogue) {
+        if (catalogue != nullptr) found = number(*catalogue);
+      });
+  });
+  return found;
 }
 
 char* give_text(const std::string& text) {
@@ -82,6 +98,8 @@ const char* fmtr_status_name(fmtr_status status) {
       return "FMTR_ERROR_MEMORY";
     case FMTR_ERROR_INTERNAL:
       return "FMTR_ERROR_INTERNAL";
+    case FMTR_ERROR_STALE:
+      return "FMTR_ERROR_STALE";
   }
   return "unknown status";
 }
@@ -96,7 +114,7 @@ fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* opti
   return guard([&] {
     deref(model, "model") = nullptr;
     fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0, FMTR_FP32};
-    if (options != nullptr) chosen = read_options(options, "fmtr_load_options");
+    if (options != nullptr) chosen = read_options(options, "fmtr_load_options", offsetof(fmtr_load_options, precision));
     if (chosen.precision != FMTR_FP32 && chosen.precision != FMTR_INT8)
       fail(FMTR_ERROR_ARGUMENT, "precision is ", static_cast<int>(chosen.precision),
            ", expected FMTR_FP32 or FMTR_INT8");
@@ -123,9 +141,11 @@ uint64_t fmtr_model_n_tasks(const fmtr_model* model) {
 }
 
 uint64_t fmtr_model_n_items(const fmtr_model* model) {
-  if (model == nullptr) return 0;
-  const auto catalogue = model->model->catalogue();
-  return catalogue == nullptr ? 0 : catalogue->n_items();
+  return of_catalogue(model, [](const fastmtr::Catalogue& catalogue) { return catalogue.n_items(); });
+}
+
+uint64_t fmtr_model_catalogue_version(const fmtr_model* model) {
+  return of_catalogue(model, [](const fastmtr::Catalogue& catalogue) { return catalogue.version(); });
 }
 
 fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_data* data) {
@@ -133,13 +153,21 @@ fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_dat
       [&] { deref(model, "model").model->set_catalogue(read_options(&deref(data, "data"), "fmtr_catalogue_data")); });
 }
 
-fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t capacity) {
+fmtr_status fmtr_model_upsert(fmtr_model* model, const fmtr_catalogue_data* data) {
+  return guard([&] { deref(model, "model").model->upsert(read_options(&deref(data, "data"), "fmtr_catalogue_data")); });
+}
+
+fmtr_status fmtr_model_delete(fmtr_model* model, const int64_t* keys, uint64_t n, uint64_t* deleted) {
   return guard([&] {
-    const auto catalogue = deref(model, "model").model->catalogue();
-    const uint64_t n = catalogue == nullptr ? 0 : catalogue->n_items();
-    if (capacity < n) fail(FMTR_ERROR_ARGUMENT, "keys has room for ", capacity, ", the catalogue has ", n, " items");
-    if (n > 0) std::copy_n(catalogue->keys(), n, &deref(keys, "keys"));
+    fastmtr::Model& from = *deref(model, "model").model;
+    if (n > 0) deref(keys, "keys");
+    const uint64_t found = from.remove(keys, n);
+    if (deleted != nullptr) *deleted = found;
   });
+}
+
+fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t capacity) {
+  return guard([&] { deref(model, "model").model->read_keys(keys, capacity); });
 }
 
 fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity) {

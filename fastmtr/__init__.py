@@ -11,7 +11,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmtr.errors import BackendError, BundleError, ConfigError, ConversionError, FastMTRError, SchemaError
+from fastmtr.errors import (
+    BackendError,
+    BundleError,
+    ConfigError,
+    ConversionError,
+    FastMTRError,
+    SchemaError,
+    StaleError,
+)
 
 if TYPE_CHECKING:
     from fastmtr._native import __version__
@@ -45,6 +53,7 @@ __all__ = [
     "Schema",
     "SchemaError",
     "Scores",
+    "StaleError",
     "Task",
     "__version__",
     "convert",

@@ -11,7 +11,11 @@ def info() -> str:
     """JSON text: version, ABI, instruction sets and back ends, with the reason where one is not used."""
 
 class Model:
-    """A loaded bundle, immutable and shared by threads, but for its catalogue, which can be replaced as a whole.
+    """A loaded bundle, immutable and shared by threads, but for its catalogue, which can be changed at any time.
+
+    Each change makes a new version of the catalogue; sessions in other threads go on and see it at their next call. A
+    call sees one version from beginning to end. An item's row is its place in the catalogue's order: a replaced item
+    keeps its row, new ones come last in the order given, after a delete the others close up.
 
     Parameters
     ----------
@@ -45,11 +49,18 @@ class Model:
     def set_catalogue(
         self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None
     ) -> None:
-        """Replace the catalogue; sessions see it at their next call. SchemaError leaves the old one in place."""
+        """Replace the catalogue. SchemaError leaves the old one in place."""
+    def upsert(self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None) -> None:
+        """Replace the items whose keys are there, add the others. SchemaError: nothing has changed."""
+    def delete(self, keys: NDArray[np.int64]) -> int:
+        """Take items out; keys that are not there are passed over. Returns how many were there."""
     def keys(self) -> NDArray[np.int64]:
         """Item keys in row order, shape (n_items,)."""
     def item_output(self, name: str) -> NDArray[np.float32]:
         """An output of role item for the whole catalogue, in row order, shape (n_items, width)."""
+    @property
+    def catalogue_version(self) -> int:
+        """0 without a catalogue; each change makes it larger."""
     @property
     def n_items(self) -> int: ...
     @property
@@ -79,6 +90,7 @@ class Session:
         candidate_dense: NDArray[np.float32] | None = None,
         skip_unknown: bool = False,
         fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Scores (total, n_tasks) and fused scores (total,) of R requests, each with its own candidates.
 
@@ -94,11 +106,15 @@ class Session:
             Unknown items score NaN and are never ranked, instead of raising SchemaError.
         fusion_weights : ndarray of shape (number of fused tasks,), optional
             In place of the bundle's.
+        catalogue_version : int
+            That the catalogue must have; 0: any.
 
         Raises
         ------
         SchemaError
             An id out of range, a number that is not finite, a wrong number of columns, an unknown item.
+        StaleError
+            The catalogue has another version.
         """
     def rank(
         self,
@@ -112,6 +128,7 @@ class Session:
         candidate_dense: NDArray[np.float32] | None = None,
         skip_unknown: bool = False,
         fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]:
         """The k best candidates of each request by fused score; ties by lower position, NaN last.
 
@@ -141,6 +158,7 @@ class Session:
         candidate_dense: NDArray[np.float32] | None = None,
         skip_unknown: bool = False,
         fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
     ) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64], NDArray[np.int64]]:
         """The list and the scores that `rank` gives at fp32, from a model of a lower precision.
 
@@ -172,6 +190,7 @@ class Session:
         candidate_dense: NDArray[np.float32] | None = None,
         skip_unknown: bool = False,
         fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
     ) -> NDArray[np.float32]:
         """How far each candidate's fused score is from that in fp32, shape (total,).
 

@@ -9,6 +9,7 @@ __all__ = [
     "ConversionError",
     "FastMTRError",
     "SchemaError",
+    "StaleError",
 ]
 
 
@@ -34,3 +35,7 @@ class ConversionError(FastMTRError):
 
 class BackendError(FastMTRError):
     """A back end or instruction set that was asked for is not available, or failed."""
+
+
+class StaleError(FastMTRError):
+    """The catalogue is no longer the version that the call expects."""

@@ -95,6 +95,13 @@ def test_a_program_outside_scores_alike(
         "leave them out, or ask for unknown items to be skipped"
     )
     assert lines[9].startswith("FMTR_ERROR_BUNDLE: /nonexistent is no bundle")
+    if source == "embed.cpp":
+        assert lines[10:] == [
+            "version 2, 101 items, row 3 kept, last 424242",
+            "1 deleted, 100 vectors",
+            "FMTR_ERROR_STALE: the catalogue is version 3, the call expects version 1: "
+            "read its size and keys again, then call again",
+        ]
 
 
 def test_misuse_of_the_c_functions(bundle: Path, tmp_path: Path) -> None:

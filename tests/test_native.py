@@ -15,7 +15,7 @@ from handmade import ISAS, HandmadeModel, PlanMaker, handmade_model
 from numpy.typing import NDArray
 
 import fastmtr
-from fastmtr import SchemaError
+from fastmtr import SchemaError, StaleError
 from fastmtr._native import Model, Session
 
 
@@ -264,6 +264,52 @@ def test_a_catalogue_replaced_while_others_score(handmade: HandmadeModel, bundle
     for thread in threads:
         thread.join()
     assert all(seen)
+
+
+def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
+    """Replaced items keep their row, new ones come last, the others close up: as a catalogue made of these at once."""
+    model, at_once = Model(bundle), Model(bundle)
+    keys, ids, dense = (handmade.catalogue[name] for name in ("keys", "ids", "dense"))
+    assert model.catalogue_version == 1
+    assert Model(bundle, without_catalogue=True).catalogue_version == 0
+    given = [0, 1, 50, 3]  # rows of inputs
+    model.upsert(np.array([keys[70], 5000, keys[2], 5001]), ids[given], dense[given])
+    assert model.delete(np.array([keys[1], keys[70], 31337, keys[1]])) == 2
+    assert model.delete(np.array([31337])) == 0
+    assert model.catalogue_version == 3
+    order = [0, 2, *range(3, 70), *range(71, 100), 100, 101]
+    new = {
+        "keys": np.append(keys, [5000, 5001])[order],
+        "ids": np.concatenate([ids, ids[[1, 3]]])[order],
+        "dense": np.concatenate([dense, dense[[1, 3]]])[order],
+    }
+    new["ids"][1], new["dense"][1] = ids[50], dense[50]
+    at_once.set_catalogue(**new)
+    assert model.keys().tolist() == new["keys"].tolist()
+    assert model.item_output("item_vector").tobytes() == at_once.item_output("item_vector").tobytes()
+    request_ids, request_dense = handmade.requests(2)
+    place, retrieved = handmade.candidates(2 * 100)
+    whole = [request_ids, request_dense, None, None]
+    candidate = {"candidate_ids": place, "candidate_dense": retrieved}
+    scores, fused = Session(model).score(*whole, **candidate, catalogue_version=3)
+    expected, expected_fused = Session(at_once).score(*whole, **candidate)
+    assert scores.tobytes() == expected.tobytes()
+    assert fused.tobytes() == expected_fused.tobytes()
+    with pytest.raises(StaleError, match="the catalogue is version 3, the call expects version 2"):
+        Session(model).score(*whole, **candidate, catalogue_version=2)
+    one = {"candidate_ids": place[:1], "candidate_dense": retrieved[:1]}
+    with pytest.raises(StaleError, match="the call expects version 2"):
+        Session(model).rank(
+            request_ids, request_dense, np.array([0, 1, 1]), new["keys"][:1], k=1, **one, catalogue_version=2
+        )
+    with pytest.raises(SchemaError, match="item key 7 stands twice, in rows 0 and 1"):
+        model.upsert(np.array([7, 7]), ids[:2], dense[:2])
+    with pytest.raises(SchemaError, match="input 'price', item row 0, position 1: NaN found"):
+        model.upsert(np.array([7]), ids[:1], np.array([[0, np.nan]], np.float32))
+    assert model.catalogue_version == 3
+    empty = Model(bundle, without_catalogue=True)
+    empty.upsert(keys[:3], ids[:3], dense[:3])
+    assert empty.keys().tolist() == keys[:3].tolist()
 
 
 def test_one_session_is_of_one_thread(handmade: HandmadeModel, model: Model) -> None:

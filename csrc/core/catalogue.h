@@ -1,7 +1,7 @@
 // One version of the items: which there are, in which order, and where the store keeps them. Immutable once published.
 //
-// An item's row is its place in the order: items that are replaced keep their row, new ones come last, and after a delete
-// the others close up.
+// An item's row is its place in the order: items that are replaced keep their row, new ones come last, and after a
+// delete the others close up.
 #ifndef FASTMTR_CORE_CATALOGUE_H
 #define FASTMTR_CORE_CATALOGUE_H
 
@@ -41,7 +41,7 @@ class Catalogue {
   const uint32_t* slots(uint64_t first) const { return slots_.empty() ? nullptr : slots_.data() + first; }
   const KeyIndex& index() const { return index_; }
   const Program& program() const { return store_->program(); }
-  void bind(Context& context) const;  // item inputs and tables
+  void bind(Context& context) const;         // item inputs and tables
   uint64_t bytes() const { return bytes_; }  // beyond the mapped file; what versions share included
 
   // Of every item, in row order.

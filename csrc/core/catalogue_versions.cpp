@@ -48,9 +48,8 @@ void CatalogueVersions::publish(std::unique_ptr<Catalogue> next, uint64_t versio
 }
 
 bool CatalogueVersions::is_read(const Catalogue* catalogue) const noexcept {
-  return std::any_of(readers_.begin(), readers_.end(), [&](const Reader* reader) {
-    return reader->reads_.load(std::memory_order_seq_cst) == catalogue;
-  });
+  return std::any_of(readers_.begin(), readers_.end(),
+                     [&](const Reader* reader) { return reader->reads_.load(std::memory_order_seq_cst) == catalogue; });
 }
 
 // Oldest first and no further than the oldest that is read: a version's slots may be used again once it and all before

@@ -1,8 +1,8 @@
 // The versions of a model's catalogue: one is current, and those before it live on while a call reads them.
 //
-// A reader announces what it reads in a place of its own (a hazard pointer: Michael, 2004), so taking the current version
-// needs no lock and writes to nothing that another thread writes to. A version is freed by whoever comes after its last
-// reader: the next writer, or the reader itself when it notices that its version is no longer the current one.
+// A reader announces what it reads in a place of its own (a hazard pointer: Michael, 2004), so taking the current
+// version needs no lock and writes to nothing that another thread writes to. A version is freed by whoever comes after
+// its last reader: the next writer, or the reader itself when it notices that its version is no longer the current one.
 #ifndef FASTMTR_CORE_CATALOGUE_VERSIONS_H
 #define FASTMTR_CORE_CATALOGUE_VERSIONS_H
 
@@ -60,7 +60,7 @@ class CatalogueVersions {
   bool is_read(const Catalogue* catalogue) const noexcept;
 
   std::atomic<const Catalogue*> current_{nullptr};
-  std::mutex mutex_;  // of what follows; never held while a version is made
+  std::mutex mutex_;                               // of what follows; never held while a version is made
   std::deque<std::unique_ptr<Catalogue>> living_;  // oldest first, the current one last
   std::vector<const Reader*> readers_;
 };

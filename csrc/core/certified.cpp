@@ -40,7 +40,7 @@ void CertifiedTopK::start(const Coarse& coarse, uint64_t k, const Width& width) 
   asked_ = received_ = 0;
   std::fill_n(asked_as_.data(), coarse.n, kNotAsked);
   // To begin with, the coarse list and what is within the width of its end.
-  const uint64_t count = top_k(coarse.scores, coarse.n, coarse.rows, k_, keys_.data());
+  const uint64_t count = top_k(coarse.scores, coarse.n, coarse.slots, k_, keys_.data());
   coarse_limit_ = count < k_ || k_ == 0 ? -kInfinity : lowered(score_of(keys_[k_ - 1]), width_, coarse.of_logarithms);
   best_ = Best(keys_.data(), k_);
 }
@@ -56,7 +56,7 @@ const uint32_t* CertifiedTopK::next(uint64_t* wanted) {
   for (uint64_t i = 0; k_ > 0 && i < coarse_.n; ++i) {
     // A NaN, on either side, is not below anything.
     if (asked_as_[i] != kNotAsked || double{coarse_.scores[i]} < limit) continue;
-    if (coarse_.rows != nullptr && coarse_.rows[i] == kNoRow) continue;
+    if (coarse_.slots != nullptr && coarse_.slots[i] == kNoSlot) continue;
     asked_as_[i] = static_cast<uint32_t>(asked_);
     positions_[asked_++] = static_cast<uint32_t>(i);
   }

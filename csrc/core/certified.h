@@ -21,7 +21,7 @@ double error_between(float coarse, float exact, bool of_logarithms);
 struct Coarse {
   const float* scores;
   uint64_t n;
-  const uint32_t* rows;  // NULL, or kNoRow where a candidate is never ranked
+  const uint32_t* slots;  // NULL, or kNoSlot where a candidate is never ranked
   bool of_logarithms;
 };
 

@@ -71,12 +71,13 @@ void ItemStore::give_back(const std::vector<uint32_t>& slots) noexcept {
 
 // The file's rows cannot grow. Versions that read them there go on.
 void ItemStore::own_inputs() {
-  for (Region* region : {&keys_, &ids_, &dense_}) region->grow(used_);
-  if (used_ > 0) {
-    std::memcpy(keys_.as<int64_t>(), inputs_.keys, used_ * keys_.row_bytes());
-    std::memcpy(ids_.as<int32_t>(), inputs_.ids, used_ * ids_.row_bytes());
-    std::memcpy(dense_.as<float>(), inputs_.dense, used_ * dense_.row_bytes());
-  }
+  const auto copy = [&](Region& to, const void* rows) {
+    to.grow(used_);
+    if (to.bytes() > 0) std::memcpy(to.row(0), rows, used_ * to.row_bytes());
+  };
+  copy(keys_, inputs_.keys);
+  copy(ids_, inputs_.ids);
+  copy(dense_, inputs_.dense);
   inputs_ = {keys_.as<int64_t>(), ids_.as<int32_t>(), dense_.as<float>()};
   owns_inputs_ = true;
 }

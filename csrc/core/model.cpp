@@ -41,33 +41,69 @@ Model::Model(Files&& files, const Kernels& kernels, Precision precision)
       plan_(std::move(files.plan)),
       program_(std::make_unique<Program>(plan_, kernels, precision)),
       checks_{{plan_, Domain::request}, {plan_, Domain::item}, {plan_, Domain::candidate}} {
-  if (!files.catalogue.empty()) catalogue_ = Catalogue::open(files.catalogue, plan_, *program_);
-}
-
-std::shared_ptr<const Catalogue> Model::catalogue() const {
-  const std::lock_guard lock(mutex_);
-  return catalogue_;
+  if (!files.catalogue.empty()) catalogues_.publish(Catalogue::open(files.catalogue, plan_, *program_), ++version_);
 }
 
 void Model::set_catalogue(const fmtr_catalogue_data& data) {
-  auto fresh = Catalogue::copy(data, plan_, *program_);
-  const std::lock_guard lock(mutex_);
-  catalogue_.swap(fresh);  // the old one ends here, or with the last call that reads it
+  const std::lock_guard lock(writer_);
+  catalogues_.publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
+  ++version_;
+}
+
+void Model::upsert(const fmtr_catalogue_data& data) {
+  const std::lock_guard lock(writer_);
+  if (catalogues_.current() == nullptr) {
+    catalogues_.publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
+  } else {
+    check_items(data, plan_, FMTR_ERROR_SCHEMA);
+    if (!catalogues_.current()->has_room(data.n_items))
+      catalogues_.publish(catalogues_.current()->moved(data.n_items, plan_), version_);
+    catalogues_.publish(catalogues_.current()->with(data), version_ + 1);
+  }
+  ++version_;
+}
+
+uint64_t Model::remove(const int64_t* keys, uint64_t n) {
+  const std::lock_guard lock(writer_);
+  const Catalogue* current = catalogues_.current();
+  if (current == nullptr) return 0;
+  const uint64_t before = current->n_items();
+  auto next = current->without(keys, n);
+  const uint64_t removed = before - next->n_items();
+  if (removed == 0) return 0;
+  catalogues_.publish(std::move(next), version_ + 1);
+  ++version_;
+  return removed;
+}
+
+void Model::read_keys(int64_t* keys, uint64_t capacity) const {
+  read([&](const Catalogue* catalogue) {
+    const uint64_t n = catalogue == nullptr ? 0 : catalogue->n_items();
+    if (capacity < n) fail(FMTR_ERROR_ARGUMENT, "keys has room for ", capacity, ", the catalogue has ", n, " items");
+    if (n == 0) return;
+    if (keys == nullptr) fail(FMTR_ERROR_ARGUMENT, "keys is NULL");
+    catalogue->read_keys(keys);
+  });
 }
 
 void Model::read_item_output(const std::string& name, float* values, uint64_t capacity) const {
   const Operand& operand = plan_.output(name, Role::item).operand;
-  const auto catalogue = this->catalogue();
-  if (catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
-  const uint64_t needed = catalogue->n_items() * operand.width;
-  if (capacity < needed)
-    fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
-  if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
-  catalogue->read(program_->port(operand), *program_, values);
+  read([&](const Catalogue* catalogue) {
+    if (catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
+    const uint64_t needed = catalogue->n_items() * operand.width;
+    if (capacity < needed)
+      fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
+    if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
+    catalogue->read(program_->port(operand), values);
+  });
 }
 
 std::string Model::describe() const {
-  const auto catalogue = this->catalogue();
+  uint64_t n_items = 0, version = 0, bytes = 0;
+  read([&](const Catalogue* catalogue) {
+    if (catalogue != nullptr)
+      n_items = catalogue->n_items(), version = catalogue->version(), bytes = catalogue->bytes();
+  });
   std::string inputs, outputs, fused, weights, offsets, widths;
   for (const PlanInput& input : plan_.inputs) {
     inputs += say(inputs.empty() ? "" : ", ", "{\"name\": ", json_quote(input.name), ", \"domain\": \"",
@@ -95,16 +131,16 @@ std::string Model::describe() const {
     widths += say(widths.empty() ? "" : ", ", "\"", domain_name(domain),
                   "\": {\"ids\": ", plan_.ids_width[static_cast<int>(domain)],
                   ", \"dense\": ", plan_.dense_width[static_cast<int>(domain)], "}");
-  return say(
-      "{\"inputs\": [", inputs, "], \"widths\": {", widths, "}, \"tasks\": [", tasks, "], \"outputs\": [", outputs,
-      "], \"fusion\": {\"kind\": \"", plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [", fused,
-      "], \"weights\": [", weights, "], \"offsets\": [", offsets, "]}, \"isa\": ", json_quote(program_->kernels().isa),
-      ", \"precision\": \"", precision_name(program_->precision()), "\", \"int8_steps\": [", int8_steps, "]",
-      ", \"n_items\": ", catalogue == nullptr ? 0 : catalogue->n_items(),
-      ", \"has_catalogue\": ", catalogue == nullptr ? "false" : "true",
-      ", \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),
-      ", \"memory\": {\"weights_mapped\": ", weights_.file_bytes(), ", \"weights_packed\": ", program_->packed_bytes(),
-      ", \"catalogue\": ", catalogue == nullptr ? 0 : catalogue->bytes(), "}}");
+  return say("{\"inputs\": [", inputs, "], \"widths\": {", widths, "}, \"tasks\": [", tasks, "], \"outputs\": [",
+             outputs, "], \"fusion\": {\"kind\": \"", plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [",
+             fused, "], \"weights\": [", weights, "], \"offsets\": [", offsets,
+             "]}, \"isa\": ", json_quote(program_->kernels().isa), ", \"precision\": \"",
+             precision_name(program_->precision()), "\", \"int8_steps\": [", int8_steps, "]",
+             ", \"n_items\": ", n_items, ", \"has_catalogue\": ", version == 0 ? "false" : "true",
+             ", \"catalogue_version\": ", version,
+             ", \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),
+             ", \"memory\": {\"weights_mapped\": ", weights_.file_bytes(),
+             ", \"weights_packed\": ", program_->packed_bytes(), ", \"catalogue\": ", bytes, "}}");
 }
 
 }  // namespace fastmtr

@@ -1,4 +1,5 @@
-// A loaded bundle: immutable and shared by threads, but for its catalogue, which is replaced as a whole.
+// A loaded bundle: immutable and shared by threads, but for its catalogue, of which a new version can take the place of
+// the current one at any time.
 #ifndef FASTMTR_CORE_MODEL_H
 #define FASTMTR_CORE_MODEL_H
 
@@ -6,7 +7,7 @@
 #include <mutex>
 #include <string>
 
-#include "core/catalogue.h"
+#include "core/catalogue_versions.h"
 #include "core/input_check.h"
 #include "core/plan.h"
 #include "core/program.h"
@@ -25,8 +26,22 @@ class Model {
   const Program& program() const { return *program_; }
   const InputCheck& check(Domain domain) const { return checks_[static_cast<int>(domain)]; }
 
-  std::shared_ptr<const Catalogue> catalogue() const;  // NULL: none
+  // What a session reads the catalogue through.
+  CatalogueVersions& catalogues() const { return catalogues_; }
+
+  // Each makes a new version, or throws and leaves the catalogue as it is.
   void set_catalogue(const fmtr_catalogue_data& data);
+  void upsert(const fmtr_catalogue_data& data);
+  uint64_t remove(const int64_t* keys, uint64_t n);  // returns how many of them there were
+
+  // Calls body(const Catalogue*), NULL for none, with one version.
+  template <class Body>
+  auto read(const Body& body) const {
+    CatalogueVersions::Reader reader(catalogues_);
+    const CatalogueVersions::Snapshot snapshot(reader);
+    return body(snapshot.get());
+  }
+  void read_keys(int64_t* keys, uint64_t capacity) const;
   void read_item_output(const std::string& name, float* values, uint64_t capacity) const;
 
   std::string describe() const;
@@ -39,8 +54,9 @@ class Model {
   Plan plan_;
   std::unique_ptr<const Program> program_;
   InputCheck checks_[kDomains];
-  mutable std::mutex mutex_;  // of the pointer, not of what it points to
-  std::shared_ptr<const Catalogue> catalogue_;
+  std::mutex writer_;  // held while a version is made: one after the other
+  uint64_t version_ = 0;
+  mutable CatalogueVersions catalogues_;  // its readers register themselves
 };
 
 }  // namespace fastmtr

@@ -35,7 +35,8 @@ class InUse {
 
 }  // namespace
 
-Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t tile) : model_(std::move(model)) {
+Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t tile)
+    : model_(std::move(model)), reader_(model_->catalogues()) {
   if (threads > kMaxThreads) fail(FMTR_ERROR_ARGUMENT, "threads is ", threads, ", expected at most ", kMaxThreads);
   if (tile > kMaxTile) fail(FMTR_ERROR_ARGUMENT, "tile is ", tile, ", expected at most ", kMaxTile);
   const Program& program = model_->program();
@@ -57,12 +58,16 @@ void Session::check_requests(const fmtr_batch& batch) const {
   model_->check(Domain::request).check(batch.request_ids, batch.request_dense, batch.n_requests, FMTR_ERROR_SCHEMA);
 }
 
-Session::Call Session::check(const fmtr_batch& batch) {
+Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue) {
   if (tasks_.empty()) fail(FMTR_ERROR_ARGUMENT, "the model has no task output, so there is nothing to score");
+  const uint64_t version = catalogue == nullptr ? 0 : catalogue->version();
+  if (batch.catalogue_version != 0 && batch.catalogue_version != version)
+    fail(FMTR_ERROR_STALE, "the catalogue is version ", version, ", the call expects version ", batch.catalogue_version,
+         ": read its size and keys again, then call again");
   check_requests(batch);
   Call call{};
   call.batch = &batch;
-  call.catalogue = model_->catalogue();
+  call.catalogue = catalogue;
   call.whole_catalogue = batch.items == nullptr;
   const Plan& plan = model_->plan();
   call.fusion_weights = batch.fusion_weights != nullptr ? batch.fusion_weights : plan.fusion.weights.data();
@@ -96,12 +101,12 @@ Session::Call Session::check(const fmtr_batch& batch) {
     if (model_->program().reads_items()) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
     return call;  // nothing is known of items, and nothing needs to be
   }
-  rows_.reserve(call.total);
-  const uint64_t missing = call.catalogue->rows().find(batch.items, call.total, rows_.data());
-  call.rows = rows_.data();
+  slots_.reserve(call.total);
+  const uint64_t missing = catalogue->index().find(batch.items, call.total, slots_.data());
+  call.slots = slots_.data();
   call.unknown = missing > 0;
   if (missing > 0 && batch.unknown_items != FMTR_UNKNOWN_SKIP) {
-    const uint64_t first = static_cast<uint64_t>(std::find(call.rows, call.rows + call.total, kNoRow) - call.rows);
+    const uint64_t first = static_cast<uint64_t>(std::find(call.slots, call.slots + call.total, kNoSlot) - call.slots);
     fail(FMTR_ERROR_SCHEMA, "item ", batch.items[first], " (candidate ", first, ") is not in the catalogue of ",
          call.catalogue->n_items(), " items", missing > 1 ? say(", nor are ", missing - 1, " others") : "",
          "; leave them out, or ask for unknown items to be skipped");
@@ -125,7 +130,7 @@ Session::Wanted Session::Wanted::part(uint64_t first, uint64_t count, size_t n_t
           scores == nullptr ? nullptr : scores + first * n_tasks, fused == nullptr ? nullptr : fused + first};
 }
 
-// Binds candidates that are not consecutive: their catalogue rows, and copies of their own inputs.
+// Binds candidates that are not consecutive: their slots, and copies of their own inputs.
 void Session::pick(const Call& call, Worker& worker, uint64_t request, const Wanted& wanted, Context* context) const {
   const Plan& plan = model_->plan();
   const uint64_t begin = call.begin(request);
@@ -141,9 +146,10 @@ void Session::pick(const Call& call, Worker& worker, uint64_t request, const Wan
   if (plan.dense_width[domain] > 0)
     context->candidate_dense = copy_rows(worker.candidate_dense, call.batch->candidate_dense, plan.dense_width[domain]);
   context->candidate_row = 0;
-  if (call.rows == nullptr && !call.whole_catalogue) return;
+  if (call.slots == nullptr && !call.whole_catalogue) return;
   for (uint64_t i = 0; i < wanted.n; ++i)
-    worker.gather[i] = call.whole_catalogue ? wanted.positions[i] : call.rows[begin + wanted.positions[i]];
+    worker.gather[i] =
+        call.whole_catalogue ? call.catalogue->slot(wanted.positions[i]) : call.slots[begin + wanted.positions[i]];
   context->gather = worker.gather.data();
 }
 
@@ -154,9 +160,9 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
   const size_t n_tasks = tasks_.size();
   const uint64_t at = call.begin(request) + first, n = wanted.n;
   float* scores = wanted.scores == nullptr ? worker.tile_scores.data() : wanted.scores;
-  const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + at;
+  const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + at;
   const bool unknown = call.unknown && wanted.positions == nullptr;  // unknown items are never picked
-  const bool empty = unknown && call.catalogue->n_items() == 0;      // there is no row that could stand for one
+  const bool empty = unknown && call.catalogue->n_items() == 0;      // there is no item that could stand for one
 
   if (!empty) {
     context.tile = worker.tile.data();
@@ -165,10 +171,11 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
     context.exact = wanted.exact;
     context.candidate_row = at;
     context.item_row = first;
-    context.gather = rows;
+    context.gather = call.whole_catalogue ? call.catalogue->slots(first) : slots;
     if (wanted.positions != nullptr) pick(call, worker, request, wanted, &context);
-    if (unknown) {  // computed as if they were item 0; overwritten below
-      for (uint64_t i = 0; i < n; ++i) worker.gather[i] = rows[i] == kNoRow ? 0 : rows[i];
+    if (unknown) {  // computed as if they were the first item; overwritten below
+      const uint32_t stand_in = call.catalogue->slot(0);
+      for (uint64_t i = 0; i < n; ++i) worker.gather[i] = slots[i] == kNoSlot ? stand_in : slots[i];
       context.gather = worker.gather.data();
     }
     program.run(Domain::candidate, n, context);
@@ -182,7 +189,7 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
   }
   if (unknown)
     for (uint64_t i = 0; i < n; ++i) {
-      if (rows[i] != kNoRow) continue;
+      if (slots[i] != kNoSlot) continue;
       std::fill_n(scores + i * n_tasks, n_tasks, kNaN);
       if (wanted.fused != nullptr) wanted.fused[i] = kNaN;
     }
@@ -242,7 +249,8 @@ void Session::for_each_request(const Call& call, const Each& each) {
 
 void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
   const InUse mine(in_use_);
-  const Call call = check(batch);
+  const CatalogueVersions::Snapshot snapshot(reader_);
+  const Call call = check(batch, snapshot.get());
   if (call.total == 0) return;
   for_each_request(call, [&](uint64_t r, Worker&, const auto& score) {
     const uint64_t at = call.begin(r);
@@ -253,7 +261,8 @@ void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
 
 void Session::errors(const fmtr_batch& batch, float* errors) {
   const InUse mine(in_use_);
-  const Call call = check(batch);
+  const CatalogueVersions::Snapshot snapshot(reader_);
+  const Call call = check(batch, snapshot.get());
   if (call.total == 0) return;
   if (errors == nullptr) fail(FMTR_ERROR_ARGUMENT, "errors is NULL");
   for (size_t w = 0; w < workers_used(call); ++w) workers_[w].exact.reserve(call.most);
@@ -284,7 +293,8 @@ void Session::reserve(const Call& call, const RankResult& result) {
 
 void Session::rank(const fmtr_batch& batch, const RankResult& result) {
   const InUse mine(in_use_);
-  const Call call = check(batch);
+  const CatalogueVersions::Snapshot snapshot(reader_);
+  const Call call = check(batch, snapshot.get());
   check_result(batch, result);
   if (result.k == 0) {
     std::fill_n(result.counts, batch.n_requests, uint64_t{0});
@@ -295,8 +305,8 @@ void Session::rank(const fmtr_batch& batch, const RankResult& result) {
     float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
     score({call.count(r), nullptr, false, scores, worker.fused.data()});
     const uint64_t n = call.count(r);
-    const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + call.begin(r);
-    const uint64_t count = top_k(worker.fused.data(), n, rows, std::min(result.k, n), worker.best.data());
+    const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + call.begin(r);
+    const uint64_t count = top_k(worker.fused.data(), n, slots, std::min(result.k, n), worker.best.data());
     write_list(r, result, worker.best.data(), count, worker.fused.data(), scores, [](uint32_t i) { return i; });
   });
 }
@@ -308,7 +318,8 @@ void Session::rank_certified(const fmtr_batch& batch, const RankResult& result, 
     return;
   }
   const InUse mine(in_use_);
-  const Call call = check(batch);
+  const CatalogueVersions::Snapshot snapshot(reader_);
+  const Call call = check(batch, snapshot.get());
   check_result(batch, result);
   reserve(call, result);
   for (size_t w = 0; w < workers_used(call); ++w) {
@@ -317,11 +328,11 @@ void Session::rank_certified(const fmtr_batch& batch, const RankResult& result, 
   }
   for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
     const uint64_t n = call.count(r);
-    const uint32_t* rows = call.rows == nullptr ? nullptr : call.rows + call.begin(r);
+    const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + call.begin(r);
     CertifiedTopK& list = worker.certified;
     float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
     score({n, nullptr, false, nullptr, worker.fused.data()});
-    list.start({worker.fused.data(), n, rows, model_->plan().fusion.product}, result.k, certify.width);
+    list.start({worker.fused.data(), n, slots, model_->plan().fusion.product}, result.k, certify.width);
     for (;;) {
       const uint64_t before = list.asked();
       uint64_t wanted = 0;

@@ -68,17 +68,17 @@ class Session {
   // A call's batch after its checks.
   struct Call {
     const fmtr_batch* batch;
-    std::shared_ptr<const Catalogue> catalogue;
+    const Catalogue* catalogue;  // NULL: none, or not asked for
     bool whole_catalogue;
     const float* fusion_weights;
-    uint64_t total, most;  // candidates: in all, of the largest request
-    const uint32_t* rows;  // catalogue rows of all candidates; NULL: candidates are the catalogue, or need no row
-    bool unknown;          // some of rows are kNoRow
+    uint64_t total, most;   // candidates: in all, of the largest request
+    const uint32_t* slots;  // of all candidates in the catalogue; NULL: candidates are the catalogue, or need no slot
+    bool unknown;           // some of slots are kNoSlot
     uint64_t begin(uint64_t request) const { return whole_catalogue ? request * most : batch->offsets[request]; }
     uint64_t count(uint64_t request) const { return begin(request + 1) - begin(request); }
   };
 
-  Call check(const fmtr_batch& batch);
+  Call check(const fmtr_batch& batch, const Catalogue* catalogue);
   void check_requests(const fmtr_batch& batch) const;
   void check_result(const fmtr_batch& batch, const RankResult& result) const;
   void reserve(const Call& call, const RankResult& result);
@@ -103,8 +103,9 @@ class Session {
   size_t tile_;
   std::vector<Worker> workers_;
   std::optional<ThreadPool> pool_;
-  Aligned<uint32_t> rows_;
+  Aligned<uint32_t> slots_;
   std::atomic_flag in_use_;
+  CatalogueVersions::Reader reader_;  // before the model goes
 };
 
 }  // namespace fastmtr

@@ -48,10 +48,10 @@ uint64_t Best::sort() {
   return count_;
 }
 
-uint64_t top_k(const float* scores, uint64_t n, const uint32_t* rows, uint64_t k, uint64_t* best) {
+uint64_t top_k(const float* scores, uint64_t n, const uint32_t* slots, uint64_t k, uint64_t* best) {
   Best found(best, k);
   for (uint64_t i = 0; i < n; ++i)
-    if (rows == nullptr || rows[i] != kNoRow) found.add(scores[i], static_cast<uint32_t>(i));
+    if (slots == nullptr || slots[i] != kNoSlot) found.add(scores[i], static_cast<uint32_t>(i));
   return found.sort();
 }
 

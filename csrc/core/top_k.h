@@ -27,9 +27,9 @@ class Best {
   uint64_t k_, count_ = 0;
 };
 
-// Writes the keys of the k best, best first, into best[k]; returns how many there are. Where `rows` is given,
-// candidates with rows[i] == kNoRow are left out.
-uint64_t top_k(const float* scores, uint64_t n, const uint32_t* rows, uint64_t k, uint64_t* best);
+// Writes the keys of the k best, best first, into best[k]; returns how many there are. Where `slots` is given,
+// candidates with slots[i] == kNoSlot are left out.
+uint64_t top_k(const float* scores, uint64_t n, const uint32_t* slots, uint64_t k, uint64_t* best);
 
 }  // namespace fastmtr
 #endif

@@ -1,11 +1,12 @@
 /* fastmtr: the C ABI (C99). Score multi-task ranking models inside a service.
  *
  * Model: loaded from a bundle directory, immutable, shared by threads. Its catalogue (item inputs and what was computed
- * from them) can be replaced as a whole while sessions run: a call sees one catalogue from beginning to end.
+ * from them) can be changed while sessions run: a call sees one version of it from beginning to end.
  * Session: one thread's workspace; never use one session from two threads at once.
  *
  * Every function returns a status; fmtr_last_error() has this thread's message for the last status that was not FMTR_OK.
- * Option structs begin with struct_size = sizeof(the struct): later versions may append members.
+ * Option structs begin with struct_size = sizeof(the struct): later versions may append members, for which zero means what
+ * it was without them. Set a struct to zeros before its members.
  * Matrices are row-major and contiguous. Nothing here starts a thread unless `threads` > 1 was asked for.
  */
 #ifndef FASTMTR_H
@@ -33,7 +34,8 @@ typedef enum fmtr_status {
   FMTR_ERROR_BUNDLE = 3,   /* a bundle is missing, damaged, or of another version                (BundleError)   */
   FMTR_ERROR_BACKEND = 4,  /* a back end is not there or failed                                  (BackendError)  */
   FMTR_ERROR_MEMORY = 5,   /* out of memory                                                      (MemoryError)   */
-  FMTR_ERROR_INTERNAL = 6  /* a bug in fastmtr                                                   (FastMTRError)  */
+  FMTR_ERROR_INTERNAL = 6, /* a bug in fastmtr                                                   (FastMTRError)  */
+  FMTR_ERROR_STALE = 7     /* the catalogue is no longer the version that the call expects       (StaleError)    */
 } fmtr_status;
 
 typedef struct fmtr_model fmtr_model;
@@ -91,9 +93,20 @@ typedef struct fmtr_catalogue_data {
   const float* dense;  /* [n_items, width(FMTR_ITEM, FMTR_DENSE)]  */
 } fmtr_catalogue_data;
 
-/* Replaces the catalogue: copies the inputs, computes the item-domain part for each item. Sessions see it at their next call.
- * On an error the old catalogue stays. */
+/* The catalogue changes by versions: each of the three functions below makes the next one, or fails and changes nothing.
+ * They copy what they are given, compute the item-domain part of the given items alone, and take turns; sessions go on
+ * meanwhile, without a lock, and see the new version at their next call. An item's row is its place in the catalogue's
+ * order: a replaced item keeps its row, new ones come last in the order given, after a delete the others close up. */
+
+/* These items in place of all there are. */
 FMTR_API fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_data* data);
+/* Replaces the items whose keys are there, and adds the others. */
+FMTR_API fmtr_status fmtr_model_upsert(fmtr_model* model, const fmtr_catalogue_data* data);
+/* Keys that are not there are passed over; *deleted (NULL if not wanted) is how many were. None: no new version. */
+FMTR_API fmtr_status fmtr_model_delete(fmtr_model* model, const int64_t* keys, uint64_t n, uint64_t* deleted);
+
+/* 0 without a catalogue; it only grows. What other functions said of rows holds where it is the same before and after. */
+FMTR_API uint64_t fmtr_model_catalogue_version(const fmtr_model* model);
 
 /* Keys of the catalogue in row order into keys[n_items]. */
 FMTR_API fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t capacity);
@@ -112,8 +125,8 @@ typedef struct fmtr_session_options {
 FMTR_API fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session);
 FMTR_API void fmtr_session_free(fmtr_session* session);
 
-/* R requests, each with its own candidates. What it points to must not change during a call; with items NULL the catalogue must
- * not be replaced meanwhile either, since the size of the answer depends on it. */
+/* R requests, each with its own candidates. What it points to must not change during a call. With items NULL the size and
+ * order of the answer are those of the catalogue: where it may change, give the version that they were taken from. */
 typedef struct fmtr_batch {
   size_t struct_size;
   uint64_t n_requests;
@@ -125,6 +138,7 @@ typedef struct fmtr_batch {
   const float* candidate_dense; /* [offsets[R], width(FMTR_CANDIDATE, FMTR_DENSE)], NULL if that width is 0 */
   fmtr_unknown_items unknown_items;
   const float* fusion_weights;  /* [n fused tasks] in place of the bundle's; NULL: the bundle's */
+  uint64_t catalogue_version;   /* FMTR_ERROR_STALE if the catalogue is another version; 0: any will do */
 } fmtr_batch;
 
 /* scores [total, n_tasks] and fused [total]; either may be NULL. total = offsets[R] (or R * n_items). */

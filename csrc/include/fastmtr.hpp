@@ -70,16 +70,55 @@ class Model {
     check(fmtr_model_describe(model_, &json));
     return take_text(json);
   }
+  // The catalogue: each change makes a new version, which sessions see at their next call.
   void set_catalogue(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids,
                      const std::vector<float>& dense) {
-    if (ids.size() != keys.size() * width(FMTR_ITEM, FMTR_IDS) ||
-        dense.size() != keys.size() * width(FMTR_ITEM, FMTR_DENSE))
-      throw Exception(FMTR_ERROR_ARGUMENT, "set_catalogue: ids or dense do not have one row for each key");
-    const fmtr_catalogue_data data{sizeof(fmtr_catalogue_data), keys.size(), keys.data(), ids.data(), dense.data()};
+    const fmtr_catalogue_data data = items(keys, ids, dense);
     check(fmtr_model_set_catalogue(model_, &data));
+  }
+  void upsert(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids, const std::vector<float>& dense) {
+    const fmtr_catalogue_data data = items(keys, ids, dense);
+    check(fmtr_model_upsert(model_, &data));
+  }
+  // Returns how many of them there were.
+  uint64_t erase(const std::vector<int64_t>& keys) {
+    uint64_t deleted = 0;
+    check(fmtr_model_delete(model_, keys.data(), keys.size(), &deleted));
+    return deleted;
+  }
+  uint64_t catalogue_version() const { return fmtr_model_catalogue_version(model_); }
+
+  // In row order, of one version.
+  std::vector<int64_t> keys() const {
+    return of_one_version<int64_t>(1, [&](int64_t* values, uint64_t n) { return fmtr_model_keys(model_, values, n); });
+  }
+  // [items, width], of one version. The output's width is in describe().
+  std::vector<float> item_output(const std::string& name, uint64_t width) const {
+    return of_one_version<float>(
+        width, [&](float* values, uint64_t n) { return fmtr_model_item_output(model_, name.c_str(), values, n); });
   }
 
  private:
+  fmtr_catalogue_data items(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids,
+                            const std::vector<float>& dense) const {
+    if (ids.size() != keys.size() * width(FMTR_ITEM, FMTR_IDS) ||
+        dense.size() != keys.size() * width(FMTR_ITEM, FMTR_DENSE))
+      throw Exception(FMTR_ERROR_ARGUMENT, "items: ids or dense do not have one row for each key");
+    return {sizeof(fmtr_catalogue_data), keys.size(), keys.data(), ids.data(), dense.data()};
+  }
+
+  template <class Value, class Read>
+  std::vector<Value> of_one_version(uint64_t width, const Read& read) const {
+    for (;;) {
+      const uint64_t version = catalogue_version();
+      std::vector<Value> values(n_items() * width);
+      const fmtr_status status = read(values.data(), values.size());
+      if (version != catalogue_version()) continue;
+      check(status);
+      return values;
+    }
+  }
+
   fmtr_model* model_ = nullptr;
 };
 
@@ -91,6 +130,7 @@ struct Batch {
   std::vector<int64_t> items;
   bool skip_unknown = false;
   std::optional<std::vector<float>> fusion_weights;  // one for each fused task
+  uint64_t catalogue_version = 0;                    // that the catalogue must have; 0: any
 
   void add_request(const std::vector<int64_t>& candidates) {
     items.insert(items.end(), candidates.begin(), candidates.end());
@@ -209,6 +249,7 @@ class Session {
     c.candidate_dense = batch.candidate_dense.data();
     c.unknown_items = batch.skip_unknown ? FMTR_UNKNOWN_SKIP : FMTR_UNKNOWN_ERROR;
     c.fusion_weights = batch.fusion_weights ? batch.fusion_weights->data() : nullptr;
+    c.catalogue_version = batch.catalogue_version;
     return c;
   }
 

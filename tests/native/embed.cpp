@@ -59,6 +59,18 @@ int main(int argc, char** argv) {
   report([&] { session.score(batch); });
   report([] { fastmtr::Model("/nonexistent"); });
 
+  const auto keys = model.keys();
+  model.upsert({keys[3], 424242}, {1, 2}, {0.5f, 0.25f, 0.125f, 1.0f});
+  std::printf("version %d, %d items, row 3 %s, last %d\n", static_cast<int>(model.catalogue_version()),
+              static_cast<int>(model.n_items()), model.keys()[3] == keys[3] ? "kept" : "moved",
+              static_cast<int>(model.keys().back()));
+  const uint64_t deleted = model.erase({keys[0], -77});
+  std::printf("%d deleted, %d vectors\n", static_cast<int>(deleted),
+              static_cast<int>(model.item_output("item_vector", 4).size()) / 4);
+  batch.items[0] = keys[3];
+  batch.catalogue_version = 1;
+  report([&] { session.score(batch); });
+
   fastmtr::Batch nothing;  // no candidates must not mean the whole catalogue
   nothing.request_ids.resize(7);
   nothing.request_dense.resize(3);

@@ -1,4 +1,5 @@
 /* Calls that are wrong: each must give a status and a message, and crash nothing. See tests/test_capi.py. */
+#include <stddef.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -24,12 +25,16 @@ int main(int argc, char** argv) {
   fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0, FMTR_FP32};
   fmtr_session_options options = {sizeof(fmtr_session_options), 0, 0};
   fmtr_catalogue_data data = {sizeof(fmtr_catalogue_data), 1, NULL, NULL, NULL};
-  fmtr_batch batch = {sizeof(fmtr_batch), 1, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL};
+  fmtr_batch batch = {sizeof(fmtr_batch), 1, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL, 0};
   fmtr_certify_options certify = {sizeof(fmtr_certify_options), 0.1f, 0};
   struct {
     fmtr_session_options known;
     uint64_t later;
   } newer = {{0, 1, 0}, 0};
+  uint64_t deleted = 0, version;
+  int64_t wanted[2] = {424242, -1};
+  int32_t place_of_item[2] = {0, 0};
+  float item[2 * 2] = {0.5f, 0.25f, 0, 0};
   int32_t ids[7] = {0}, place[1] = {0};
   float dense[3] = {0}, retrieved[1] = {0}, values[400];
   int64_t keys[100];
@@ -121,6 +126,39 @@ int main(int argc, char** argv) {
   data.n_items = UINT64_MAX;
   REFUSED(fmtr_model_set_catalogue(model, &data), "n_items is 18446744073709551615; at most");
   if (fmtr_model_n_items(model) != 100) ++failed;
+
+  /* Structs of an earlier version end before the members that came later. */
+  batch.struct_size = offsetof(fmtr_batch, catalogue_version);
+  batch.catalogue_version = 77; /* beyond the caller's struct */
+  FINE(fmtr_score(session, &batch, values, NULL));
+  --batch.struct_size;
+  REFUSED(fmtr_score(session, &batch, values, NULL), "fmtr_batch->struct_size is");
+  batch.struct_size = sizeof batch;
+  expect(fmtr_score(session, &batch, values, NULL), FMTR_ERROR_STALE,
+         "the catalogue is version 1, the call expects version 77", __LINE__);
+  batch.catalogue_version = 1;
+  FINE(fmtr_score(session, &batch, values, NULL));
+
+  REFUSED(fmtr_model_upsert(model, NULL), "data is NULL");
+  REFUSED(fmtr_model_upsert(NULL, &data), "model is NULL");
+  REFUSED(fmtr_model_upsert(model, &data), "n_items is 18446744073709551615; at most");
+  REFUSED(fmtr_model_delete(NULL, keys, 1, NULL), "model is NULL");
+  REFUSED(fmtr_model_delete(model, NULL, 1, NULL), "keys is NULL");
+  version = fmtr_model_catalogue_version(model);
+  FINE(fmtr_model_delete(model, NULL, 0, &deleted));
+  FINE(fmtr_model_delete(model, wanted, 2, &deleted));
+  if (deleted != 0 || version != 1 || fmtr_model_catalogue_version(model) != 1) ++failed;
+  data.n_items = 1;
+  data.keys = wanted;
+  data.ids = place_of_item;
+  data.dense = item;
+  FINE(fmtr_model_upsert(model, &data));
+  if (fmtr_model_n_items(model) != 101 || fmtr_model_catalogue_version(model) != 2) ++failed;
+  expect(fmtr_score(session, &batch, values, NULL), FMTR_ERROR_STALE, "read its size and keys again", __LINE__);
+  FINE(fmtr_model_delete(model, wanted, 2, &deleted));
+  if (deleted != 1 || fmtr_model_n_items(model) != 100 || fmtr_model_catalogue_version(model) != 3) ++failed;
+  if (fmtr_model_catalogue_version(NULL) != 0) ++failed;
+  batch.catalogue_version = 0;
 
   fmtr_model_free(model); /* the wrong order: the session keeps what it needs */
   FINE(fmtr_score(session, &batch, values, NULL));

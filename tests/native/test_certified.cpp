@@ -84,7 +84,7 @@ void test_errors_within_the_width() {
     Request r = random_request(static_cast<size_t>(uniform(0, 300)), width, of_logarithms);
     if (i % 3 == 0)
       for (size_t j = 0; j < r.exact.size(); ++j)
-        r.rows.push_back(uniform(0, 1) < 0.2 ? kNoRow : static_cast<uint32_t>(j));
+        r.rows.push_back(uniform(0, 1) < 0.2 ? kNoSlot : static_cast<uint32_t>(j));
     const auto k = static_cast<uint64_t>(uniform(1, 40));
     // Rounding to float adds a little to the error.
     const Found found = find(r, k, {width + 1e-6, 1}, of_logarithms);

@@ -126,18 +126,34 @@ void test_key_map() {
   keys.push_back(std::numeric_limits<int64_t>::min());
   keys.push_back(std::numeric_limits<int64_t>::max());
   KeyMap map;
-  check(map.find(0) == kNoRow, "an empty map has nothing");
-  check(map.build(keys.data(), static_cast<uint32_t>(keys.size())).first == kNoRow, "no key stands twice");
-  std::vector<uint32_t> rows(keys.size() + 1);
+  check(map.find(0) == kNoSlot, "an empty map has nothing");
+  check(map.build(keys.data(), static_cast<uint32_t>(keys.size())).first == kNoSlot, "no key stands twice");
+  check(map.count() == keys.size(), "as many keys as were given");
+  const KeyIndex index(std::move(map));
+  std::vector<uint32_t> slots(keys.size() + 1);
   std::vector<int64_t> asked(keys.rbegin(), keys.rend());
   asked.push_back(123457);
-  check(map.find(asked.data(), asked.size(), rows.data()) == 1, "one is not there");
-  for (size_t i = 0; i < keys.size(); ++i) check(rows[i] == keys.size() - 1 - i, "the row of a key");
-  check(rows.back() == kNoRow, "the one that is not there");
+  check(index.find(asked.data(), asked.size(), slots.data()) == 1, "one is not there");
+  for (size_t i = 0; i < keys.size(); ++i) check(slots[i] == keys.size() - 1 - i, "the slot of a key");
+  check(slots.back() == kNoSlot, "the one that is not there");
+
+  const int64_t changed_keys[] = {keys[1], keys[2], 123457};
+  const uint32_t changed_slots[] = {9000, kNoSlot, 9001};
+  const KeyIndex changed = index.with(changed_keys, changed_slots, 3);
+  check(changed.find(asked.data(), asked.size(), slots.data()) == 1, "one is gone, one has come");
+  for (int i = 0; i < 3; ++i) check(changed.find(changed_keys[i]) == changed_slots[i], "the changed slot of a key");
+  check(changed.find(keys[3]) == 3 && index.find(keys[1]) == 1 && index.find(123457) == kNoSlot,
+        "the index before is as it was");
+  const uint32_t again[] = {kNoSlot, 9002};
+  const KeyIndex twice = changed.with(changed_keys + 1, again + 1, 1).with(changed_keys, again, 1);
+  check(twice.find(keys[1]) == kNoSlot && twice.find(keys[2]) == 9002 && twice.find(123457) == 9001,
+        "changed once more");
+  check(KeyIndex().with(keys.data(), changed_slots, 1).find(keys[0]) == 9000, "an index of changes alone");
+
   keys.push_back(keys[5]);
   const auto repeat = map.build(keys.data(), static_cast<uint32_t>(keys.size()));
   check(repeat.first == 5 && repeat.second == keys.size() - 1, "the key that stands twice");
-  check(map.build(nullptr, 0).first == kNoRow && map.find(5) == kNoRow, "a map of nothing");
+  check(map.build(nullptr, 0).first == kNoSlot && map.find(5) == kNoSlot, "a map of nothing");
 }
 
 void test_top_k() {
@@ -150,11 +166,11 @@ void test_top_k() {
     for (size_t i = 0; i < n; ++i) {
       scores[i] = random_bits() % 2 ? special[random_bits() % 9]
                                     : static_cast<float>(static_cast<int64_t>(random_bits() % 9)) - 4;
-      rows[i] = random_bits() % 5 == 0 ? kNoRow : 1;
+      rows[i] = random_bits() % 5 == 0 ? kNoSlot : 1;
     }
     std::vector<uint32_t> expected;
     for (uint32_t i = 0; i < n; ++i)
-      if (rows[i] != kNoRow) expected.push_back(i);
+      if (rows[i] != kNoSlot) expected.push_back(i);
     std::stable_sort(expected.begin(), expected.end(), [&](uint32_t a, uint32_t b) {
       if (std::isnan(scores[a]) || std::isnan(scores[b])) return !std::isnan(scores[a]);
       return scores[a] > scores[b];
