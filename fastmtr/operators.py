@@ -6,12 +6,13 @@ kernels and as a row of ``tests/cases.py``.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-__all__ = ["ACTIVATIONS", "BINARY_FUNCTIONS", "OPS", "REDUCTIONS", "Op", "OpContext"]
+__all__ = ["ACTIVATIONS", "BINARY_FUNCTIONS", "OPS", "REDUCTIONS", "Op", "OpContext", "plan_version"]
 
 ACTIVATIONS = (
     "none",
@@ -26,9 +27,19 @@ ACTIVATIONS = (
     "gelu_tanh",
     "softplus",
     "exp",
+    "selu",
+    "mish",
+    "relu6",
+    "hard_sigmoid",
+    "hard_swish",
+    "softsign",
+    "log",
+    "sqrt",
+    "abs",
 )
 BINARY_FUNCTIONS = ("add", "sub", "mul", "div", "max", "min")
 REDUCTIONS = ("sum", "mean", "max")
+GRU_OUTPUTS = ("last", "all")
 
 
 class OpContext(NamedTuple):
@@ -63,11 +74,37 @@ class OpContext(NamedTuple):
             self.refuse(f"attribute {name!r} must be one of {', '.join(among)}, found {value!r}")
         return str(value)
 
+    def flag(self, name: str) -> bool:
+        value = self.attr(name)
+        if not isinstance(value, bool):
+            self.refuse(f"attribute {name!r} must be true or false, found {value!r}")
+        return value
+
     def vector(self, role: str, n: int) -> None:
         """The weight, where given, has n numbers."""
-        shape = self.shapes.get(role)
-        if shape is not None and shape != (n,):
-            self.refuse(f"weight {role!r} must have the shape ({n},), found {shape}")
+        self.shape(role, (n,))
+
+    def shape(self, role: str, expected: tuple[int, ...]) -> None:
+        """The weight, where given, has that shape."""
+        found = self.shapes.get(role)
+        if found is not None and found != expected:
+            self.refuse(f"weight {role!r} must have the shape {expected}, found {found}")
+
+    def columns(self, position: int, expected: int, meaning: str) -> None:
+        """An input is as wide as its attributes say."""
+        if self.widths[position] != expected:
+            self.refuse(f"input {position} has {self.widths[position]} columns, but {meaning} is {expected}")
+
+    def part(self, count: int, meaning: str) -> int:
+        """Columns of each of so many equal parts of the first input."""
+        if self.widths[0] % count:
+            self.refuse(f"its input has {self.widths[0]} columns, which is not a multiple of {meaning} {count}")
+        return self.widths[0] // count
+
+    def padding_id(self) -> None:
+        value = self.attr("padding")
+        if type(value) is not int or not 0 <= value < 2**31:
+            self.refuse(f"attribute 'padding' must be an id (a whole number from 0), found {value!r}")
 
     def activation(self, n: int) -> None:
         fn = self.choice("activation", ACTIVATIONS)
@@ -84,7 +121,7 @@ class Op(NamedTuple):
     width: Callable[[OpContext], int]
     attrs: dict[str, Any] = {}  # noqa: RUF012 - read only
     weights: dict[str, bool] = {}  # noqa: RUF012 - role -> must be there
-    reads_ids: bool = False
+    ids_at: int | None = None  # which input holds ids
 
 
 def _table(c: OpContext) -> tuple[int, int]:
@@ -109,11 +146,8 @@ def _embedding_bag(c: OpContext) -> int:
 
 
 def _affine(c: OpContext) -> int:
-    groups = c.whole("groups")
-    for name in ("has_x", "shared_x"):
-        if not isinstance(c.attr(name), bool):
-            c.refuse(f"attribute {name!r} must be true or false, found {c.attr(name)!r}")
-    has_x, shared_x = c.attr("has_x"), c.attr("shared_x")
+    groups, steps = c.whole("groups"), c.whole("steps")
+    has_x, shared_x = c.flag("has_x"), c.flag("shared_x")
     if has_x != ("w" in c.shapes):
         c.refuse("weight 'w' belongs to x: give both or neither (attribute 'has_x')")
     addends = c.widths[1:] if has_x else c.widths
@@ -123,20 +157,24 @@ def _affine(c: OpContext) -> int:
             also = " or [n, k]" if groups == 1 else ""
             c.refuse(f"weight 'w' must have the shape [{groups}, n, k]{also}, found {shape}")
         n, k = shape[-2:]
-        expected = k if shared_x else groups * k
+        expected = (k if shared_x else groups * k) * steps
         if c.widths[0] != expected:
-            c.refuse(f"x has {c.widths[0]} columns, but its weight {shape} takes {expected}")
-        width = groups * n
+            times = f" {steps} times" if steps > 1 else ""
+            c.refuse(f"x has {c.widths[0]} columns, but its weight {shape} takes {expected // steps}{times}")
+        one = groups * n
     else:
         if groups != 1 or shared_x:
             c.refuse("'groups' and 'shared_x' have no meaning without x")
-        width = c.widths[0]
+        if max(addends) % steps:
+            c.refuse(f"its widest addend has {max(addends)} columns, which is not a multiple of steps {steps}")
+        one = max(addends) // steps
     for i, addend in enumerate(addends):
-        if addend != width:
-            c.refuse(f"addend {i} has {addend} columns, but {width} are expected")
-    c.vector("b", width)
-    c.activation(width)
-    return width
+        if addend not in (one, one * steps):
+            also = f", or {one * steps} for all steps together" if steps > 1 else ""
+            c.refuse(f"addend {i} has {addend} columns, but {one} are expected{also}")
+    c.vector("b", one)
+    c.activation(one)
+    return one * steps
 
 
 def _activation(c: OpContext) -> int:
@@ -145,9 +183,7 @@ def _activation(c: OpContext) -> int:
 
 
 def _softmax(c: OpContext) -> int:
-    size = c.whole("size")
-    if c.widths[0] % size:
-        c.refuse(f"its input has {c.widths[0]} columns, which is not a multiple of size {size}")
+    c.part(c.whole("size"), "size")
     return c.widths[0]
 
 
@@ -169,24 +205,39 @@ def _binary(c: OpContext) -> int:
 
 
 def _scale_shift(c: OpContext) -> int:
-    c.vector("scale", c.widths[0])
-    c.vector("shift", c.widths[0])
+    return _scaled(c, c.widths[0])
+
+
+def _scaled(c: OpContext, n: int) -> int:
+    c.vector("scale", n)
+    c.vector("shift", n)
     return c.widths[0]
+
+
+def _run(c: OpContext) -> int:
+    """How many columns are normalised together."""
+    if c.attr("size") is None:
+        return c.widths[0]
+    size = c.whole("size")
+    c.part(size, "size")
+    return size
 
 
 def _layer_norm(c: OpContext) -> int:
     c.number("eps", positive=True)
-    return _scale_shift(c)
+    return _scaled(c, _run(c))
 
 
 def _batch_norm(c: OpContext) -> int:
+    c.number("eps", positive=True)
     c.vector("mean", c.widths[0])
     c.vector("var", c.widths[0])
-    return _layer_norm(c)
+    return _scaled(c, c.widths[0])
 
 
 def _l2_normalize(c: OpContext) -> int:
     c.number("eps", positive=True)
+    _run(c)
     return c.widths[0]
 
 
@@ -205,6 +256,63 @@ def _dot(c: OpContext) -> int:
     return 1
 
 
+def _repeat(c: OpContext) -> int:
+    c.part(c.whole("outer"), "outer")
+    return c.widths[0] * c.whole("times")
+
+
+def _transpose(c: OpContext) -> int:
+    c.columns(0, math.prod(c.whole(name) for name in ("outer", "a", "b", "inner")), "outer * a * b * inner")
+    return c.widths[0]
+
+
+def _matmul(c: OpContext) -> int:
+    outer, m, k, n = (c.whole(name) for name in ("outer", "m", "k", "n"))
+    c.flag("transpose_b")
+    c.columns(0, outer * m * k, "outer * m * k")
+    c.columns(1, outer * k * n, "outer * k * n")
+    return outer * m * n
+
+
+def _present(c: OpContext) -> int:
+    c.padding_id()
+    return c.widths[0]
+
+
+def _mask(c: OpContext) -> int:
+    c.padding_id()
+    c.number("value")
+    c.part(c.widths[1], "the number of ids")
+    return c.widths[0]
+
+
+def _gru(c: OpContext) -> int:
+    steps, hidden = c.whole("steps"), c.whole("hidden")
+    size = c.part(steps, "steps")
+    c.shape("w_x", (3 * hidden, size))
+    c.shape("w_h", (3 * hidden, hidden))
+    c.vector("b_x", 3 * hidden)
+    c.vector("b_h", 3 * hidden)
+    if len(c.widths) > 1:
+        c.columns(1, steps, "steps")
+        c.padding_id()
+    elif c.attr("padding") is not None:
+        c.refuse(f"attribute 'padding' has no meaning without ids; it must be null, found {c.attr('padding')!r}")
+    return hidden if c.choice("output", GRU_OUTPUTS) == "last" else steps * hidden
+
+
+def _conv1d(c: OpContext) -> int:
+    steps, padding = c.whole("steps"), c.whole("padding", 0)
+    shape, channels = c.shapes["w"], c.part(steps, "steps")
+    if len(shape) != 3 or 0 in shape or shape[1] != channels:
+        c.refuse(f"weight 'w' must have the shape [outputs, {channels}, kernel], found {shape}")
+    c.vector("b", shape[0])
+    reach = c.whole("dilation") * (shape[2] - 1) + 1
+    if reach > steps + 2 * padding:
+        c.refuse(f"its kernel reaches over {reach} steps, but there are {steps} and {2 * padding} of padding")
+    return ((steps + 2 * padding - reach) // c.whole("stride") + 1) * shape[0]
+
+
 def _concat(c: OpContext) -> int:
     return sum(c.widths)
 
@@ -219,12 +327,12 @@ def _slice(c: OpContext) -> int:
 _ACTIVATION_ATTRS: dict[str, Any] = {"activation": "none", "alpha": 0.0}
 _TABLE = {"table": True}
 OPS: Mapping[str, Op] = {
-    "embedding": Op((1, 1), _embedding, {"padding": None}, _TABLE, reads_ids=True),
-    "embedding_bag": Op((1, 1), _embedding_bag, {"mode": "mean", "padding": 0}, _TABLE, reads_ids=True),
+    "embedding": Op((1, 1), _embedding, {"padding": None}, _TABLE, ids_at=0),
+    "embedding_bag": Op((1, 1), _embedding_bag, {"mode": "mean", "padding": 0}, _TABLE, ids_at=0),
     "affine": Op(
         (1, None),
         _affine,
-        {"groups": 1, "shared_x": False, "has_x": True, **_ACTIVATION_ATTRS},
+        {"groups": 1, "shared_x": False, "has_x": True, "steps": 1, **_ACTIVATION_ATTRS},
         {"w": False, "b": False, "slope": False},
     ),
     "activation": Op((1, 1), _activation, _ACTIVATION_ATTRS, {"slope": False}),
@@ -233,10 +341,46 @@ OPS: Mapping[str, Op] = {
     "binary": Op((2, 2), _binary, {"fn": None}),
     "scale_shift": Op((1, 1), _scale_shift, {}, {"scale": True, "shift": True}),
     "reduce": Op((1, 1), _reduce, {"fn": None, "outer": 1, "axis": None, "inner": 1}),
-    "layer_norm": Op((1, 1), _layer_norm, {"eps": 1e-5}, {"scale": False, "shift": False}),
+    "layer_norm": Op((1, 1), _layer_norm, {"eps": 1e-5, "size": None}, {"scale": False, "shift": False}),
     "batch_norm": Op((1, 1), _batch_norm, {"eps": 1e-5}, {"scale": False, "shift": False, "mean": True, "var": True}),
-    "l2_normalize": Op((1, 1), _l2_normalize, {"eps": 1e-12}),
+    "l2_normalize": Op((1, 1), _l2_normalize, {"eps": 1e-12, "size": None}),
     "dot": Op((2, 2), _dot),
+    "repeat": Op((1, 1), _repeat, {"times": None, "outer": 1}),
+    "transpose": Op((1, 1), _transpose, {"outer": 1, "a": None, "b": None, "inner": 1}),
+    "matmul": Op((2, 2), _matmul, {"outer": 1, "m": None, "k": None, "n": None, "transpose_b": False}),
+    "present": Op((1, 1), _present, {"padding": 0}, ids_at=0),
+    "mask": Op((2, 2), _mask, {"padding": 0, "value": 0.0}, ids_at=1),
+    "gru": Op(
+        (1, 2),
+        _gru,
+        {"steps": None, "hidden": None, "padding": None, "output": "last"},
+        {"w_x": True, "w_h": True, "b_x": False, "b_h": False},
+        ids_at=1,
+    ),
+    "conv1d": Op(
+        (1, 1),
+        _conv1d,
+        {"steps": None, "stride": 1, "padding": 0, "dilation": 1},
+        {"w": True, "b": False},
+    ),
     "concat": Op((1, None), _concat),
     "slice": Op((1, 1), _slice, {"offset": 0, "width": None}),
 }
+
+_NEW_ACTIVATIONS = frozenset(("selu", "mish", "relu6", "hard_sigmoid", "hard_swish", "softsign", "log", "sqrt", "abs"))
+_NEW_OPS = frozenset(("repeat", "transpose", "matmul", "present", "mask", "gru", "conv1d"))
+_NEW_ATTRS = frozenset((("affine", "steps"), ("layer_norm", "size"), ("l2_normalize", "size")))
+
+
+def plan_version(op: str, attrs: Mapping[str, Any]) -> int:
+    """The first version of ``plan.json`` whose engines know this step.
+
+    Parameters
+    ----------
+    op : str
+    attrs : mapping
+        Those that the plan has: ``steps`` and ``size`` of operators that were there without them are left out where
+        they say nothing.
+    """
+    new = op in _NEW_OPS or attrs.get("activation") in _NEW_ACTIVATIONS or any((op, a) in _NEW_ATTRS for a in attrs)
+    return 2 if new else 1

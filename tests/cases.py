@@ -31,6 +31,7 @@ __all__ = [
 ]
 
 DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
+_OF_POSITIVE = ("log", "sqrt")
 
 
 @dataclass(frozen=True)
@@ -57,9 +58,9 @@ class _Weights:
         drawn = self.rng.normal(size=shape) / spread
         return self.g.weight(f"w{self.count}", np.round(drawn / self.grid) * self.grid if self.grid else drawn)
 
-    def positive(self, n: int) -> str:
+    def positive(self, *shape: int) -> str:
         self.count += 1
-        return self.g.weight(f"w{self.count}", self.rng.uniform(0.2, 2, size=n))
+        return self.g.weight(f"w{self.count}", self.rng.uniform(0.2, 2, size=shape))
 
 
 def _case(name: str, widths: tuple[int, ...], build: Callable[..., str]) -> Case:
@@ -87,9 +88,17 @@ def _make_cases() -> list[Case]:
     case("affine-only-addends", (5, 5), lambda g, w, y, z, _: g.affine(addends=[y, z], activation="relu"))
     case("affine-groups", (12,), lambda g, w, x, _: g.affine(x, w=w(3, 5, 4), b=w(15), groups=3))
     case("affine-shared", (4,), lambda g, w, x, _: g.affine(x, w=w(3, 5, 4), b=w(15), groups=3, shared_x=True))
+    for t, gr, n, k in ((1, 1, 3, 5), (3, 1, 1, 1), (2, 1, 17, 4), (5, 2, 3, 2)):
+        shapes = {"steps": t, "groups": gr}
+        name, width = f"affine-steps-{t}-{gr}x{n}x{k}", gr * n
+        given = (t * gr * k, width, t * width)
+        case(name, given, lambda g, w, x, y, z, _, s=shapes, n=n, k=k: _stepped(g, w, x, [y, z], s, n, k))
+        case(f"{name}-alone", given, lambda g, w, x, y, z, _, s=shapes, n=n, k=k: _stepped(g, w, x, [], s, n, k))
+    case("affine-steps-shared", (8,), lambda g, w, x, _: g.affine(x, w=w(3, 5, 4), groups=3, shared_x=True, steps=2))
+    case("affine-steps-sum", (6, 3), lambda g, w, x, y, _: g.affine(addends=[x, y], b=w(3), steps=2, activation="tanh"))
     for fn in ACTIVATIONS:
         for n in (1, 19):
-            case(f"activation-{fn}-{n}", (n,), lambda g, w, x, _, a=fn, n=n: g.activation(x, a, **_slope(a, n, w)))
+            case(f"activation-{fn}-{n}", (n,), lambda g, w, x, _, a=fn, n=n: _activated(g, w, x, a, n))
             case(f"affine-{fn}-{n}", (4,), lambda g, w, x, _, a=fn, n=n: _active(g, w, x, a, n))
     for size, n in ((1, 3), (4, 4), (3, 9), (17, 34)):
         case(f"softmax-{size}-{n}", (n,), lambda g, w, x, _, size=size: g.softmax(x, size=size))
@@ -110,6 +119,45 @@ def _make_cases() -> list[Case]:
         case(f"layer_norm-plain-{n}", (n,), lambda g, w, x, _: g.layer_norm(x))
         case(f"l2_normalize-{n}", (n,), lambda g, w, x, _: g.l2_normalize(x))
         case(f"dot-{n}", (n, n), lambda g, w, x, y, _: g.dot(x, y))
+    for count, size in ((1, 4), (5, 1), (3, 7), (2, 16)):
+        case(
+            f"layer_norm-{count}x{size}",
+            (count * size,),
+            lambda g, w, x, _, n=size: g.layer_norm(x, size=n, scale=w(n), shift=w(n)),
+        )
+        case(f"l2_normalize-{count}x{size}", (count * size,), lambda g, w, x, _, n=size: g.l2_normalize(x, size=n))
+    for o, times, i in ((1, 1, 3), (1, 4, 5), (3, 2, 1), (2, 3, 17)):
+        case(f"repeat-{o}-{times}-{i}", (o * i,), lambda g, w, x, _, t=times, o=o: g.repeat(x, t, outer=o))
+    for o, a, b, i in ((1, 2, 3, 1), (1, 4, 5, 3), (2, 3, 2, 16), (3, 1, 4, 1), (1, 5, 1, 2)):
+        shape = {"outer": o, "a": a, "b": b, "inner": i}
+        case(f"transpose-{o}-{a}-{b}-{i}", (o * a * b * i,), lambda g, w, x, _, s=shape: g.transpose(x, **s))
+    for o, m, k, n in ((1, 1, 1, 1), (1, 1, 5, 17), (3, 2, 4, 3), (1, 4, 16, 1), (2, 3, 1, 8)):
+        for flip in (False, True):
+            shape = {"outer": o, "m": m, "k": k, "n": n, "transpose_b": flip}
+            name = f"matmul-{o}-{m}-{k}-{n}" + ("-transposed" if flip else "")
+            case(name, (o * m * k, o * k * n), lambda g, w, x, y, _, s=shape: g.matmul(x, y, **s))
+    case("present", (1,), lambda g, w, x, ids: g.present(ids))
+    for size, value in ((1, -1e9), (3, 0.0), (17, 0.5)):
+        case(f"mask-{size}", (4 * size,), lambda g, w, x, ids, v=value: g.mask(x, ids, value=v))
+    for d, h in ((1, 1), (3, 5), (16, 8), (5, 17)):
+        for kind in ("last", "all"):
+            case(f"gru-{kind}-{d}x{h}", (4 * d,), lambda g, w, x, _, s=(d, h), o=kind: _gru(g, w, x, None, s, o))
+            case(f"gru-{kind}-{d}x{h}-ids", (4 * d,), lambda g, w, x, ids, s=(d, h), o=kind: _gru(g, w, x, ids, s, o))
+    case("gru-no-bias", (6,), lambda g, w, x, _: g.gru(x, steps=2, w_x=w(12, 3), w_h=w(12, 4)))
+    for t, c, o, kernel, options in (
+        (1, 1, 1, 1, {}),
+        (5, 3, 4, 3, {}),
+        (6, 2, 17, 3, {"padding": 1, "stride": 2}),
+        (7, 4, 3, 2, {"dilation": 3, "padding": 2}),
+        (2, 16, 5, 4, {"padding": 3, "stride": 3}),
+    ):
+        name = f"conv1d-{t}x{c}-{o}x{kernel}"
+        case(
+            name,
+            (t * c,),
+            lambda g, w, x, _, s=(o, c, kernel), t=t, a=options: g.conv1d(x, w=w(*s), b=w(s[0]), steps=t, **a),
+        )
+    case("conv1d-no-bias", (6,), lambda g, w, x, _: g.conv1d(x, w=w(4, 2, 2), steps=3))
     for d in (1, 5, 16):
         for pad in (None, 0):
             case(f"embedding-{d}-{pad}", (1,), lambda g, w, x, ids, d=d, p=pad: g.embedding(ids, w(9, d), padding=p))
@@ -128,8 +176,28 @@ def _slope(activation: str, n: int, w: _Weights) -> dict[str, Any]:
     return {"alpha": 0.3, "slope": w(n) if activation == "prelu" else None}
 
 
+def _activated(g: GraphBuilder, w: _Weights, x: str, activation: str, n: int) -> str:
+    if activation in _OF_POSITIVE:
+        x = g.activation(x, "abs")
+    return g.activation(x, activation, **_slope(activation, n, w))
+
+
 def _active(g: GraphBuilder, w: _Weights, x: str, activation: str, n: int) -> str:
+    if activation in _OF_POSITIVE:
+        return g.affine(g.activation(x, "abs"), w=w.positive(n, 4), b=w.positive(n), activation=activation)
     return g.affine(x, w=w(n, 4), b=w(n), activation=activation, **_slope(activation, n, w))
+
+
+def _stepped(g: GraphBuilder, w: _Weights, x: str, addends: list[str], shape: dict[str, int], n: int, k: int) -> str:
+    weight = w(shape["groups"], n, k) if shape["groups"] > 1 else w(n, k)
+    width = n * shape["groups"]
+    return g.affine(x, w=weight, b=w(width), slope=w(width), addends=addends, activation="prelu", **shape)
+
+
+def _gru(g: GraphBuilder, w: _Weights, x: str, ids: str | None, shape: tuple[int, int], output: Any) -> str:
+    d, h = shape
+    weights = {"w_x": w(3 * h, d), "w_h": w(3 * h, h), "b_x": w(3 * h), "b_h": w(3 * h)}
+    return g.gru(x, ids, steps=4, output=output, **weights)
 
 
 CASES = {case.name: case for case in _make_cases()}
@@ -147,7 +215,10 @@ def fill(graph: Graph, *, n_items: int = 11, n_candidates: int = 7, seed: int = 
             if i.domain == domain and i.kind == "ids":
                 drawn = rng.integers(0, _rows_of(graph, i), size=(rows[domain], i.width))
                 if i.padding is not None:
-                    drawn[rng.random(drawn.shape) < 0.4] = i.padding
+                    # Some rows hold nothing but padding.
+                    drawn[rng.random(drawn.shape) < rng.choice([0.4, 1], p=[0.9, 0.1], size=(len(drawn), 1))] = (
+                        i.padding
+                    )
                 ids[:, i.offset : i.offset + i.width] = drawn
         packed[domain] = Packed(ids, dense)
     return packed
@@ -295,14 +366,33 @@ class _Grower:
     def bounded(self, x: str) -> str:
         return self.g.activation(x, self.random.choice(_BOUNDED))
 
+    def positive(self, x: str) -> str:
+        """Not below a half."""
+        n = self.g.width(x)
+        self.w.count += 1
+        half = self.g.weight(f"half{self.w.count}", np.full(n, 0.5))
+        one = self.g.weight(f"one{self.w.count}", np.ones(n))
+        return self.g.scale_shift(self.g.activation(x, "sigmoid"), scale=one, shift=half)
+
     def width(self) -> int:
         return int(self.random.choice([1, 1, 2, 3, 4, 7]))
 
-    def embedding(self) -> None:
+    def divisor(self, n: int) -> int:
+        return self.random.choice([d for d in range(1, n + 1) if n % d == 0])
+
+    def multiple(self, n: int) -> str:
+        """A value whose width is a multiple of n."""
+        fitting = [v for v in self.values if self.g.width(v) % n == 0]
+        return self.random.choice(fitting) if fitting and self.coin() else self.pick(n * self.random.randint(1, 3))
+
+    def ids(self) -> Input | None:
         ids = [i for i in self.inputs if i.kind == "ids"]
-        if not ids:
+        return self.random.choice(ids) if ids else None
+
+    def embedding(self) -> None:
+        i = self.ids()
+        if i is None:
             return
-        i = self.random.choice(ids)
         table = self.w((i.rows or 6) + self.random.randint(0, 2), self.width())
         if self.coin():
             self.keep(self.g.embedding(i.name, table, padding=self.random.choice([None, i.padding])))
@@ -319,7 +409,7 @@ class _Grower:
         self.keep(self.g.slice(x, offset, self.random.randint(1, self.g.width(x) - offset)))
 
     def _activation(self, n: int) -> dict[str, Any]:
-        fn = self.random.choice([a for a in ACTIVATIONS if a != "exp"])
+        fn = self.random.choice([a for a in ACTIVATIONS if a not in ("exp", *_OF_POSITIVE)])
         return {"activation": fn, "alpha": 0.25, "slope": self.w(n) if fn == "prelu" else None}
 
     def affine(self) -> None:
@@ -360,13 +450,15 @@ class _Grower:
         fn = self.random.choice(ACTIVATIONS)
         if fn == "exp":
             x = self.bounded(x)
+        if fn in _OF_POSITIVE:
+            x = self.positive(x)
         slope = self.w(self.g.width(x)) if fn == "prelu" else None
         self.keep(self.g.activation(x, fn, alpha=0.25, slope=slope))
 
     def softmax(self) -> None:
         x = self.pick()
         n = self.g.width(x)
-        self.keep(self.g.softmax(x, size=self.random.choice([d for d in range(1, n + 1) if n % d == 0])))
+        self.keep(self.g.softmax(x, size=self.divisor(n)))
 
     def binary(self) -> None:
         a = self.pick()
@@ -374,11 +466,8 @@ class _Grower:
         fn = self.random.choice(["add", "sub", "mul", "div", "maximum", "minimum"])
         if fn == "mul":
             a, b = self.bounded(a), self.bounded(b)
-        if fn == "div":  # by a number not below a half
-            b = self.g.activation(b, "sigmoid")
-            half = self.g.weight(f"half{len(self.values)}", np.full(self.g.width(b), 0.5))
-            one = self.g.weight(f"one{len(self.values)}", np.ones(self.g.width(b)))
-            b = self.g.scale_shift(b, scale=one, shift=half)
+        if fn == "div":
+            b = self.positive(b)
         self.keep(getattr(self.g, fn)(a, b))
 
     def scale_shift(self) -> None:
@@ -395,23 +484,126 @@ class _Grower:
     def reduce(self) -> None:
         x = self.pick()
         n = self.g.width(x)
-        axis = self.random.choice([d for d in range(1, n + 1) if n % d == 0])
-        outer = self.random.choice([d for d in range(1, n // axis + 1) if (n // axis) % d == 0])
+        axis = self.divisor(n)
+        outer = self.divisor(n // axis)
         fn = self.random.choice(["sum", _mean(axis), "max"])
         self.keep(self.g.reduce(x, fn, outer=outer, axis=axis, inner=n // axis // outer))
 
     def layer_norm(self) -> None:
         x = self.mixed()
-        n = self.g.width(x)
+        n = self.divisor(self.g.width(x)) if self.coin() else self.g.width(x)
         learned = {"scale": self.w(n), "shift": self.w(n)} if self.coin() else {}
-        self.keep(self.g.layer_norm(x, eps=0.1, **learned))
+        self.keep(self.g.layer_norm(x, size=n, eps=0.1, **learned))
 
     def l2_normalize(self) -> None:
-        self.keep(self.g.l2_normalize(self.pick(), eps=0.3))
+        x = self.pick()
+        self.keep(self.g.l2_normalize(x, size=self.random.choice([None, self.divisor(self.g.width(x))]), eps=0.3))
 
     def dot(self) -> None:
         a = self.pick()
         self.keep(self.g.dot(self.bounded(a), self.bounded(self.pick(self.g.width(a)))))
+
+    def repeat(self) -> None:
+        x = self.pick()
+        self.keep(self.g.repeat(x, self.random.randint(1, 3), outer=self.divisor(self.g.width(x))))
+
+    def transpose(self) -> None:
+        x = self.mixed()
+        a = self.divisor(self.g.width(x))
+        b = self.divisor(self.g.width(x) // a)
+        inner = self.divisor(self.g.width(x) // a // b)
+        self.keep(self.g.transpose(x, a=a, b=b, inner=inner, outer=self.g.width(x) // a // b // inner))
+
+    def matmul(self) -> None:
+        o, m, k, n = (self.random.choice([1, 1, 2, 3]) for _ in range(4))
+        a, b = self.bounded(self.pick(o * m * k)), self.bounded(self.pick(o * k * n))
+        self.keep(self.g.matmul(a, b, outer=o, m=m, k=k, n=n, transpose_b=self.coin()))
+
+    def present(self) -> None:
+        i = self.ids()
+        if i is not None:
+            self.keep(self.g.present(i.name, padding=i.padding or self.random.randint(0, 3)))
+
+    def mask(self) -> None:
+        i = self.ids()
+        if i is not None:
+            x, value = self.multiple(i.width), self.random.choice([0.0, 0.0, -2.5])
+            self.keep(self.g.mask(x, i.name, padding=i.padding or self.random.randint(0, 3), value=value))
+
+    def gru(self) -> None:
+        i = self.ids()
+        if i is not None and self.coin():
+            x, steps = self.multiple(i.width), i.width
+        else:
+            i, x = None, self.mixed()
+            steps = self.divisor(self.g.width(x))
+        h = self.width()
+        biases = {"b_x": self.w(3 * h), "b_h": self.w(3 * h)} if self.coin() else {}
+        weights = {"w_x": self.w(3 * h, self.g.width(x) // steps), "w_h": self.w(3 * h, h), **biases}
+        output = self.random.choice(["last", "all"])
+        self.keep(self.g.gru(x, i and i.name, steps=steps, output=output, **weights))
+
+    def conv1d(self) -> None:
+        x = self.mixed()
+        steps = self.divisor(self.g.width(x))
+        kernel, stride, dilation = (self.random.randint(1, 3) for _ in range(3))
+        least = max(0, dilation * (kernel - 1) + 1 - steps + 1) // 2
+        options = {"padding": self.random.randint(least, least + 2), "stride": stride, "dilation": dilation}
+        n = self.width()
+        w, b = self.w(n, self.g.width(x) // steps, kernel), self.w(n) if self.coin() else None
+        self.keep(self.g.conv1d(x, w=w, b=b, steps=steps, **options))
+
+    def stepped(self) -> None:
+        """An affine over several rows side by side."""
+        x = self.mixed()
+        steps = self.divisor(self.g.width(x))
+        k, n = self.g.width(x) // steps, self.width()
+        groups = self.random.choice([d for d in (1, 2, 3) if k % d == 0])
+        w = self.w(groups, n, k // groups) if groups > 1 else self.w(n, k)
+        one = n * groups
+        addends = [self.pick(one * self.random.choice([1, steps])) for _ in range(self.random.choice([0, 0, 1, 2]))]
+        bias = self.w(one) if self.coin() else None
+        self.keep(self.g.affine(x, w=w, b=bias, addends=addends, groups=groups, steps=steps, **self._activation(one)))
+
+    def cross(self) -> None:
+        x0 = self.bounded(self.mixed())
+        x = self.bounded(self.pick(self.g.width(x0)))
+        n, kind = self.g.width(x0), self.random.randint(1, 3)
+        if kind == 1:
+            self.keep(self.g.cross(x0, x, w=self.w(1, n), b=self.w(n), version=1))
+        elif kind == 2:
+            self.keep(self.g.cross(x0, x, w=self.w(n, n), b=self.w(n)))
+        else:
+            self.keep(self.g.cross(x0, x, w=self.w(2, n), u=self.w(n, 2)))
+
+    def fm(self) -> None:
+        size = self.width()
+        fields = [self.bounded(self.multiple(size)) for _ in range(self.random.randint(1, 3))]
+        self.keep(self.g.fm(fields, size=size, summed=self.coin()))
+
+    def dice(self) -> None:
+        x = self.pick()
+        n = self.divisor(self.g.width(x))
+        alpha = self.random.choice([None, self.w(n), self.w(1)])
+        self.keep(self.g.dice(x, mean=self.w(n), var=self.w.positive(n), alpha=alpha))
+
+    def attention(self) -> None:
+        i, n = self.ids(), self.random.choice([1, 2, 3])
+        steps = i.width if i is not None else self.random.randint(1, 3)
+        hidden, softmax = self.width(), self.coin()
+        w, b, out = self.w(hidden, 4 * n), self.w(hidden), self.w(1, hidden)
+        self.keep(
+            self.g.target_attention(
+                self.bounded(self.pick(steps * n)),
+                self.bounded(self.pick(n)),
+                None if i is None or self.coin() else i.name,
+                score=lambda x: self.g.linear(self.g.linear(x, w=w, b=b, activation="sigmoid"), w=out),
+                softmax=softmax,
+            )
+        )
+
+    def product(self) -> None:
+        self.keep(self.g.product([self.bounded(self.pick(1)) for _ in range(self.random.randint(2, 3))]))
 
 
 def _mean(n: int) -> Literal["mean", "sum"]:
@@ -421,9 +613,11 @@ def _mean(n: int) -> Literal["mean", "sum"]:
 
 _GROW = (
     *("embedding", "concat", "slice", "affine", "affine", "addends", "experts", "activation", "softmax", "binary"),
-    *("scale_shift", "batch_norm", "reduce", "layer_norm", "l2_normalize", "dot"),
+    *("scale_shift", "batch_norm", "reduce", "layer_norm", "l2_normalize", "dot", "repeat", "transpose", "matmul"),
+    *("present", "mask", "gru", "conv1d", "stepped", "stepped", "cross", "fm", "dice", "attention", "product"),
 )
-EXACT = tuple(name for name in _GROW if name not in ("scale_shift", "batch_norm"))
+FIRST = _GROW[:16]  # until the engine executes plans of version 2
+EXACT = tuple(name for name in _GROW if name not in ("scale_shift", "batch_norm", "dice"))
 
 
 @st.composite

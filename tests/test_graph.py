@@ -20,6 +20,9 @@ def builder() -> GraphBuilder:
     g.weight("table", np.ones((5, 6)))
     g.weight("w", np.ones((4, 3)))
     g.weight("b", np.ones(4))
+    g.weight("gru.x", np.ones((6, 1)))
+    g.weight("gru.h", np.ones((6, 2)))
+    g.weight("conv", np.ones((2, 1, 3)))
     return g
 
 
@@ -70,6 +73,40 @@ def test_widths_and_domains_follow_from_the_inputs() -> None:
         (lambda g: g.reduce("item", "sum", axis=2), "outer"),
         (lambda g: g.slice("item", 2, 2), "columns 2 to 4"),
         (lambda g: g.slice("item", -1, 2), "offset"),
+        (lambda g: g.affine("item", w="w", steps=2), "takes 3 2 times"),
+        (lambda g: g.affine("item", w="w", steps=0), "'steps' must be a whole number >= 1"),
+        (lambda g: g.affine(g.repeat("item", 2), w="w", steps=2, addends=["item"]), "4 are expected, or 8 for all"),
+        (lambda g: g.affine(addends=["item"], steps=2), "not a multiple of steps 2"),
+        (lambda g: g.layer_norm("item", size=2), "multiple of size 2"),
+        (lambda g: g.layer_norm("item", size=1, scale="b"), r"'scale' must have the shape \(1,\)"),
+        (lambda g: g.l2_normalize("item", size=0), "'size'"),
+        (lambda g: g.repeat("item", 0), "'times'"),
+        (lambda g: g.repeat("item", 2, outer=2), "multiple of outer 2"),
+        (lambda g: g.transpose("item", a=2, b=2), r"outer \* a \* b \* inner is 4"),
+        (lambda g: g.matmul("user", "item", m=1, k=3, n=1), r"input 0 has 2 columns, but outer \* m \* k is 3"),
+        (lambda g: g.matmul("item", "user", m=1, k=3, n=1), r"input 1 has 2 columns, but outer \* k \* n is 3"),
+        (lambda g: g.matmul("item", "item", m=1, k=3, n=1, transpose_b=1), "'transpose_b' must be true or false"),
+        (lambda g: g.present("item"), "'item' holds dense"),
+        (lambda g: g.present("ids", padding=-1), "'padding' must be an id"),
+        (lambda g: g.mask("ids", "ids"), "'ids' holds ids, but dense"),
+        (lambda g: g.mask("item", "ids"), "multiple of the number of ids 4"),
+        (lambda g: g.mask(g.repeat("user", 2), "ids", value=float("-inf")), "'value' must be a finite number"),
+        (lambda g: g.gru("item", steps=3, w_x="gru.x", w_h="nothing"), "no weight 'nothing'"),
+        (lambda g: g.gru("item", steps=2, w_x="gru.x", w_h="gru.h"), "multiple of steps 2"),
+        (lambda g: g.gru("item", steps=1, w_x="gru.x", w_h="gru.h"), r"'w_x' must have the shape \(6, 3\)"),
+        (lambda g: g.gru("item", steps=3, w_x="gru.x", w_h="gru.h", b_x="b"), r"'b_x' must have the shape \(6,\)"),
+        (lambda g: g.gru("item", "ids", steps=3, w_x="gru.x", w_h="gru.h"), "input 1 has 4 columns, but steps is 3"),
+        (lambda g: g.gru("item", steps=3, w_x="gru.x", w_h="gru.h", output="first"), "first"),
+        (lambda g: g.conv1d("item", w="w", steps=3), r"\[outputs, 1, kernel\]"),
+        (lambda g: g.conv1d("item", w="conv", steps=3, dilation=2), "reaches over 5 steps, but there are 3"),
+        (lambda g: g.linear("user", w="w"), "x has 2 columns"),
+        (lambda g: g.linear("user", w="nothing"), "no weight 'nothing'"),
+        (lambda g: g.cross("item", "item", w="w", u="w", version=1), "belongs to version 2"),
+        (lambda g: g.cross("item", "item", w="w", version=3), "version must be 1 or 2"),
+        (lambda g: g.fm(["item", "user"], size=3), "'user' has 2 columns, which is not a multiple of 3"),
+        (lambda g: g.dice("item", mean="b", var="b"), "'item' has 3 columns, which is not a multiple of 4"),
+        (lambda g: g.target_attention("item", "user", score=lambda x: x), "not a multiple of 2"),
+        (lambda g: g.product(["item"]), "two or more values"),
         (lambda g: g.concat([]), "1 or more"),
         (lambda g: g.concat(["nothing"]), "'nothing'"),
         (lambda g: g.concat(["user"], name="item"), "there already"),

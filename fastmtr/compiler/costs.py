@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,7 +17,10 @@ LOOKUP_WORK = 1000
 CACHED_BYTES = 16 << 20
 _CACHED_BYTE_WORK, _BYTE_WORK = 3.0, 26.0
 
-_ACTIVATION_FLOPS = {"none": 0, "relu": 1, "leaky_relu": 2, "prelu": 2}
+_ACTIVATION_FLOPS = {
+    **{"none": 0, "relu": 1, "leaky_relu": 2, "prelu": 2, "relu6": 2, "hard_sigmoid": 4, "hard_swish": 5},
+    **{"softsign": 3, "sqrt": 1, "abs": 1},
+}
 _TRANSCENDENTAL_FLOPS = 12
 
 
@@ -62,7 +66,14 @@ def flops(
             return 2 * widths[0]
         case "embedding_bag":
             return widths[0] * width
-    return 0  # embedding, gather, copy, concat, slice only move numbers
+        case "matmul":
+            return 2 * width * int(attrs["k"])
+        case "gru":
+            hidden, size = shapes["w_h"][1], shapes["w_x"][1]
+            return int(attrs["steps"]) * hidden * (6 * (size + hidden) + 3 * (_TRANSCENDENTAL_FLOPS + 3))
+        case "conv1d":
+            return 2 * width * math.prod(shapes["w"][1:]) + width * ("b" in shapes)
+    return 0  # embedding, gather, copy, concat, slice, repeat, transpose, present, mask only move numbers
 
 
 def _activation(width: int, attrs: Mapping[str, Any]) -> int:

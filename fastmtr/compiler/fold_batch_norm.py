@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.compiler.linear import Values, expand_affine
-from fastmtr.compiler.rewrite import Editor, canonical, pieces_of, plain, uses
+from fastmtr.compiler.rewrite import Editor, canonical, one_step, pieces_of, plain, uses
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, Node
 
@@ -50,14 +50,11 @@ def _fold_into_preceding(graph: Graph) -> Graph:
             continue
         scale, shift = _factors(node, editor.weights, graph.width(node.output))
         before = nodes.get(node.inputs[0])
+        scaled = None
         if before is not None and _is_plain(before) and used[before.output] == 1:
-            w = canonical(editor.weights[before.weights["w"]]).astype(np.float64)
-            bias = editor.weights[before.weights["b"]] if "b" in before.weights else np.zeros(len(scale))
-            weights = {
-                "w": editor.weight(f"{node.output}.w", w * scale.reshape(w.shape[0], w.shape[1], 1)),
-                "b": editor.weight(f"{node.output}.b", bias * scale + shift),
-            }
-            nodes[node.output] = replace(before, output=node.output, weights=weights)
+            scaled = _scaled(before, node.output, scale, shift, editor)
+        if before is not None and scaled is not None:
+            nodes[node.output] = scaled
             del nodes[before.output]
         elif node.op == "batch_norm":
             weights = {
@@ -67,6 +64,20 @@ def _fold_into_preceding(graph: Graph) -> Graph:
             nodes[node.output] = Node("scale_shift", node.inputs, node.output, weights)
     editor.nodes = list(nodes.values())
     return editor.graph()
+
+
+def _scaled(affine: Node, output: str, scale: _F64, shift: _F64, editor: Editor) -> Node | None:
+    """The affine with rows of its weight scaled; None where that is not the same for all of its steps."""
+    one_scale, one_shift = (one_step(v, affine.attr("steps")) for v in (scale, shift))
+    if one_scale is None or one_shift is None:
+        return None
+    w = canonical(editor.weights[affine.weights["w"]]).astype(np.float64)
+    bias = editor.weights[affine.weights["b"]] if "b" in affine.weights else np.zeros(len(one_scale))
+    weights = {
+        "w": editor.weight(f"{output}.w", w * one_scale.reshape(w.shape[0], w.shape[1], 1)),
+        "b": editor.weight(f"{output}.b", bias * one_scale + one_shift),
+    }
+    return replace(affine, output=output, weights=weights)
 
 
 def _is_plain(node: Node) -> bool:
@@ -81,7 +92,11 @@ def _fold_into_following(graph: Graph) -> Graph:
     scaled = {n.output for n in graph.nodes if n.op == "scale_shift"}
     for node in graph.nodes:
         values.add(node, width=graph.width(node.output))
-        if "w" in node.weights and any(p.source in scaled for p in values.pieces[node.inputs[0]]):
+        if (
+            node.op == "affine"
+            and "w" in node.weights
+            and any(p.source in scaled for p in values.pieces[node.inputs[0]])
+        ):
             node = _without_scales(node, editor, values, scaled)
         editor.nodes.append(node)
     return editor.graph()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from fastmtr.compiler.rewrite import Editor, uses
+from fastmtr.compiler.rewrite import Editor, one_step, uses
 from fastmtr.graph import Graph, Node
 
 __all__ = ["fuse_activation"]
@@ -26,7 +26,7 @@ def _fuse_one_round(graph: Graph) -> Graph | None:
     editor = Editor(graph)
     gone: set[str] = set()
     for node in graph.nodes:
-        inner, fused = _fuse(graph, node, nodes)
+        inner, fused = _fuse(graph, node, nodes, editor)
         if fused is None or inner is None or used[inner] > 1 or inner in gone:
             continue
         gone |= {inner, node.output}
@@ -43,15 +43,19 @@ def _in_order(editor: Editor, graph: Graph) -> Graph:
     return editor.graph()
 
 
-def _fuse(graph: Graph, node: Node, nodes: dict[str, Node]) -> tuple[str | None, Node | None]:
+def _fuse(graph: Graph, node: Node, nodes: dict[str, Node], editor: Editor) -> tuple[str | None, Node | None]:
     """The inner value and the one node in place of two, where ``node`` can take an affine in."""
     if node.op == "activation":
         inner = nodes.get(node.inputs[0])
         if inner is not None and _is_linear(inner):
             attrs = {**inner.attrs, "activation": node.attr("activation"), "alpha": node.attr("alpha")}
-            return inner.output, replace(
-                inner, output=node.output, attrs=attrs, weights={**inner.weights, **node.weights}
-            )
+            weights = dict(inner.weights)
+            if "slope" in node.weights:
+                slope = one_step(graph.weights[node.weights["slope"]], inner.attr("steps"))
+                if slope is None:
+                    return None, None
+                weights["slope"] = editor.weight(node.weights["slope"], slope)
+            return inner.output, replace(inner, output=node.output, attrs=attrs, weights=weights)
     if node.op == "binary" and node.attr("fn") == "add":
         a, b = node.inputs
         for mine, other in ((a, b), (b, a)):

@@ -15,11 +15,9 @@ from fastmtr.compiler.rewrite import Piece, listed, pieces_of
 from fastmtr.compiler.split_by_domain import ITEM_PART
 from fastmtr.compiler.storage import Storage, stored_unit
 from fastmtr.graph import Domain, Graph, Input, Node
-from fastmtr.operators import OPS
+from fastmtr.operators import OPS, plan_version
 
-__all__ = ["PLAN_VERSION", "lower"]
-
-PLAN_VERSION = 1
+__all__ = ["lower"]
 
 Operand = list[int]
 _PHASES: tuple[Domain, ...] = ("request", "item", "candidate")
@@ -87,7 +85,8 @@ class _Lowering:
             operand = self._read(o.value, "candidate" if o.role == "task" else o.role)
             outputs.append({"name": o.name, "role": o.role, "operand": operand})
         return {
-            "plan_version": PLAN_VERSION,
+            # The first that has all that the plan uses: so engines read what they can, and refuse the rest clearly.
+            "plan_version": max((plan_version(s["op"], s["attrs"]) for s in self.steps), default=1),
             "inputs": inputs,
             "buffers": self.buffers,
             "steps": self.steps,
@@ -238,7 +237,7 @@ class _Lowering:
             "inputs": inputs,
             "output": self._output(node.output, phase),
             "weights": dict(node.weights),
-            "attrs": {name: node.attr(name) for name in sorted(_known_attrs(node))},
+            "attrs": _written_attrs(node),
         }
         remark = "; ".join(filter(None, (self._remark(node, phase), self.remarks.get(node.output))))
         self.steps.append({**step, "remark": remark} if remark else step)
@@ -337,8 +336,11 @@ class _Lowering:
         return "; ".join(why)
 
 
-def _known_attrs(node: Node) -> Sequence[str]:
-    return list(OPS[node.op].attrs)
+def _written_attrs(node: Node) -> dict[str, Any]:
+    """All attributes, but for those that came later and have their default: older engines do not know them."""
+    defaults = OPS[node.op].attrs
+    attrs = {name: node.attr(name) for name in sorted(defaults)}
+    return {k: v for k, v in attrs.items() if k not in ("steps", "size") or v != defaults[k]}
 
 
 def _is_addend(node: Node, position: int) -> bool:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from fastmtr.graph import Graph, Input, Node, Output
 
-__all__ = ["Editor", "Piece", "canonical", "cut", "listed", "node_pieces", "pieces_of", "plain", "uses"]
+__all__ = ["Editor", "Piece", "canonical", "cut", "listed", "node_pieces", "one_step", "pieces_of", "plain", "uses"]
 
 
 class Piece(NamedTuple):
@@ -77,6 +77,12 @@ def plain(weight: NDArray[Any]) -> NDArray[Any]:
 def listed(names: Sequence[str]) -> str:
     """Names for a remark: the first few, and how many more."""
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
+
+
+def one_step(vector: NDArray[Any], steps: int) -> NDArray[Any] | None:
+    """The numbers of one step of a vector for so many steps; None where the steps differ."""
+    rows = vector.reshape(steps, -1)
+    return rows[0] if (rows == rows[0]).all() else None
 
 
 class Editor:

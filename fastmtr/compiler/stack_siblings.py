@@ -25,7 +25,8 @@ def stack_siblings(graph: Graph, *, domains: Collection[Domain] = ("request", "c
     * Softmaxes over neighbouring columns become one.
 
     Each output element is computed as before, term by term, so no bit changes. Item values are not stacked by default:
-    they are stored one by one, as memory allows.
+    they are stored one by one, as memory allows. Affines of several steps stay as they are: their outputs would not be
+    side by side.
     """
     graph = _ungroup_shared(graph, domains)
     while True:
@@ -52,7 +53,7 @@ def _ungroup_shared(graph: Graph, domains: Collection[Domain]) -> Graph:
 
 def _stack_same_input(graph: Graph, domains: Collection[Domain]) -> Graph | None:
     def key(node: Node) -> Hashable:
-        if len(node.inputs) != 1 or node.attr("groups") != 1:
+        if len(node.inputs) != 1 or node.attr("groups") != 1 or node.attr("steps") != 1:
             return None
         return (node.inputs[0], node.attr("activation"), node.attr("alpha"))
 
@@ -74,7 +75,7 @@ def _group_same_shape(graph: Graph, domains: Collection[Domain]) -> Graph | None
 
     def key(node: Node) -> Hashable:
         # Of equal depth, so that no member waits for another.
-        if len(node.inputs) != 1 or node.attr("shared_x"):
+        if len(node.inputs) != 1 or node.attr("shared_x") or node.attr("steps") != 1:
             return None
         shape = canonical(graph.weights[node.weights["w"]]).shape[1:]
         return (shape, node.attr("activation"), node.attr("alpha"), graph.domain(node.output), depth[node.output])

@@ -1,10 +1,4 @@
-"""What a model computes: a :class:`Graph` of few, simple operators on rows of numbers.
-
-Every value is a matrix with one row a request, an item or a candidate (its *domain*) and a fixed width. Domains are
-inferred: a node over request and item values is a candidate value. Converters build graphs with :class:`GraphBuilder`;
-the compiler rewrites them; :mod:`fastmtr.reference` evaluates them. The operators are described in ``docs/bundle.md``;
-a graph has ``concat``, ``slice`` and ``batch_norm`` besides, which compilation removes.
-"""
+"""Graphs, their parts, and the checks that say whether they fit together."""
 
 from __future__ import annotations
 
@@ -19,19 +13,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import ConversionError
-from fastmtr.operators import ACTIVATIONS, BINARY_FUNCTIONS, OPS, OpContext
+from fastmtr.operators import OPS, OpContext
 
 __all__ = [
-    "ACTIVATIONS",
-    "BINARY_FUNCTIONS",
     "Domain",
     "Graph",
-    "GraphBuilder",
     "Input",
     "Node",
     "Output",
     "Packed",
-    "affine_shape",
+    "check_outputs",
+    "define",
+    "input_values",
     "join_domains",
 ]
 
@@ -167,10 +160,10 @@ class Graph:
             if not isinstance(array, np.ndarray) or array.dtype != np.float32:
                 found = array.dtype if isinstance(array, np.ndarray) else type(array).__name__
                 raise ConversionError(f"weight {name!r} must be a float32 array, found {found}")
-        values = _input_values(self.inputs)
+        values = input_values(self.inputs)
         for node in self.nodes:
-            _define(node, values, self.weights, self.inputs)
-        _check_outputs(self.outputs, values)
+            define(node, values, self.weights, self.inputs)
+        check_outputs(self.outputs, values)
         object.__setattr__(self, "weights", MappingProxyType(dict(self.weights)))
         object.__setattr__(self, "_values", MappingProxyType(values))
 
@@ -257,16 +250,10 @@ def join_domains(domains: Iterable[Domain]) -> Domain:
     return found.pop() if len(found) == 1 else "candidate"
 
 
-def affine_shape(node: Node, weights: Mapping[str, NDArray[np.float32]]) -> tuple[int, int, int]:
-    """``(groups, n, k)`` of an ``affine`` node that has a product: each group maps k columns to n."""
-    shape = weights[node.weights["w"]].shape
-    return (1, shape[0], shape[1]) if len(shape) == 2 else (shape[0], shape[1], shape[2])
-
-
 # ---- checks ----------------------------------------------------------------------------------------------------------
 
 
-def _input_values(inputs: Sequence[Input]) -> dict[str, _Value]:
+def input_values(inputs: Sequence[Input]) -> dict[str, _Value]:
     values: dict[str, _Value] = {}
     for i in inputs:
         where = f"input {i.name!r}"
@@ -294,7 +281,7 @@ def _input_values(inputs: Sequence[Input]) -> dict[str, _Value]:
     return values
 
 
-def _define(
+def define(
     node: Node, values: dict[str, _Value], weights: Mapping[str, NDArray[np.float32]], inputs: Sequence[Input]
 ) -> None:
     """Check ``node`` against the values before it and add its own."""
@@ -327,8 +314,8 @@ def _define(
     if len(node.inputs) < least or (most is not None and len(node.inputs) > most):
         many = f"{least}" if least == most else f"{least} or more" if most is None else f"{least} to {most}"
         refuse(f"it takes {many} input(s), found {len(node.inputs)}")
-    kind: Kind = "ids" if op.reads_ids else "dense"
-    for name in node.inputs:
+    for position, name in enumerate(node.inputs):
+        kind: Kind = "ids" if position == op.ids_at else "dense"
         if values[name].kind != kind:
             refuse(f"input {name!r} holds {values[name].kind}, but {kind} are expected")
 
@@ -337,14 +324,14 @@ def _define(
         attrs=node.attrs,
         widths=[values[name].width for name in node.inputs],
         shapes={role: weights[name].shape for role, name in node.weights.items()},
-        rows=next((i.rows for i in inputs if op.reads_ids and i.name == node.inputs[0]), None),
+        rows=next((i.rows for i in inputs if i.name == node.inputs[0]), None),
         refuse=refuse,
     )
     width = op.width(context)
     values[node.output] = _Value(join_domains(values[name].domain for name in node.inputs), "dense", width)
 
 
-def _check_outputs(outputs: Sequence[Output], values: Mapping[str, _Value]) -> None:
+def check_outputs(outputs: Sequence[Output], values: Mapping[str, _Value]) -> None:
     if not outputs:
         raise ConversionError("the graph has no output; name at least one")
     names: set[str] = set()
@@ -366,217 +353,3 @@ def _check_outputs(outputs: Sequence[Output], values: Mapping[str, _Value]) -> N
             raise ConversionError(
                 f"{where}: its role is {o.role}, but {o.value!r} is a {value.domain} value: it reads other inputs"
             )
-
-
-# ---- building --------------------------------------------------------------------------------------------------------
-
-
-class GraphBuilder:
-    """Builds a :class:`Graph` node by node; each method returns the name of its value and checks at once.
-
-    Parameters
-    ----------
-    inputs : sequence of Input
-        The model's inputs, such as ``FeaturePipeline.inputs``.
-
-    Raises
-    ------
-    ConversionError
-        From every method: a shape, a name or a domain does not fit.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> g = GraphBuilder([Input("u", "request", "dense", 0, 2), Input("i", "item", "dense", 0, 3)])
-    >>> w = g.weight("w", np.ones((1, 5), np.float32))
-    >>> p = g.affine(g.concat(["u", "i"]), w=w, activation="sigmoid")
-    >>> g.output("click", p)
-    >>> g.build().domain(p)
-    'candidate'
-    """
-
-    def __init__(self, inputs: Sequence[Input]) -> None:
-        self._inputs = tuple(inputs)
-        self._nodes: list[Node] = []
-        self._outputs: list[Output] = []
-        self._weights: dict[str, NDArray[np.float32]] = {}
-        self._values = _input_values(self._inputs)
-
-    def width(self, value: str) -> int:
-        """Columns of a value made so far."""
-        if value not in self._values:
-            raise ConversionError(f"the graph has no value {value!r}")
-        return self._values[value].width
-
-    def weight(self, name: str, array: ArrayLike) -> str:
-        """Register a weight (converted to float32) and return its name."""
-        if name in self._weights:
-            raise ConversionError(f"a weight {name!r} is there already")
-        made = np.ascontiguousarray(np.asarray(array), dtype=np.float32).reshape(np.shape(array))
-        if not np.isfinite(made).all():
-            raise ConversionError(f"weight {name!r} has values that are not finite (NaN or infinite)")
-        self._weights[name] = made
-        return name
-
-    def embedding(self, x: str, table: str, *, padding: int | None = None, name: str | None = None) -> str:
-        """Rows of ``table`` [V, D] side by side, one for each id of ``x``; zeros for the padding id."""
-        return self._add("embedding", [x], {"table": table}, {"padding": padding}, name)
-
-    def embedding_bag(
-        self,
-        x: str,
-        table: str,
-        *,
-        mode: Literal["sum", "mean", "max"] = "mean",
-        padding: int | None = 0,
-        name: str | None = None,
-    ) -> str:
-        """Rows of ``table`` pooled over the ids of ``x`` that are not padding, width D; none left gives zeros."""
-        return self._add("embedding_bag", [x], {"table": table}, {"mode": mode, "padding": padding}, name)
-
-    def concat(self, values: Sequence[str], *, name: str | None = None) -> str:
-        """Values side by side."""
-        return self._add("concat", values, {}, {}, name)
-
-    def slice(self, x: str, offset: int, width: int, *, name: str | None = None) -> str:
-        """Columns ``offset .. offset + width``."""
-        return self._add("slice", [x], {}, {"offset": offset, "width": width}, name)
-
-    def affine(
-        self,
-        x: str | None = None,
-        *,
-        w: str | None = None,
-        b: str | None = None,
-        addends: Sequence[str] = (),
-        groups: int = 1,
-        shared_x: bool = False,
-        activation: str = "none",
-        alpha: float = 0.0,
-        slope: str | None = None,
-        name: str | None = None,
-    ) -> str:
-        """``activation(W x + b + sum of addends)``.
-
-        With groups, each has its own ``w`` [n, k] and its own columns of x (``shared_x``: all of them).
-        """
-        attrs: dict[str, Any] = {"groups": groups, "shared_x": shared_x, "has_x": x is not None}
-        attrs |= {"activation": activation, "alpha": alpha}
-        weights = {"w": w, "b": b, "slope": slope}
-        return self._add("affine", [*([] if x is None else [x]), *addends], weights, attrs, name)
-
-    def activation(
-        self, x: str, fn: str, *, alpha: float = 0.0, slope: str | None = None, name: str | None = None
-    ) -> str:
-        """One of :data:`ACTIVATIONS`, element by element."""
-        return self._add("activation", [x], {"slope": slope}, {"activation": fn, "alpha": alpha}, name)
-
-    def softmax(self, x: str, *, size: int | None = None, name: str | None = None) -> str:
-        """Softmax over each run of ``size`` columns (None: over all)."""
-        return self._add("softmax", [x], {}, {"size": self.width(x) if size is None else size}, name)
-
-    def mixture(self, gate: str, experts: Sequence[str], *, name: str | None = None) -> str:
-        """``sum over e of gate[e] * experts[e]``."""
-        return self._add("mixture", [gate, *experts], {}, {}, name)
-
-    def add(self, a: str, b: str, *, name: str | None = None) -> str:
-        """``a + b``; an input of width 1 stands for every column (so in the five functions after this one)."""
-        return self._add("binary", [a, b], {}, {"fn": "add"}, name)
-
-    def sub(self, a: str, b: str, *, name: str | None = None) -> str:
-        """``a - b``."""
-        return self._add("binary", [a, b], {}, {"fn": "sub"}, name)
-
-    def mul(self, a: str, b: str, *, name: str | None = None) -> str:
-        """``a * b``."""
-        return self._add("binary", [a, b], {}, {"fn": "mul"}, name)
-
-    def div(self, a: str, b: str, *, name: str | None = None) -> str:
-        """``a / b``."""
-        return self._add("binary", [a, b], {}, {"fn": "div"}, name)
-
-    def maximum(self, a: str, b: str, *, name: str | None = None) -> str:
-        """The greater of a and b."""
-        return self._add("binary", [a, b], {}, {"fn": "max"}, name)
-
-    def minimum(self, a: str, b: str, *, name: str | None = None) -> str:
-        """The smaller of a and b."""
-        return self._add("binary", [a, b], {}, {"fn": "min"}, name)
-
-    def batch_norm(
-        self,
-        x: str,
-        *,
-        mean: str,
-        var: str,
-        scale: str | None = None,
-        shift: str | None = None,
-        eps: float = 1e-5,
-        name: str | None = None,
-    ) -> str:
-        """``(x - mean) / sqrt(var + eps) * scale + shift`` with the statistics of training."""
-        weights = {"scale": scale, "shift": shift, "mean": mean, "var": var}
-        return self._add("batch_norm", [x], weights, {"eps": eps}, name)
-
-    def scale_shift(self, x: str, *, scale: str, shift: str, name: str | None = None) -> str:
-        """``x * scale + shift``, a number a column."""
-        return self._add("scale_shift", [x], {"scale": scale, "shift": shift}, {}, name)
-
-    def reduce(
-        self,
-        x: str,
-        fn: Literal["sum", "mean", "max"],
-        *,
-        axis: int | None = None,
-        outer: int = 1,
-        inner: int = 1,
-        name: str | None = None,
-    ) -> str:
-        """Seen as [outer, axis, inner], reduce ``axis`` (None: all columns over outer * inner)."""
-        length = self.width(x) // max(outer * inner, 1) if axis is None else axis
-        return self._add("reduce", [x], {}, {"fn": fn, "outer": outer, "axis": length, "inner": inner}, name)
-
-    def layer_norm(
-        self, x: str, *, scale: str | None = None, shift: str | None = None, eps: float = 1e-5, name: str | None = None
-    ) -> str:
-        """Normalise a row to mean 0 and (biased) variance 1, then ``* scale + shift``."""
-        return self._add("layer_norm", [x], {"scale": scale, "shift": shift}, {"eps": eps}, name)
-
-    def l2_normalize(self, x: str, *, eps: float = 1e-12, name: str | None = None) -> str:
-        """``x / max(norm of x, eps)``."""
-        return self._add("l2_normalize", [x], {}, {"eps": eps}, name)
-
-    def dot(self, a: str, b: str, *, name: str | None = None) -> str:
-        """The inner product, one column."""
-        return self._add("dot", [a, b], {}, {}, name)
-
-    def output(self, name: str, value: str, *, role: Role = "task") -> None:
-        """Make a value an output."""
-        made = Output(name, value, role)
-        _check_outputs([*self._outputs, made], self._values)
-        self._outputs.append(made)
-
-    def build(self) -> Graph:
-        """The graph so far."""
-        return Graph(self._inputs, tuple(self._nodes), tuple(self._outputs), self._weights)
-
-    def _add(
-        self,
-        op: str,
-        inputs: Sequence[str],
-        weights: Mapping[str, str | None],
-        attrs: Mapping[str, Any],
-        name: str | None,
-    ) -> str:
-        output = name if name is not None else self._fresh(op)
-        given = {role: weight for role, weight in weights.items() if weight is not None}
-        node = Node(op, tuple(inputs), output, given, dict(attrs))
-        _define(node, self._values, self._weights, self._inputs)
-        self._nodes.append(node)
-        return output
-
-    def _fresh(self, op: str) -> str:
-        number = len(self._nodes)
-        while (name := f"{op}_{number}") in self._values:
-            number += 1
-        return name
