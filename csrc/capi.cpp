@@ -130,6 +130,10 @@ fmtr_status fmtr_model_describe(const fmtr_model* model, char** json) {
   return guard([&] { deref(json, "json") = give_text(deref(model, "model").model->describe()); });
 }
 
+fmtr_status fmtr_model_explain(const fmtr_model* model, char** json) {
+  return guard([&] { deref(json, "json") = give_text(deref(model, "model").model->explain()); });
+}
+
 uint64_t fmtr_model_width(const fmtr_model* model, fmtr_domain domain, fmtr_kind kind) {
   if (model == nullptr || domain < FMTR_REQUEST || domain > FMTR_CANDIDATE) return 0;
   const fastmtr::Plan& plan = model->model->plan();
@@ -217,6 +221,14 @@ fmtr_status fmtr_rank_certified(fmtr_session* session, const fmtr_batch* batch, 
 
 fmtr_status fmtr_precision_errors(fmtr_session* session, const fmtr_batch* batch, float* errors) {
   return guard([&] { deref(session, "session").session.errors(read_batch(batch), errors); });
+}
+
+fmtr_status fmtr_profile(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t repeats, char** json) {
+  return guard([&] {
+    deref(json, "json") = nullptr;
+    if (repeats == 0) fail(FMTR_ERROR_ARGUMENT, "repeats is 0, expected at least 1");
+    *json = give_text(deref(session, "session").session.profile(read_batch(batch), k, repeats));
+  });
 }
 
 fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,

@@ -101,6 +101,8 @@ def test_a_program_outside_scores_alike(
             "1 deleted, 100 vectors",
             "FMTR_ERROR_STALE: the catalogue is version 3, the call expects version 1: "
             "read its size and keys again, then call again",
+            "explained 1, profiled 1",
+            "100 scores of the whole catalogue, 4 numbers of a user",
         ]
 
 

@@ -1,5 +1,6 @@
 #include "core/model.h"
 
+#include "core/costs.h"
 #include "core/json.h"
 #include "core/manifest.h"
 #include "core/mapped_file.h"
@@ -96,6 +97,12 @@ void Model::read_item_output(const std::string& name, float* values, uint64_t ca
     if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
     catalogue->read(program_->port(operand), values);
   });
+}
+
+std::string Model::explain() const {
+  const uint64_t n_items =
+      read([](const Catalogue* catalogue) { return catalogue == nullptr ? 0 : uint64_t{catalogue->n_items()}; });
+  return explain_json(*program_, n_items);
 }
 
 std::string Model::describe() const {

@@ -45,6 +45,7 @@ class Model {
   void read_item_output(const std::string& name, float* values, uint64_t capacity) const;
 
   std::string describe() const;
+  std::string explain() const;
 
  private:
   struct Files;

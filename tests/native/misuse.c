@@ -119,6 +119,16 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_request_output(session, &batch, NULL, values, 4), "name is NULL");
   FINE(fmtr_request_output(session, &batch, "user_vector", values, 4));
 
+  REFUSED(fmtr_model_explain(NULL, &json), "model is NULL");
+  REFUSED(fmtr_model_explain(model, NULL), "json is NULL");
+  REFUSED(fmtr_profile(NULL, &batch, 0, 1, &json), "session is NULL");
+  REFUSED(fmtr_profile(session, NULL, 0, 1, &json), "batch is NULL");
+  REFUSED(fmtr_profile(session, &batch, 0, 1, NULL), "json is NULL");
+  REFUSED(fmtr_profile(session, &batch, 0, 0, &json), "repeats is 0, expected at least 1");
+  FINE(fmtr_profile(session, &batch, UINT64_MAX, 2, &json));
+  if (json == NULL || strstr(json, "\"k\": 1") == NULL) ++failed;
+  fmtr_string_free(json);
+
   REFUSED(fmtr_model_set_catalogue(model, NULL), "data is NULL");
   REFUSED(fmtr_model_set_catalogue(model, &data), "keys is NULL, but n_items is 1");
   data.keys = keys;
