@@ -238,8 +238,19 @@ class Model {
     });
   }
 
-  py::array_t<float> item_output(const std::string& name) const {
+  py::array_t<float> item_output(const std::string& name, const py::object& keys) const {
     const uint64_t width = output_width("item", name);
+    if (!keys.is_none()) {
+      const py::array checked = array_of<int64_t>(keys, "keys", 1);
+      py::array_t<float> values({checked.size(), static_cast<py::ssize_t>(width)});
+      float* data = mutable_data(values);
+      const auto n = static_cast<uint64_t>(checked.size());
+      call([&] {
+        return fmtr_model_item_output_of(model_, name.c_str(), static_cast<const int64_t*>(checked.data()), n, data,
+                                         n * width);
+      });
+      return values;
+    }
     return of_one_version<float>([&](uint64_t n) {
       py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
       float* data = mutable_data(values);
@@ -522,7 +533,7 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def("upsert", &Model::upsert, py::arg("keys"), py::arg("ids"), py::arg("dense"))
       .def("delete", &Model::remove, py::arg("keys"))
       .def("keys", &Model::keys)
-      .def("item_output", &Model::item_output, py::arg("name"))
+      .def("item_output", &Model::item_output, py::arg("name"), py::arg("keys") = none)
       .def_property_readonly("catalogue_version", &Model::version)
       .def_property_readonly("n_items", &Model::n_items)
       .def_property_readonly("n_tasks", &Model::n_tasks);

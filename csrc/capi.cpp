@@ -175,7 +175,18 @@ fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t cap
 }
 
 fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity) {
-  return guard([&] { deref(model, "model").model->read_item_output(&deref(name, "name"), values, capacity); });
+  return guard(
+      [&] { deref(model, "model").model->read_item_output(&deref(name, "name"), nullptr, 0, values, capacity); });
+}
+
+fmtr_status fmtr_model_item_output_of(const fmtr_model* model, const char* name, const int64_t* keys, uint64_t n,
+                                      float* values, uint64_t capacity) {
+  return guard([&] {
+    const fastmtr::Model& of = *deref(model, "model").model;
+    static const int64_t nothing = 0;  // NULL would mean all items
+    if (n > 0) deref(keys, "keys");
+    of.read_item_output(&deref(name, "name"), n > 0 ? keys : &nothing, n, values, capacity);
+  });
 }
 
 fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session) {

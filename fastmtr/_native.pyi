@@ -58,8 +58,8 @@ class Model:
         """Take items out; keys that are not there are passed over. Returns how many were there."""
     def keys(self) -> NDArray[np.int64]:
         """Item keys in row order, shape (n_items,)."""
-    def item_output(self, name: str) -> NDArray[np.float32]:
-        """An output of role item for the whole catalogue, in row order, shape (n_items, width)."""
+    def item_output(self, name: str, keys: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """An output of role item, shape (n, width): of these items, or of the whole catalogue in row order."""
     @property
     def catalogue_version(self) -> int:
         """0 without a catalogue; each change makes it larger."""

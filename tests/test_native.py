@@ -288,6 +288,10 @@ def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
     at_once.set_catalogue(**new)
     assert model.keys().tolist() == new["keys"].tolist()
     assert model.item_output("item_vector").tobytes() == at_once.item_output("item_vector").tobytes()
+    some = model.keys()[[99, 0, 1]]
+    assert model.item_output("item_vector", some).tobytes() == model.item_output("item_vector")[[99, 0, 1]].tobytes()
+    with pytest.raises(SchemaError, match=r"item 31337 \(number 1\) is not in the catalogue of 100 items"):
+        model.item_output("item_vector", np.array([5000, 31337]))
     request_ids, request_dense = handmade.requests(2)
     place, retrieved = handmade.candidates(2 * 100)
     whole = [request_ids, request_dense, None, None]

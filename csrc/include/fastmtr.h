@@ -118,6 +118,10 @@ FMTR_API fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uin
 /* An item-domain output (say "item_vector") for the whole catalogue, in row order: values[n_items, width]. */
 FMTR_API fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity);
 
+/* The same of n items by their keys, each of which must be there: values[n, width]. */
+FMTR_API fmtr_status fmtr_model_item_output_of(const fmtr_model* model, const char* name, const int64_t* keys, uint64_t n,
+                                               float* values, uint64_t capacity);
+
 /* ---- session ------------------------------------------------------------------------------------------------------ */
 
 typedef struct fmtr_session_options {

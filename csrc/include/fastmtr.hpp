@@ -104,6 +104,13 @@ class Model {
         width, [&](float* values, uint64_t n) { return fmtr_model_item_output(model_, name.c_str(), values, n); });
   }
 
+  // [keys, width], of these items.
+  std::vector<float> item_output(const std::string& name, uint64_t width, const std::vector<int64_t>& keys) const {
+    std::vector<float> values(keys.size() * width);
+    check(fmtr_model_item_output_of(model_, name.c_str(), keys.data(), keys.size(), values.data(), values.size()));
+    return values;
+  }
+
  private:
   fmtr_catalogue_data items(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids,
                             const std::vector<float>& dense) const {

@@ -69,6 +69,14 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_model_item_output(model, "item_vector", NULL, 400), "values is NULL");
   FINE(fmtr_model_item_output(model, "item_vector", values, 400));
 
+  REFUSED(fmtr_model_item_output_of(model, "item_vector", NULL, 1, values, 4), "keys is NULL");
+  REFUSED(fmtr_model_item_output_of(model, NULL, keys, 1, values, 4), "name is NULL");
+  REFUSED(fmtr_model_item_output_of(model, "item_vector", keys, 2, values, 7), "room for 7 numbers, 8 are needed");
+  FINE(fmtr_model_item_output_of(model, "item_vector", keys, 2, values, 8));
+  FINE(fmtr_model_item_output_of(model, "item_vector", NULL, 0, NULL, 0));
+  expect(fmtr_model_item_output_of(model, "item_vector", wanted, 2, values, 8), FMTR_ERROR_SCHEMA,
+         "item 424242 (number 0) is not in the catalogue of 100 items", __LINE__);
+
   REFUSED(fmtr_session_create(NULL, NULL, &session), "model is NULL");
   REFUSED(fmtr_session_create(model, NULL, NULL), "session is NULL");
   newer.known.struct_size = sizeof newer;
