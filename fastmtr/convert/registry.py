@@ -78,6 +78,7 @@ class Options:
     items: ArrayLike | None = None
     columns: Mapping[str, int | tuple[int, int]] | None = None
     tasks: Sequence[str] | None = None
+    logits: bool | Sequence[str] = False
 
 
 Converter: TypeAlias = Callable[[Any, Options], Conversion]
@@ -86,6 +87,9 @@ _CONVERTERS: dict[type, Converter] = {}
 
 _HOMES = {
     "fastmtr": "fastmtr.convert.fastmtr_models",
+    "torch": "fastmtr.convert.torch_export",
+    "torch_rechub": "fastmtr.convert.torch_rechub",
+    "deepctr_torch": "fastmtr.convert.deepctr_torch",
 }
 """The package that a model's class comes from: the module whose ``convert_model`` converts its models."""
 
@@ -113,6 +117,7 @@ def convert(
     items: ArrayLike | None = None,
     columns: Mapping[str, int | tuple[int, int]] | None = None,
     tasks: Sequence[str] | None = None,
+    logits: bool | Sequence[str] = False,
 ) -> Conversion:
     """What a trained model computes at inference, as a :class:`~fastmtr.graph.Graph`.
 
@@ -136,9 +141,11 @@ def convert(
         whose values are the same in all rows of every request is taken to be the user's, one whose values are the same
         in all rows of every item to be the item's, and others to be the candidate's. ``notes`` of the result say so.
     columns : mapping of str to int or (start, stop), optional
-        Where the model takes one packed matrix: the columns of each input.
+        Where the model takes a matrix that holds several inputs: the columns of each.
     tasks : sequence of str, optional
         Names of the outputs, in the order in which the model gives them. Before those of `schema`.
+    logits : bool or sequence of str
+        The tasks that the model gives logits of, not probabilities (True: all tasks); a sigmoid is added to them.
 
     Returns
     -------
@@ -151,7 +158,14 @@ def convert(
         has no counterpart among the operators; the message names it.
     """
     options = Options(
-        schema=schema, inputs=inputs, sample=sample, groups=groups, items=items, columns=columns, tasks=tasks
+        schema=schema,
+        inputs=inputs,
+        sample=sample,
+        groups=groups,
+        items=items,
+        columns=columns,
+        tasks=tasks,
+        logits=logits,
     )
     return _converter(model)(model, options)
 

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import ConversionError
-from fastmtr.graph.structure import Graph, Input, Node, Output, Role, check_outputs, define, input_values
+from fastmtr.graph.structure import Domain, Graph, Input, Node, Output, Role, check_outputs, define, input_values
 
 __all__ = ["OperatorBuilder"]
 
@@ -29,6 +29,12 @@ class OperatorBuilder:
         if value not in self._values:
             raise ConversionError(f"the graph has no value {value!r}")
         return self._values[value].width
+
+    def domain(self, value: str) -> Domain:
+        """The domain of a value made so far."""
+        if value not in self._values:
+            raise ConversionError(f"the graph has no value {value!r}")
+        return self._values[value].domain
 
     def weight(self, name: str, array: ArrayLike) -> str:
         """Register a weight (converted to float32) and return its name."""
