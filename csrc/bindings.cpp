@@ -206,6 +206,12 @@ class Model {
     return take_text(json);
   }
 
+  std::string explain() const {
+    char* json = nullptr;
+    check(fmtr_model_explain(model_, &json));
+    return take_text(json);
+  }
+
   void set_catalogue(const py::object& keys, const py::object& ids, const py::object& dense) {
     give_items(fmtr_model_set_catalogue, keys, ids, dense);
   }
@@ -232,8 +238,19 @@ class Model {
     });
   }
 
-  py::array_t<float> item_output(const std::string& name) const {
+  py::array_t<float> item_output(const std::string& name, const py::object& keys) const {
     const uint64_t width = output_width("item", name);
+    if (!keys.is_none()) {
+      const py::array checked = array_of<int64_t>(keys, "keys", 1);
+      py::array_t<float> values({checked.size(), static_cast<py::ssize_t>(width)});
+      float* data = mutable_data(values);
+      const auto n = static_cast<uint64_t>(checked.size());
+      call([&] {
+        return fmtr_model_item_output_of(model_, name.c_str(), static_cast<const int64_t*>(checked.data()), n, data,
+                                         n * width);
+      });
+      return values;
+    }
     return of_one_version<float>([&](uint64_t n) {
       py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
       float* data = mutable_data(values);
@@ -339,6 +356,18 @@ class Session {
                         float* data = mutable_data(errors);
                         call([&] { return fmtr_precision_errors(session_, &batch.c, data); });
                         return errors;
+                      });
+  }
+
+  std::string profile(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
+                      const py::object& items, uint64_t k, uint64_t repeats, const py::object& candidate_ids,
+                      const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights,
+                      uint64_t catalogue_version) {
+    return with_batch(request_ids, request_dense, offsets, items, candidate_ids, candidate_dense, skip_unknown,
+                      fusion_weights, catalogue_version, [&](const Batch& batch) {
+                        char* json = nullptr;
+                        call([&] { return fmtr_profile(session_, &batch.c, k, repeats, &json); });
+                        return take_text(json);
                       });
   }
 
@@ -499,11 +528,12 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("path"), py::kw_only(), py::arg("isa") = none, py::arg("without_catalogue") = false,
            py::arg("precision") = "fp32")
       .def("describe", &Model::describe)
+      .def("explain", &Model::explain)
       .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))
       .def("upsert", &Model::upsert, py::arg("keys"), py::arg("ids"), py::arg("dense"))
       .def("delete", &Model::remove, py::arg("keys"))
       .def("keys", &Model::keys)
-      .def("item_output", &Model::item_output, py::arg("name"))
+      .def("item_output", &Model::item_output, py::arg("name"), py::arg("keys") = none)
       .def_property_readonly("catalogue_version", &Model::version)
       .def_property_readonly("n_items", &Model::n_items)
       .def_property_readonly("n_tasks", &Model::n_tasks);
@@ -524,6 +554,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("fusion_weights") = none, py::arg("catalogue_version") = 0)
       .def("precision_errors", &Session::precision_errors, py::arg("request_ids"), py::arg("request_dense"),
            py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("candidate_ids") = none,
+           py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none,
+           py::arg("catalogue_version") = 0)
+      .def("profile", &Session::profile, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
+           py::arg("items"), py::kw_only(), py::arg("k") = 0, py::arg("repeats") = 10, py::arg("candidate_ids") = none,
            py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none,
            py::arg("catalogue_version") = 0)
       .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"),

@@ -130,6 +130,10 @@ fmtr_status fmtr_model_describe(const fmtr_model* model, char** json) {
   return guard([&] { deref(json, "json") = give_text(deref(model, "model").model->describe()); });
 }
 
+fmtr_status fmtr_model_explain(const fmtr_model* model, char** json) {
+  return guard([&] { deref(json, "json") = give_text(deref(model, "model").model->explain()); });
+}
+
 uint64_t fmtr_model_width(const fmtr_model* model, fmtr_domain domain, fmtr_kind kind) {
   if (model == nullptr || domain < FMTR_REQUEST || domain > FMTR_CANDIDATE) return 0;
   const fastmtr::Plan& plan = model->model->plan();
@@ -171,7 +175,18 @@ fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uint64_t cap
 }
 
 fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity) {
-  return guard([&] { deref(model, "model").model->read_item_output(&deref(name, "name"), values, capacity); });
+  return guard(
+      [&] { deref(model, "model").model->read_item_output(&deref(name, "name"), nullptr, 0, values, capacity); });
+}
+
+fmtr_status fmtr_model_item_output_of(const fmtr_model* model, const char* name, const int64_t* keys, uint64_t n,
+                                      float* values, uint64_t capacity) {
+  return guard([&] {
+    const fastmtr::Model& of = *deref(model, "model").model;
+    static const int64_t nothing = 0;  // NULL would mean all items
+    if (n > 0) deref(keys, "keys");
+    of.read_item_output(&deref(name, "name"), n > 0 ? keys : &nothing, n, values, capacity);
+  });
 }
 
 fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session) {
@@ -217,6 +232,14 @@ fmtr_status fmtr_rank_certified(fmtr_session* session, const fmtr_batch* batch, 
 
 fmtr_status fmtr_precision_errors(fmtr_session* session, const fmtr_batch* batch, float* errors) {
   return guard([&] { deref(session, "session").session.errors(read_batch(batch), errors); });
+}
+
+fmtr_status fmtr_profile(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t repeats, char** json) {
+  return guard([&] {
+    deref(json, "json") = nullptr;
+    if (repeats == 0) fail(FMTR_ERROR_ARGUMENT, "repeats is 0, expected at least 1");
+    *json = give_text(deref(session, "session").session.profile(read_batch(batch), k, repeats));
+  });
 }
 
 fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,

@@ -57,6 +57,7 @@ __all__ = [
     "Task",
     "__version__",
     "convert",
+    "get_cmake_dir",
     "get_include",
     "get_library",
     "info",
@@ -129,6 +130,14 @@ def get_include() -> str:
 def get_library() -> str:
     """The path of the engine's shared library, which ``get_include()``'s headers describe."""
     return str(_installed("lib", "libfastmtr.so"))
+
+
+def get_cmake_dir() -> str:
+    """The folder with which CMake finds the engine: ``find_package(fastmtr)`` with ``-Dfastmtr_DIR=`` this one.
+
+    The target to link is ``fastmtr::fastmtr``.
+    """
+    return str(_installed("lib/cmake/fastmtr", "fastmtrConfig.cmake").parent)
 
 
 def _installed(folder: str, name: str) -> Path:

@@ -46,6 +46,8 @@ class Model:
     ) -> None: ...
     def describe(self) -> str:
         """JSON text: inputs, widths, tasks, outputs, fusion, isa, precision, n_items, memory in bytes."""
+    def explain(self) -> str:
+        """JSON text: each step of the plan with its domain, precision, FLOPs and bytes for one row."""
     def set_catalogue(
         self, keys: NDArray[np.int64], ids: NDArray[np.int32] | None, dense: NDArray[np.float32] | None
     ) -> None:
@@ -56,8 +58,8 @@ class Model:
         """Take items out; keys that are not there are passed over. Returns how many were there."""
     def keys(self) -> NDArray[np.int64]:
         """Item keys in row order, shape (n_items,)."""
-    def item_output(self, name: str) -> NDArray[np.float32]:
-        """An output of role item for the whole catalogue, in row order, shape (n_items, width)."""
+    def item_output(self, name: str, keys: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+        """An output of role item, shape (n, width): of these items, or of the whole catalogue in row order."""
     @property
     def catalogue_version(self) -> int:
         """0 without a catalogue; each change makes it larger."""
@@ -196,6 +198,26 @@ class Session:
 
         The absolute difference where the model fuses by a sum, that of the logarithms where by a product. Arguments as
         of `score`.
+        """
+    def profile(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.int64] | NDArray[np.uint64] | None,
+        items: NDArray[np.int64] | None,
+        *,
+        k: int = 0,
+        repeats: int = 10,
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        skip_unknown: bool = False,
+        fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
+    ) -> str:
+        """JSON text: where the time of `rank`, or with k = 0 of `score`, goes; one untimed run, then `repeats`.
+
+        Nanoseconds in all, by phase, and for each step with calls, rows and FLOPs: sums over repeats and threads. Other
+        arguments as of `score`.
         """
     def request_output(
         self, name: str, request_ids: NDArray[np.int32] | None, request_dense: NDArray[np.float32] | None

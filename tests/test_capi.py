@@ -6,7 +6,9 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +18,7 @@ import fastmtr
 from fastmtr._native import Model, Session
 
 NATIVE = Path(__file__).parent / "native"
+OUTSIDE = Path(__file__).parent / "outside_cmake"
 
 
 @pytest.fixture(scope="module")
@@ -33,7 +36,7 @@ def compiled(source: str, standard: str, variable: str, names: tuple[str, ...], 
     if compiler is None:
         pytest.skip(f"needs a compiler: none of {', '.join(names)} is installed")
     library = Path(fastmtr.get_library())
-    program = folder / Path(source).stem
+    program = folder / source.replace(".", "_")
     command = [*compiler.split(), standard, "-Wall", "-Wextra", "-Werror", "-pedantic", f"-I{fastmtr.get_include()}"]
     command += [
         str(NATIVE / source),
@@ -53,30 +56,14 @@ def run(program: Path, *arguments: object) -> str:
     return done.stdout
 
 
-@pytest.mark.parametrize(
-    ("source", "standard", "variable", "names"),
-    [
-        ("embed.c", "-std=c99", "CC", ("cc", "gcc", "clang")),
-        ("embed.cpp", "-std=c++17", "CXX", ("c++", "g++", "clang++")),
-    ],
-)
-def test_a_program_outside_scores_alike(
-    handmade: HandmadeModel,
-    bundle: Path,
-    tmp_path: Path,
-    source: str,
-    standard: str,
-    variable: str,
-    names: tuple[str, ...],
-) -> None:
+def check_answers(program: Path, handmade: HandmadeModel, bundle: Path, folder: Path) -> None:
     """The program gets a batch in a file of plain numbers, and prints what Python then compares bit by bit."""
-    program = compiled(source, standard, variable, names, tmp_path)
     ids, dense = handmade.requests(2)
     items = handmade.catalogue["keys"][[4, 9, 9, 30, 71]]
     offsets = np.array([0, 2, 5])
     place, retrieved = handmade.candidates(5)
     numbers = [2, 5, *ids.ravel(), *dense.ravel(), *offsets, *items, *place.ravel(), *retrieved.ravel()]
-    batch = tmp_path / "batch.txt"
+    batch = folder / "batch.txt"
     batch.write_text(" ".join(float(n).hex() if isinstance(n, np.floating) else str(n) for n in numbers))
     lines = run(program, bundle, batch).splitlines()
 
@@ -95,13 +82,47 @@ def test_a_program_outside_scores_alike(
         "leave them out, or ask for unknown items to be skipped"
     )
     assert lines[9].startswith("FMTR_ERROR_BUNDLE: /nonexistent is no bundle")
-    if source == "embed.cpp":
+    if "cpp" in program.name:
         assert lines[10:] == [
             "version 2, 101 items, row 3 kept, last 424242",
             "1 deleted, 100 vectors",
             "FMTR_ERROR_STALE: the catalogue is version 3, the call expects version 1: "
             "read its size and keys again, then call again",
+            "explained 1, profiled 1",
+            "100 scores of the whole catalogue, 4 numbers of a user",
         ]
+
+
+@pytest.mark.parametrize(
+    ("source", "standard", "variable", "names"),
+    [
+        ("embed.c", "-std=c99", "CC", ("cc", "gcc", "clang")),
+        ("embed.cpp", "-std=c++17", "CXX", ("c++", "g++", "clang++")),
+    ],
+)
+def test_a_program_outside_scores_alike(
+    handmade: HandmadeModel,
+    bundle: Path,
+    tmp_path: Path,
+    source: str,
+    standard: str,
+    variable: str,
+    names: tuple[str, ...],
+) -> None:
+    check_answers(compiled(source, standard, variable, names, tmp_path), handmade, bundle, tmp_path)
+
+
+def test_a_cmake_project_outside_scores_alike(handmade: HandmadeModel, bundle: Path, tmp_path: Path) -> None:
+    """``find_package(fastmtr)`` with nothing but the folder that the installed package names."""
+    cmake = shutil.which("cmake") or shutil.which("cmake", path=Path(sys.executable).parent)
+    if cmake is None:
+        pytest.skip("needs cmake")
+    options = [f"-Dfastmtr_DIR={fastmtr.get_cmake_dir()}", "-DCMAKE_BUILD_TYPE=Debug"]
+    quiet: dict[str, Any] = {"check": True, "timeout": 120, "stdout": subprocess.DEVNULL}
+    subprocess.run([cmake, "-S", OUTSIDE, "-B", tmp_path, "-G", "Unix Makefiles", *options], **quiet)
+    subprocess.run([cmake, "--build", tmp_path], **quiet)
+    for name in ("embed_c", "embed_cpp"):
+        check_answers(tmp_path / name, handmade, bundle, tmp_path)
 
 
 def test_misuse_of_the_c_functions(bundle: Path, tmp_path: Path) -> None:

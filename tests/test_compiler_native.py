@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from random_graphs import FIRST, random_graphs
 
-from cases import CASES, FIRST, MODELS, fill, model_graph, random_graphs, task_scores
+from cases import CASES, MODELS, fill, model_graph, task_scores
 from fastmtr import _native
 from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.compiler import compile_graph

@@ -6,8 +6,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from random_graphs import EXACT, random_graphs
 
-from cases import EXACT, MODELS, assert_same_outputs, model_graph, random_graphs
+from cases import MODELS, assert_same_outputs, model_graph
 from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
 from fastmtr.compiler.flatten import flatten
 from fastmtr.compiler.fold_batch_norm import fold_batch_norm

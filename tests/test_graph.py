@@ -5,8 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from random_graphs import random_graphs
 
-from cases import MODELS, model_graph, random_graphs
+from cases import MODELS, model_graph
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input, Node, Output, Packed
 

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import fastmtr
 from fastmtr import SchemaError, StaleError
 from fastmtr._native import Model, Session
+from fastmtr.compiler.explain import explain
 
 
 @pytest.fixture(scope="module")
@@ -287,6 +288,10 @@ def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
     at_once.set_catalogue(**new)
     assert model.keys().tolist() == new["keys"].tolist()
     assert model.item_output("item_vector").tobytes() == at_once.item_output("item_vector").tobytes()
+    some = model.keys()[[99, 0, 1]]
+    assert model.item_output("item_vector", some).tobytes() == model.item_output("item_vector")[[99, 0, 1]].tobytes()
+    with pytest.raises(SchemaError, match=r"item 31337 \(number 1\) is not in the catalogue of 100 items"):
+        model.item_output("item_vector", np.array([5000, 31337]))
     request_ids, request_dense = handmade.requests(2)
     place, retrieved = handmade.candidates(2 * 100)
     whole = [request_ids, request_dense, None, None]
@@ -310,6 +315,58 @@ def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
     empty = Model(bundle, without_catalogue=True)
     empty.upsert(keys[:3], ids[:3], dense[:3])
     assert empty.keys().tolist() == keys[:3].tolist()
+
+
+def test_explain_counts_as_the_compiler_does(handmade: HandmadeModel, model: Model) -> None:
+    shapes = {name: array.shape for name, array in handmade.maker.weights.items()}
+    expected = explain(handmade.maker.plan(), shapes, n_items=100)
+    found = json.loads(model.explain())
+    columns = ("name", "domain", "width", "flops", "table_bytes", "weight_bytes", "for_tasks")
+    assert [tuple(step[c] for c in columns) for step in found["steps"]] == [
+        tuple(getattr(step, c) for c in columns) for step in expected.steps
+    ]
+    assert found["stored_bytes_an_item"] == sum(s["stored_bytes"] for s in found["steps"])
+    assert found["stored_bytes_an_item"] == sum(s.stored_bytes for s in expected.steps if s.domain == "item")
+    assert found["input_bytes_an_item"] == expected.input_bytes
+    assert found["flops"] == {d: expected.flops(d) for d in ("request", "item", "candidate")}
+    assert found["n_items"] == 100
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("k", [0, 7])
+def test_profile(handmade: HandmadeModel, model: Model, threads: int, k: int) -> None:
+    batch = Batch(handmade, [300, 0, 40])
+    session = Session(model, threads=threads, tile=64)
+    found = json.loads(session.profile(**batch.arguments, k=k, repeats=5))
+    assert {name: found[name] for name in ("repeats", "requests", "candidates", "k", "threads", "precision")} == {
+        "repeats": 5,
+        "requests": 3,
+        "candidates": 340,
+        "k": k,
+        "threads": threads,
+        "precision": "fp32",
+    }
+    phases = found["phases"]
+    assert list(phases) == ["checks", "lookup", "request", "candidates", "fusion", "top_k"]
+    assert (phases["top_k"] > 0) == (k > 0)
+    explained = {(s["name"], s["op"]): s for s in json.loads(model.explain())["steps"]}
+    rows = {"request": 5 * 3, "candidate": 5 * 340}
+    tiles = {"request": 5, "candidate": 5 * (5 + 1)}
+    for step in found["steps"]:
+        assert step["rows"] == rows[step["domain"]]
+        assert step["calls"] == tiles[step["domain"]]
+        assert step["flops"] == step["rows"] * explained[step["name"], step["op"]]["flops"]
+    for phase, domain in (("request", "request"), ("candidates", "candidate")):
+        assert 0 < sum(s["nanoseconds"] for s in found["steps"] if s["domain"] == domain) <= phases[phase]
+    if threads == 1:
+        assert sum(phases.values()) <= found["nanoseconds"]
+    # The steps that a task needs, each once; and afterwards the session is as it was.
+    needed = [s["name"] for s in json.loads(model.explain())["steps"] if s["for_tasks"] and s["domain"] != "item"]
+    assert [s["name"] for s in found["steps"]] == needed
+    scores, _ = session.score(**batch.arguments)
+    assert scores.tobytes() == Session(model).score(**batch.arguments)[0].tobytes()
+    with pytest.raises(ValueError, match="repeats is 0"):
+        session.profile(**batch.arguments, repeats=0)
 
 
 def test_one_session_is_of_one_thread(handmade: HandmadeModel, model: Model) -> None:

@@ -197,13 +197,26 @@ void Catalogue::read_keys(int64_t* keys) const {
   for (uint32_t row = 0; row < n_items_; ++row) keys[row] = inputs_.keys[slot(row)];
 }
 
-void Catalogue::read(const Port& port, float* values) const {
-  if (n_items_ == 0) return;
+void Catalogue::read(const Port& port, float* values) const { read_slots(port, slots(0), n_items_, values); }
+
+void Catalogue::read(const Port& port, const int64_t* keys, uint64_t n, float* values) const {
+  std::vector<uint32_t> slots(n);
+  if (index_.find(keys, n, slots.data()) > 0) {
+    const auto first = std::find(slots.begin(), slots.end(), kNoSlot) - slots.begin();
+    fail(FMTR_ERROR_SCHEMA, "item ", keys[first], " (number ", first, ") is not in the catalogue of ", n_items_,
+         " items");
+  }
+  read_slots(port, slots.data(), n, values);
+}
+
+// `slots` NULL: the first n.
+void Catalogue::read_slots(const Port& port, const uint32_t* slots, uint64_t n, float* values) const {
+  if (n == 0) return;
   Context context;
   bind(context);
-  context.gather = slots(0);
+  context.gather = slots;
   const Program& program = store_->program();
-  program.kernels().copy(n_items_, port.width, program.rows(port, Domain::candidate, context), {values, port.width});
+  program.kernels().copy(n, port.width, program.rows(port, Domain::candidate, context), {values, port.width});
 }
 
 }  // namespace fastmtr

@@ -47,12 +47,15 @@ class Catalogue {
   // Of every item, in row order.
   void read_keys(int64_t* keys) const;
   void read(const Port& port, float* values) const;
+  // Of n items.
+  void read(const Port& port, const int64_t* keys, uint64_t n, float* values) const;
 
   // Before readers can see it. The slots that it has no more go with `previous` (NULL: it is the first).
   void publish(uint64_t version, Catalogue* previous) noexcept;
 
  private:
   explicit Catalogue(std::shared_ptr<ItemStore> store);
+  void read_slots(const Port& port, const uint32_t* slots, uint64_t n, float* values) const;
   void index_keys();
   void index_keys(const KeyIndex& before, const int64_t* keys, const uint32_t* slots, uint64_t n);
   void forget_plain_order();

@@ -1,5 +1,6 @@
 #include "core/model.h"
 
+#include "core/costs.h"
 #include "core/json.h"
 #include "core/manifest.h"
 #include "core/mapped_file.h"
@@ -86,16 +87,27 @@ void Model::read_keys(int64_t* keys, uint64_t capacity) const {
   });
 }
 
-void Model::read_item_output(const std::string& name, float* values, uint64_t capacity) const {
+void Model::read_item_output(const std::string& name, const int64_t* keys, uint64_t n, float* values,
+                             uint64_t capacity) const {
   const Operand& operand = plan_.output(name, Role::item).operand;
   read([&](const Catalogue* catalogue) {
     if (catalogue == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
-    const uint64_t needed = catalogue->n_items() * operand.width;
+    const uint64_t needed = (keys == nullptr ? catalogue->n_items() : n) * operand.width;
     if (capacity < needed)
       fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
     if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
-    catalogue->read(program_->port(operand), values);
+    const Port port = program_->port(operand);
+    if (keys == nullptr)
+      catalogue->read(port, values);
+    else
+      catalogue->read(port, keys, n, values);
   });
+}
+
+std::string Model::explain() const {
+  const uint64_t n_items =
+      read([](const Catalogue* catalogue) { return catalogue == nullptr ? 0 : uint64_t{catalogue->n_items()}; });
+  return explain_json(*program_, n_items);
 }
 
 std::string Model::describe() const {

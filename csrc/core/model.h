@@ -42,9 +42,12 @@ class Model {
     return body(snapshot.get());
   }
   void read_keys(int64_t* keys, uint64_t capacity) const;
-  void read_item_output(const std::string& name, float* values, uint64_t capacity) const;
+  // `keys` NULL: of all items; else of n.
+  void read_item_output(const std::string& name, const int64_t* keys, uint64_t n, float* values,
+                        uint64_t capacity) const;
 
   std::string describe() const;
+  std::string explain() const;
 
  private:
   struct Files;

@@ -284,7 +284,17 @@ void Program::run(Domain domain, size_t rows, const Context& context) const {
 }
 
 void Program::run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const {
-  for (const uint32_t i : only) run_step(steps_[i], domain, rows, context);
+  if (context.profile == nullptr) {
+    for (const uint32_t i : only) run_step(steps_[i], domain, rows, context);
+    return;
+  }
+  for (const uint32_t i : only) {
+    Profile::Times& times = context.profile->steps[i];
+    const Stopwatch watch(&times.nanoseconds);
+    run_step(steps_[i], domain, rows, context);
+    ++times.calls;
+    times.rows += rows;
+  }
 }
 
 AffineArgs Program::affine_args(const Step& step, Domain domain, size_t n, const Context& context,

@@ -11,6 +11,7 @@
 #include "backend.h"
 #include "core/arena.h"
 #include "core/plan.h"
+#include "core/profile.h"
 
 namespace fastmtr {
 
@@ -71,8 +72,9 @@ struct Context {
   size_t item_row = 0;               // item phase, or candidates that are consecutive items
   const uint32_t* gather = nullptr;  // candidates: their item rows; NULL: item_row and those after it
   size_t candidate_row = 0;
-  bool exact = false;       // candidates in fp32, whatever the program's precision
-  Rows* scratch = nullptr;  // Program::max_inputs of them
+  bool exact = false;          // candidates in fp32, whatever the program's precision
+  Rows* scratch = nullptr;     // Program::max_inputs of them
+  Profile* profile = nullptr;  // NULL: no clock is read
 };
 
 class Program {
@@ -105,6 +107,8 @@ class Program {
   std::vector<std::string> int8_steps() const;  // their names
   bool reads_items() const { return reads_items_; }
   const Kernels& kernels() const { return kernels_; }
+  const Plan& plan() const { return plan_; }
+  bool runs_in_int8(size_t step) const { return steps_[step].packed_int8 != nullptr; }
 
  private:
   void lay_out(const std::vector<bool>& needed);

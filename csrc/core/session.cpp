@@ -60,6 +60,7 @@ void Session::check_requests(const fmtr_batch& batch) const {
 
 Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue) {
   if (tasks_.empty()) fail(FMTR_ERROR_ARGUMENT, "the model has no task output, so there is nothing to score");
+  const Stopwatch watch(workers_[0].profile, Phase::checks);
   const uint64_t version = catalogue == nullptr ? 0 : catalogue->version();
   if (batch.catalogue_version != 0 && batch.catalogue_version != version)
     fail(FMTR_ERROR_STALE, "the catalogue is version ", version, ", the call expects version ", batch.catalogue_version,
@@ -102,7 +103,11 @@ Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue
     return call;  // nothing is known of items, and nothing needs to be
   }
   slots_.reserve(call.total);
-  const uint64_t missing = catalogue->index().find(batch.items, call.total, slots_.data());
+  uint64_t missing = 0;
+  {
+    const Stopwatch lookup(workers_[0].profile, Phase::lookup);
+    missing = catalogue->index().find(batch.items, call.total, slots_.data());
+  }
   call.slots = slots_.data();
   call.unknown = missing > 0;
   if (missing > 0 && batch.unknown_items != FMTR_UNKNOWN_SKIP) {
@@ -169,6 +174,7 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
     context.tile_rows = n;
     context.scratch = worker.scratch.data();
     context.exact = wanted.exact;
+    context.profile = worker.profile;
     context.candidate_row = at;
     context.item_row = first;
     context.gather = call.whole_catalogue ? call.catalogue->slots(first) : slots;
@@ -178,7 +184,11 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
       for (uint64_t i = 0; i < n; ++i) worker.gather[i] = slots[i] == kNoSlot ? stand_in : slots[i];
       context.gather = worker.gather.data();
     }
-    program.run(Domain::candidate, n, context);
+    {
+      const Stopwatch watch(worker.profile, Phase::candidates);
+      program.run(Domain::candidate, n, context);
+    }
+    const Stopwatch watch(worker.profile, Phase::fusion);
     for (size_t t = 0; t < n_tasks; ++t) {
       const Rows from = program.rows(tasks_[t], Domain::candidate, context);
       for (uint64_t i = 0; i < n; ++i) scores[i * n_tasks + t] = from.data[i * from.stride];
@@ -221,7 +231,11 @@ void Session::for_each_request(const Call& call, const Each& each) {
     shared.request_tile_rows = end - begin;
     shared.request_row = begin;
     shared.scratch = owner.scratch.data();
-    program.run(Domain::request, end - begin, shared);
+    shared.profile = owner.profile;
+    {
+      const Stopwatch watch(owner.profile, Phase::request);
+      program.run(Domain::request, end - begin, shared);
+    }
     for (uint64_t r = begin; r < end; ++r) {
       shared.request_row = r;
       shared.request_tile_row = r - begin;
@@ -250,7 +264,10 @@ void Session::for_each_request(const Call& call, const Each& each) {
 void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
   const InUse mine(in_use_);
   const CatalogueVersions::Snapshot snapshot(reader_);
-  const Call call = check(batch, snapshot.get());
+  score(check(batch, snapshot.get()), scores, fused);
+}
+
+void Session::score(const Call& call, float* scores, float* fused) {
   if (call.total == 0) return;
   for_each_request(call, [&](uint64_t r, Worker&, const auto& score) {
     const uint64_t at = call.begin(r);
@@ -296,14 +313,19 @@ void Session::rank(const fmtr_batch& batch, const RankResult& result) {
   const CatalogueVersions::Snapshot snapshot(reader_);
   const Call call = check(batch, snapshot.get());
   check_result(batch, result);
+  rank(call, result);
+}
+
+void Session::rank(const Call& call, const RankResult& result) {
   if (result.k == 0) {
-    std::fill_n(result.counts, batch.n_requests, uint64_t{0});
+    std::fill_n(result.counts, call.batch->n_requests, uint64_t{0});
     return;
   }
   reserve(call, result);
   for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
     float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
     score({call.count(r), nullptr, false, scores, worker.fused.data()});
+    const Stopwatch watch(worker.profile, Phase::top_k);
     const uint64_t n = call.count(r);
     const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + call.begin(r);
     const uint64_t count = top_k(worker.fused.data(), n, slots, std::min(result.k, n), worker.best.data());
@@ -363,6 +385,48 @@ void Session::write_list(uint64_t request, const RankResult& result, const uint6
     if (result.scores == nullptr) continue;
     for (size_t t = 0; t < n_tasks; ++t) result.scores[at * n_tasks + t] = listed ? scores[from * n_tasks + t] : kNaN;
   }
+}
+
+std::string Session::profile(const fmtr_batch& batch, uint64_t k, uint64_t repeats) {
+  const InUse mine(in_use_);
+  const CatalogueVersions::Snapshot snapshot(reader_);
+  const auto run = [&](const Call& call, auto& memory) {
+    if (k == 0) return score(call, memory.scores.data(), memory.fused.data());
+    rank(call, {k, memory.positions.data(), memory.fused.data(), memory.scores.data(), memory.counts.data()});
+  };
+  struct {
+    Aligned<float> scores, fused;
+    Aligned<uint64_t> positions, counts;
+  } memory;
+  const Call call = check(batch, snapshot.get());
+  if (k > call.most) k = call.most;  // beyond there are only empty places
+  const uint64_t rows = k == 0 ? call.total : batch.n_requests * k;
+  memory.scores = Aligned<float>(rows * tasks_.size());
+  memory.fused = Aligned<float>(rows);
+  memory.positions = Aligned<uint64_t>(rows);
+  memory.counts = Aligned<uint64_t>(batch.n_requests);
+  run(call, memory);
+
+  std::vector<Profile> profiles(workers_.size(), Profile(model_->plan().steps.size()));
+  const struct Watched {
+    std::vector<Worker>& workers;
+    Watched(std::vector<Worker>& workers, std::vector<Profile>& profiles) : workers(workers) {
+      for (size_t w = 0; w < workers.size(); ++w) workers[w].profile = &profiles[w];
+    }
+    ~Watched() {
+      for (Worker& worker : workers) worker.profile = nullptr;
+    }
+  } watched(workers_, profiles);
+  uint64_t nanoseconds = 0;
+  for (uint64_t i = 0; i < repeats; ++i) {
+    const Stopwatch watch(&nanoseconds);
+    run(check(batch, snapshot.get()), memory);
+  }
+  for (size_t w = 1; w < profiles.size(); ++w) profiles[0].add(profiles[w]);
+  uint64_t* phases = profiles[0].phases;
+  phases[static_cast<int>(Phase::checks)] -= phases[static_cast<int>(Phase::lookup)];  // measured within them
+  return profile_json(profiles[0], {repeats, batch.n_requests, call.total, k, workers_.size(), nanoseconds},
+                      model_->program());
 }
 
 void Session::request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity) {

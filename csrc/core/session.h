@@ -12,6 +12,7 @@
 #include "core/arena.h"
 #include "core/certified.h"
 #include "core/model.h"
+#include "core/profile.h"
 #include "core/thread_pool.h"
 
 namespace fastmtr {
@@ -43,6 +44,8 @@ class Session {
   // Of each candidate's fused score from that in fp32, in the measure of core/certified.h.
   void errors(const fmtr_batch& batch, float* errors);
   void request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity);
+  // Where the time of rank() goes, or with k = 0 of score(): once untimed, then `repeats` times. JSON text.
+  std::string profile(const fmtr_batch& batch, uint64_t k, uint64_t repeats);
 
  private:
   struct Worker {
@@ -53,6 +56,7 @@ class Session {
     Aligned<uint64_t> best;
     Aligned<Rows> scratch;
     CertifiedTopK certified;
+    Profile* profile = nullptr;  // NULL but in profile()
   };
 
   // Candidates of a request to score, and where the results go; each may be NULL.
@@ -83,6 +87,8 @@ class Session {
   void check_result(const fmtr_batch& batch, const RankResult& result) const;
   void reserve(const Call& call, const RankResult& result);
   Context context(const Call& call, Worker& worker) const;
+  void score(const Call& call, float* scores, float* fused);
+  void rank(const Call& call, const RankResult& result);
 
   bool by_request(const Call& call) const;
   size_t workers_used(const Call& call) const;

@@ -80,6 +80,10 @@ FMTR_API void fmtr_model_free(fmtr_model* model); /* NULL is fine; its sessions 
 /* JSON text: inputs with their packed columns, widths a domain, tasks, outputs, fusion, isa, memory in bytes. */
 FMTR_API fmtr_status fmtr_model_describe(const fmtr_model* model, char** json);
 
+/* JSON text: each step of the plan with its operator, domain, precision, and for one row of its domain FLOPs and bytes: read
+ * from rows of tables, of weights (read once a tile of rows), kept for each item; FLOPs of the tasks' scores a domain. */
+FMTR_API fmtr_status fmtr_model_explain(const fmtr_model* model, char** json);
+
 /* Columns of the packed matrix of that domain and kind. */
 FMTR_API uint64_t fmtr_model_width(const fmtr_model* model, fmtr_domain domain, fmtr_kind kind);
 FMTR_API uint64_t fmtr_model_n_tasks(const fmtr_model* model);
@@ -113,6 +117,10 @@ FMTR_API fmtr_status fmtr_model_keys(const fmtr_model* model, int64_t* keys, uin
 
 /* An item-domain output (say "item_vector") for the whole catalogue, in row order: values[n_items, width]. */
 FMTR_API fmtr_status fmtr_model_item_output(const fmtr_model* model, const char* name, float* values, uint64_t capacity);
+
+/* The same of n items by their keys, each of which must be there: values[n, width]. */
+FMTR_API fmtr_status fmtr_model_item_output_of(const fmtr_model* model, const char* name, const int64_t* keys, uint64_t n,
+                                               float* values, uint64_t capacity);
 
 /* ---- session ------------------------------------------------------------------------------------------------------ */
 
@@ -168,6 +176,12 @@ FMTR_API fmtr_status fmtr_rank_certified(fmtr_session* session, const fmtr_batch
 /* errors [total]: of each candidate's fused score at the model's precision from that in fp32, absolute or of logarithms as
  * fmtr_rank_certified has them. */
 FMTR_API fmtr_status fmtr_precision_errors(fmtr_session* session, const fmtr_batch* batch, float* errors);
+
+/* Where the time of fmtr_rank(k), or with k = 0 of fmtr_score, goes: runs the batch once, then `repeats` times with a clock read
+ * around each step of the plan. JSON text: nanoseconds in all, by phase (checks, lookup of keys, request part, candidate
+ * part, fusion, top_k), and for each step calls, rows, FLOPs and nanoseconds; sums over repeats and threads. Other calls read
+ * no clock. */
+FMTR_API fmtr_status fmtr_profile(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t repeats, char** json);
 
 /* A request-domain output (say "user_vector") for R requests: values[R, width]. items, offsets and candidates are not read. */
 FMTR_API fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,

@@ -70,6 +70,12 @@ class Model {
     check(fmtr_model_describe(model_, &json));
     return take_text(json);
   }
+  std::string explain() const {
+    char* json = nullptr;
+    check(fmtr_model_explain(model_, &json));
+    return take_text(json);
+  }
+
   // The catalogue: each change makes a new version, which sessions see at their next call.
   void set_catalogue(const std::vector<int64_t>& keys, const std::vector<int32_t>& ids,
                      const std::vector<float>& dense) {
@@ -96,6 +102,13 @@ class Model {
   std::vector<float> item_output(const std::string& name, uint64_t width) const {
     return of_one_version<float>(
         width, [&](float* values, uint64_t n) { return fmtr_model_item_output(model_, name.c_str(), values, n); });
+  }
+
+  // [keys, width], of these items.
+  std::vector<float> item_output(const std::string& name, uint64_t width, const std::vector<int64_t>& keys) const {
+    std::vector<float> values(keys.size() * width);
+    check(fmtr_model_item_output_of(model_, name.c_str(), keys.data(), keys.size(), values.data(), values.size()));
+    return values;
   }
 
  private:
@@ -128,6 +141,7 @@ struct Batch {
   std::vector<float> request_dense, candidate_dense;
   std::vector<uint64_t> offsets{0};
   std::vector<int64_t> items;
+  bool whole_catalogue = false;  // every request scores all items, in row order; add_request({}) for each
   bool skip_unknown = false;
   std::optional<std::vector<float>> fusion_weights;  // one for each fused task
   uint64_t catalogue_version = 0;                    // that the catalogue must have; 0: any
@@ -176,17 +190,17 @@ class Session {
   fmtr_session* get() const noexcept { return session_; }
 
   Scores score(const Batch& batch) {
-    const fmtr_batch c = view(batch);
+    const auto [c, candidates] = view(batch);
     Scores out;
     out.n_tasks = fmtr_model_n_tasks(model_);
-    out.scores.resize(batch.items.size() * out.n_tasks);
-    out.fused.resize(batch.items.size());
+    out.fused.resize(candidates);
+    out.scores.resize(out.fused.size() * out.n_tasks);
     check(fmtr_score(session_, &c, out.scores.data(), out.fused.data()));
     return out;
   }
 
   Ranking rank(const Batch& batch, uint64_t k) {
-    const fmtr_batch c = view(batch);
+    const fmtr_batch c = view(batch).c;
     Ranking out;
     make_room(out, c, k);
     check(fmtr_rank(session_, &c, k, out.positions.data(), out.fused.data(), out.scores.data(), out.counts.data()));
@@ -195,7 +209,7 @@ class Session {
 
   // The list of fp32 at any precision of the model: see fmtr_rank_certified.
   CertifiedRanking rank_certified(const Batch& batch, uint64_t k, float width, float safety = 0) {
-    const fmtr_batch c = view(batch);
+    const fmtr_batch c = view(batch).c;
     const fmtr_certify_options options{sizeof(fmtr_certify_options), width, safety};
     CertifiedRanking out;
     make_room(out, c, k);
@@ -207,13 +221,34 @@ class Session {
 
   // Of each candidate's fused score from that in fp32.
   std::vector<float> precision_errors(const Batch& batch) {
-    const fmtr_batch c = view(batch);
-    std::vector<float> errors(batch.items.size());
+    const auto [c, candidates] = view(batch);
+    std::vector<float> errors(candidates);
     check(fmtr_precision_errors(session_, &c, errors.data()));
     return errors;
   }
 
+  // A request-domain output, [requests, width]; its width is in Model::describe().
+  std::vector<float> request_output(const Batch& batch, const std::string& name, uint64_t width) {
+    const fmtr_batch c = view(batch).c;
+    std::vector<float> values(c.n_requests * width);
+    check(fmtr_request_output(session_, &c, name.c_str(), values.data(), values.size()));
+    return values;
+  }
+
+  // Where the time of rank(), or with k = 0 of score(), goes: JSON text.
+  std::string profile(const Batch& batch, uint64_t k, uint64_t repeats = 10) {
+    const fmtr_batch c = view(batch).c;
+    char* json = nullptr;
+    check(fmtr_profile(session_, &c, k, repeats, &json));
+    return take_text(json);
+  }
+
  private:
+  struct View {
+    fmtr_batch c;
+    uint64_t candidates;  // of all requests
+  };
+
   void make_room(Ranking& out, const fmtr_batch& c, uint64_t k) const {
     out.k = k;
     out.n_tasks = fmtr_model_n_tasks(model_);
@@ -223,7 +258,7 @@ class Session {
     out.counts.resize(c.n_requests);
   }
 
-  fmtr_batch view(const Batch& batch) const {
+  View view(const Batch& batch) const {
     const uint64_t requests = batch.offsets.empty() ? 0 : batch.offsets.size() - 1;
     const auto rows = [&](size_t size, uint64_t n, fmtr_domain domain, fmtr_kind kind, const char* name) {
       if (size != n * fmtr_model_width(model_, domain, kind))
@@ -233,8 +268,18 @@ class Session {
     };
     rows(batch.request_ids.size(), requests, FMTR_REQUEST, FMTR_IDS, "request_ids");
     rows(batch.request_dense.size(), requests, FMTR_REQUEST, FMTR_DENSE, "request_dense");
-    rows(batch.candidate_ids.size(), batch.items.size(), FMTR_CANDIDATE, FMTR_IDS, "candidate_ids");
-    rows(batch.candidate_dense.size(), batch.items.size(), FMTR_CANDIDATE, FMTR_DENSE, "candidate_dense");
+    uint64_t candidates = batch.items.size(), version = batch.catalogue_version;
+    if (batch.whole_catalogue) {
+      // The size of the answer is that of one version, so the call has to insist on it.
+      uint64_t now;
+      do {
+        now = fmtr_model_catalogue_version(model_);
+        candidates = requests * fmtr_model_n_items(model_);
+      } while (now != fmtr_model_catalogue_version(model_));
+      if (version == 0) version = now;
+    }
+    rows(batch.candidate_ids.size(), candidates, FMTR_CANDIDATE, FMTR_IDS, "candidate_ids");
+    rows(batch.candidate_dense.size(), candidates, FMTR_CANDIDATE, FMTR_DENSE, "candidate_dense");
     if (requests > 0 && batch.offsets.back() != batch.items.size())
       throw Exception(FMTR_ERROR_ARGUMENT, "offsets must end with the number of items");
     static const int64_t nothing = 0;  // NULL would mean the whole catalogue
@@ -244,13 +289,13 @@ class Session {
     c.request_ids = batch.request_ids.data();
     c.request_dense = batch.request_dense.data();
     c.offsets = batch.offsets.data();
-    c.items = batch.items.empty() ? &nothing : batch.items.data();
+    c.items = batch.whole_catalogue ? nullptr : batch.items.empty() ? &nothing : batch.items.data();
     c.candidate_ids = batch.candidate_ids.data();
     c.candidate_dense = batch.candidate_dense.data();
     c.unknown_items = batch.skip_unknown ? FMTR_UNKNOWN_SKIP : FMTR_UNKNOWN_ERROR;
     c.fusion_weights = batch.fusion_weights ? batch.fusion_weights->data() : nullptr;
-    c.catalogue_version = batch.catalogue_version;
-    return c;
+    c.catalogue_version = version;
+    return {c, candidates};
   }
 
   fmtr_model* model_ = nullptr;

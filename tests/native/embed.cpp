@@ -71,6 +71,21 @@ int main(int argc, char** argv) {
   batch.catalogue_version = 1;
   report([&] { session.score(batch); });
 
+  batch.catalogue_version = 0;
+  const std::string plan = model.explain(), times = session.profile(batch, 2, 3);
+  std::printf("explained %d, profiled %d\n", plan.find("\"flops\"") != std::string::npos,
+              times.find("\"repeats\": 3, \"requests\": 2, \"candidates\": 5, \"k\": 2") != std::string::npos);
+  fastmtr::Batch whole;
+  whole.whole_catalogue = true;
+  whole.request_ids.assign(batch.request_ids.begin(), batch.request_ids.begin() + 7);
+  whole.request_dense.assign(batch.request_dense.begin(), batch.request_dense.begin() + 3);
+  whole.add_request({});
+  whole.candidate_ids.resize(model.n_items());
+  whole.candidate_dense.resize(model.n_items());
+  std::printf("%d scores of the whole catalogue, %d numbers of a user\n",
+              static_cast<int>(session.score(whole).fused.size()),
+              static_cast<int>(session.request_output(whole, "user_vector", 4).size()));
+
   fastmtr::Batch nothing;  // no candidates must not mean the whole catalogue
   nothing.request_ids.resize(7);
   nothing.request_dense.resize(3);

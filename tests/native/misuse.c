@@ -69,6 +69,14 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_model_item_output(model, "item_vector", NULL, 400), "values is NULL");
   FINE(fmtr_model_item_output(model, "item_vector", values, 400));
 
+  REFUSED(fmtr_model_item_output_of(model, "item_vector", NULL, 1, values, 4), "keys is NULL");
+  REFUSED(fmtr_model_item_output_of(model, NULL, keys, 1, values, 4), "name is NULL");
+  REFUSED(fmtr_model_item_output_of(model, "item_vector", keys, 2, values, 7), "room for 7 numbers, 8 are needed");
+  FINE(fmtr_model_item_output_of(model, "item_vector", keys, 2, values, 8));
+  FINE(fmtr_model_item_output_of(model, "item_vector", NULL, 0, NULL, 0));
+  expect(fmtr_model_item_output_of(model, "item_vector", wanted, 2, values, 8), FMTR_ERROR_SCHEMA,
+         "item 424242 (number 0) is not in the catalogue of 100 items", __LINE__);
+
   REFUSED(fmtr_session_create(NULL, NULL, &session), "model is NULL");
   REFUSED(fmtr_session_create(model, NULL, NULL), "session is NULL");
   newer.known.struct_size = sizeof newer;
@@ -118,6 +126,16 @@ int main(int argc, char** argv) {
           "values has room for 3 numbers, 1 times 4 are needed");
   REFUSED(fmtr_request_output(session, &batch, NULL, values, 4), "name is NULL");
   FINE(fmtr_request_output(session, &batch, "user_vector", values, 4));
+
+  REFUSED(fmtr_model_explain(NULL, &json), "model is NULL");
+  REFUSED(fmtr_model_explain(model, NULL), "json is NULL");
+  REFUSED(fmtr_profile(NULL, &batch, 0, 1, &json), "session is NULL");
+  REFUSED(fmtr_profile(session, NULL, 0, 1, &json), "batch is NULL");
+  REFUSED(fmtr_profile(session, &batch, 0, 1, NULL), "json is NULL");
+  REFUSED(fmtr_profile(session, &batch, 0, 0, &json), "repeats is 0, expected at least 1");
+  FINE(fmtr_profile(session, &batch, UINT64_MAX, 2, &json));
+  if (json == NULL || strstr(json, "\"k\": 1") == NULL) ++failed;
+  fmtr_string_free(json);
 
   REFUSED(fmtr_model_set_catalogue(model, NULL), "data is NULL");
   REFUSED(fmtr_model_set_catalogue(model, &data), "keys is NULL, but n_items is 1");

@@ -114,7 +114,7 @@ struct View {
   View(const std::shared_ptr<Model>& model, const Request& request, uint64_t n_items)
       : keys(n_items), part(n_items * 132) {
     model->read_keys(keys.data(), n_items);
-    model->read_item_output("part", part.data(), part.size());
+    model->read_item_output("part", nullptr, 0, part.data(), part.size());
     Session session(model, 1, 0);
     whole = request.whole(session, n_items, version_of(*model));
     by_key = request.by_key(session);
@@ -167,7 +167,7 @@ void test_changes(TemporaryBundle& bundle) {
 void test_old_versions_live(TemporaryBundle& bundle) {
   const auto model = std::make_shared<Model>(bundle.path(), nullptr, false, Precision::fp32), fresh = load(bundle);
   std::vector<float> before(TemporaryBundle::kItems * 132), again(before.size());
-  model->read_item_output("part", before.data(), before.size());
+  model->read_item_output("part", nullptr, 0, before.data(), before.size());
   Items items;
   {
     CatalogueVersions::Reader reader(model->catalogues());

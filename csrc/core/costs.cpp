@@ -1,0 +1,115 @@
+#include "core/costs.h"
+
+#include "core/json.h"
+#include "core/program.h"
+#include "core/status.h"
+
+namespace fastmtr {
+
+namespace {
+
+constexpr uint64_t kTranscendental = 12;  // FLOPs of an exponential and its kin
+
+uint64_t activation_flops(Activation fn) {
+  switch (fn) {
+    case Activation::none:
+      return 0;
+    case Activation::relu:
+      return 1;
+    case Activation::leaky_relu:
+    case Activation::prelu:
+      return 2;
+    default:
+      return kTranscendental;
+  }
+}
+
+// Of the dense weights, which are read once a tile of rows.
+uint64_t weight_bytes(const PlanStep& step, bool in_int8) {
+  const uint64_t width = step.output.width;
+  uint64_t floats = 0, bytes = 0;
+  if (step.w != nullptr) (in_int8 ? bytes : floats) += step.groups * step.n * step.k;
+  if (in_int8) floats += width;  // a scale a column
+  for (const float* each : {step.b, step.slope, step.scale, step.shift}) floats += each == nullptr ? 0 : width;
+  return floats * sizeof(float) + bytes;
+}
+
+// Read from rows of tables: embeddings, and stored values of the catalogue's items.
+uint64_t table_bytes(const PlanStep& step, const Plan& plan) {
+  uint64_t floats = step.table == nullptr ? 0 : step.inputs[0].width * step.n;
+  if (step.domain == Domain::candidate)
+    for (const Operand& input : step.inputs)
+      if (plan.buffers[input.buffer].domain == Domain::item) floats += input.width;
+  return floats * sizeof(float);
+}
+
+}  // namespace
+
+uint64_t step_flops(const PlanStep& step) {
+  const uint64_t width = step.output.width;
+  switch (step.op) {
+    case Op::affine: {
+      const uint64_t addends = step.inputs.size() - step.has_x;
+      return (step.has_x ? 2 * width * step.k : 0) +
+             width * (addends + (step.b != nullptr) + activation_flops(step.activation));
+    }
+    case Op::activation:
+      return width * activation_flops(step.activation);
+    case Op::softmax:
+      return (kTranscendental + 3) * width;
+    case Op::mixture:
+      return 2 * width * (step.inputs.size() - 1);
+    case Op::binary:
+      return width;
+    case Op::scale_shift:
+      return 2 * width;
+    case Op::reduce:
+      return step.inputs[0].width;
+    case Op::layer_norm:
+      return 7 * width;
+    case Op::l2_normalize:
+      return 3 * width;
+    case Op::dot:
+      return 2 * step.inputs[0].width;
+    case Op::embedding_bag:
+      return step.inputs[0].width * width;
+    case Op::gather:
+    case Op::copy:
+    case Op::embedding:
+      return 0;  // they only move numbers
+  }
+  return 0;
+}
+
+std::string explain_json(const Program& program, uint64_t n_items) {
+  const Plan& plan = program.plan();
+  std::vector<Operand> tasks;
+  for (const uint32_t t : plan.tasks) tasks.push_back(plan.outputs[t].operand);
+  const std::vector<bool> for_tasks = needed_steps(plan, tasks);
+  uint64_t flops[kDomains] = {}, stored = 0;
+  std::string steps;
+  for (size_t i = 0; i < plan.steps.size(); ++i) {
+    const PlanStep& step = plan.steps[i];
+    const bool in_int8 = program.runs_in_int8(i);
+    const Buffer& to = plan.buffers[step.output.buffer];
+    const uint64_t kept = to.domain == Domain::item && to.stored ? step.output.width * sizeof(float) : 0;
+    stored += kept;
+    if (for_tasks[i]) flops[static_cast<int>(step.domain)] += step_flops(step);
+    steps += say(i == 0 ? "" : ", ", "{\"name\": ", json_quote(step.name), ", \"op\": \"", op_name(step.op),
+                 "\", \"domain\": \"", domain_name(step.domain), "\", \"width\": ", step.output.width,
+                 ", \"precision\": \"", in_int8 ? "int8" : "fp32", "\", \"flops\": ", step_flops(step),
+                 ", \"table_bytes\": ", table_bytes(step, plan), ", \"weight_bytes\": ", weight_bytes(step, in_int8),
+                 ", \"stored_bytes\": ", kept, ", \"for_tasks\": ", for_tasks[i] ? "true" : "false", "}");
+  }
+  std::string totals;
+  for (const Domain domain : {Domain::request, Domain::item, Domain::candidate})
+    totals += say(totals.empty() ? "" : ", ", "\"", domain_name(domain), "\": ", flops[static_cast<int>(domain)]);
+  const int item = static_cast<int>(Domain::item);
+  return say("{\"isa\": ", json_quote(program.kernels().isa), ", \"precision\": \"",
+             precision_name(program.precision()), "\", \"n_items\": ", n_items, ", \"flops\": {", totals,
+             "}, \"stored_bytes_an_item\": ", stored,
+             ", \"input_bytes_an_item\": ", (plan.ids_width[item] + plan.dense_width[item]) * sizeof(float),
+             ", \"steps\": [", steps, "]}");
+}
+
+}  // namespace fastmtr
