@@ -1,10 +1,15 @@
 """Finding the items whose vectors are nearest to a user's: Faiss, or exact search in NumPy where it is not installed.
 
 Both vectors come from the same compiled graph that ranks, so they cannot drift apart from it.
+
+When items come, change or go, an index stays as it is for a while: :meth:`Retriever.changed` gives a retriever over the
+same index that passes over the vectors that hold no more, and searches the few new ones exactly. Faiss can neither take
+vectors out of a graph nor change an index that others search.
 """
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from importlib.util import find_spec
@@ -23,6 +28,8 @@ IndexKind = Literal["auto", "exact", "flat", "ivf", "hnsw"]
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
 # Below this many items an exhaustive search costs less than a millisecond, and loses nothing.
 _SMALL = 50_000
+# So many changed vectors, or this share of all, are worth a new index.
+_FEW, _SHARE = 1000, 0.05
 # Faiss asks for so many vectors a centroid, or it warns.
 _VECTORS_A_LIST = 39
 
@@ -85,11 +92,7 @@ class Retriever:
     def __init__(
         self, vectors: NDArray[np.float32], *, config: RetrievalConfig | None = None, threads: int = 1
     ) -> None:
-        if vectors.ndim != 2 or vectors.dtype != np.float32:
-            raise SchemaError(f"vectors must be a float32 matrix [items, dim], found {vectors.dtype} {vectors.shape}")
-        if not np.isfinite(vectors).all():
-            bad = int(np.flatnonzero(~np.isfinite(vectors).all(axis=1))[0])
-            raise SchemaError(f"the vector of item row {bad} is not finite; the model's retrieval head is damaged")
+        _check_vectors(vectors, np.arange(len(vectors)))
         if threads < 1:
             raise ConfigError(f"threads must be at least 1, found {threads}")
         self.config = config if config is not None else RetrievalConfig()
@@ -97,6 +100,9 @@ class Retriever:
         self.n_items, self.dim = vectors.shape
         self.kind = self._choose(self.config.index)
         self._vectors = np.ascontiguousarray(vectors)
+        # Of the indexed vectors: the item's row, -1 where the vector holds no more. None: as they are.
+        self._rows: NDArray[np.int64] | None = None
+        self._new_rows, self._new_vectors = np.empty(0, np.int64), self._vectors[:0]
         self._index: Any = None
         if self.kind != "exact" and self.n_items:
             with _faiss_threads(threads):
@@ -104,6 +110,37 @@ class Retriever:
 
     def __repr__(self) -> str:
         return f"Retriever({self.kind}, {self.n_items} items, dim {self.dim})"
+
+    def changed(self, moved: NDArray[np.int64], rows: NDArray[np.int64], vectors: NDArray[np.float32]) -> Retriever:
+        """The retriever of a catalogue that has changed, over the same index.
+
+        Parameters
+        ----------
+        moved : array of int64, shape (items,)
+            The row that each item has now; -1: it is gone, or has another vector.
+        rows : array of int64, shape (n,)
+            Of the items that are new or have another vector.
+        vectors : array of float32, shape (n, dim)
+            Theirs.
+        """
+        if vectors.shape[1:] != (self.dim,):
+            raise SchemaError(f"the vectors must have {self.dim} columns like the others, found {vectors.shape}")
+        _check_vectors(vectors, rows)
+        next_one = copy.copy(self)  # of what both share, nothing ever changes
+        before = np.arange(len(self._vectors)) if self._rows is None else self._rows
+        next_one._rows = np.full(len(before), -1)
+        next_one._rows[before >= 0] = moved[before[before >= 0]]
+        still = moved[self._new_rows]
+        next_one._new_rows = np.concatenate([still[still >= 0], rows])
+        next_one._new_vectors = np.concatenate([self._new_vectors[still >= 0], vectors])
+        next_one.n_items = int((next_one._rows >= 0).sum()) + len(next_one._new_rows)
+        return next_one
+
+    @property
+    def is_worn(self) -> bool:
+        """So much has changed since the index was made that a new one would be quicker."""
+        gone = 0 if self._rows is None else int((self._rows < 0).sum())
+        return gone + len(self._new_rows) > max(_FEW, _SHARE * len(self._vectors))
 
     def search(
         self, queries: NDArray[np.float32], *, k: int, exclude: Sequence[NDArray[np.int64] | None] | None = None
@@ -159,15 +196,39 @@ class Retriever:
         return rows, scores
 
     def _nearest(self, queries: NDArray[np.float32], reach: int) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        if self._rows is None:
+            return self._indexed(queries, reach, None)
+        alive = self._rows >= 0
+        rows, scores = self._indexed(queries, min(reach, int(alive.sum())), alive)
+        rows = np.where(rows >= 0, self._rows[rows], -1)
+        if len(self._new_rows):
+            rows = np.column_stack([rows, np.broadcast_to(self._new_rows, (len(queries), len(self._new_rows)))])
+            scores = np.column_stack([scores, queries @ self._new_vectors.T])
+        # Best first, ties by lower row, places without a row last.
+        order = np.lexsort((rows, -scores, rows < 0))[:, :reach]
+        return np.take_along_axis(rows, order, axis=1), np.take_along_axis(scores, order, axis=1)
+
+    def _indexed(
+        self, queries: NDArray[np.float32], reach: int, alive: NDArray[np.bool_] | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+        """Search the index, among the vectors that are alive (None: all). Rows are those of the index."""
+        if reach == 0:
+            return np.empty((len(queries), 0), np.int64), np.empty((len(queries), 0), np.float32)
         if self._index is None:
-            return _exact(self._vectors, queries, reach)
+            return _exact(self._vectors, queries, reach, alive)
+        faiss = _faiss()
+        only = {} if alive is None else {"sel": faiss.IDSelectorBitmap(np.packbits(alive, bitorder="little"))}
         if self.kind == "hnsw":
-            params = _faiss().SearchParametersHNSW(efSearch=max(self.config.ef_search, reach))
+            params = faiss.SearchParametersHNSW(efSearch=max(self.config.ef_search, reach), **only)
             extended = np.column_stack([queries, np.zeros(len(queries), np.float32)])
             distances, rows = self._search(extended, reach, params)
             squares = np.einsum("nd,nd->n", queries, queries)
             return rows, (squares[:, None] + np.float32(self._longest) - distances) / 2
-        scores, rows = self._search(queries, reach, None)
+        if self.kind == "ivf":
+            params = faiss.SearchParametersIVF(nprobe=self._index.nprobe, **only)
+        else:
+            params = faiss.SearchParameters(**only)
+        scores, rows = self._search(queries, reach, params)
         return rows, scores
 
     def _search(self, queries: NDArray[np.float32], reach: int, params: Any) -> tuple[Any, Any]:
@@ -232,11 +293,21 @@ def _faiss_threads(threads: int) -> Iterator[None]:
         faiss.omp_set_num_threads(before)
 
 
+def _check_vectors(vectors: NDArray[np.float32], rows: NDArray[np.int64]) -> None:
+    if vectors.ndim != 2 or vectors.dtype != np.float32:
+        raise SchemaError(f"vectors must be a float32 matrix [items, dim], found {vectors.dtype} {vectors.shape}")
+    if not np.isfinite(vectors).all():
+        bad = int(rows[~np.isfinite(vectors).all(axis=1)][0])
+        raise SchemaError(f"the vector of item row {bad} is not finite; the model's retrieval head is damaged")
+
+
 def _exact(
-    vectors: NDArray[np.float32], queries: NDArray[np.float32], reach: int
+    vectors: NDArray[np.float32], queries: NDArray[np.float32], reach: int, alive: NDArray[np.bool_] | None
 ) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-    """The `reach` greatest inner products, ties by lower row."""
+    """The `reach` greatest inner products of the vectors that are alive (None: all), ties by lower row."""
     products = queries @ vectors.T
+    if alive is not None:
+        products[:, ~alive] = -np.inf
     if reach < products.shape[1]:
         # The reach-th greatest value and all above it; a tie at the border goes to the lower row.
         border = -np.partition(-products, reach - 1, axis=1)[:, reach - 1 : reach]

@@ -68,6 +68,43 @@ def test_no_items_and_no_queries(vectors, kind):
     assert rows.shape == scores.shape == (0, 3)
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_follows_a_catalogue_that_changes(vectors, kind):
+    """As if it had been made of the items that there are now, whatever was changed before."""
+    rng = np.random.default_rng(3)
+    queries = rng.normal(size=(4, 8)).astype(np.float32)
+    first = retriever = make(vectors, kind)
+    now = vectors
+    for _ in range(8):
+        gone = rng.permutation(len(now))[:20]
+        moved = np.where(np.isin(np.arange(len(now)), gone), -1, np.arange(len(now)))
+        replaced, deleted = gone[:8], gone[8:]
+        left = np.delete(np.arange(len(now)), deleted)
+        place = np.full(len(now), -1)
+        place[left] = np.arange(len(left))
+        moved = np.where(moved >= 0, place, -1)
+        fresh = rng.normal(size=(13, 8)).astype(np.float32)
+        rows = np.concatenate([place[replaced], len(left) + np.arange(5)])
+        now = np.concatenate([now[left], fresh[8:]])
+        now[place[replaced]] = fresh[:8]
+        retriever = retriever.changed(moved, rows, fresh)
+        assert retriever.n_items == len(now)
+        excluded = [rng.permutation(len(now))[:30] for _ in queries]
+        found, scores = retriever.search(queries, k=25, exclude=excluded)
+        assert found.tolist() == [by_hand(now, q, 25, e) for q, e in zip(queries, excluded, strict=True)]
+        np.testing.assert_allclose(scores, np.take_along_axis(queries @ now.T, found, axis=1), atol=1e-5)
+    assert first.search(queries, k=9)[0].tolist() == [by_hand(vectors, q, 9) for q in queries]
+    assert not retriever.is_worn
+    none_left = retriever.changed(np.full(len(now), -1), np.empty(0, np.int64), now[:0])
+    assert none_left.search(queries, k=2)[0].tolist() == [[-1, -1]] * 4
+    many = np.arange(1001)
+    assert none_left.changed(np.empty(0, np.int64), many, np.ones((1001, 8), np.float32)).is_worn
+    with pytest.raises(SchemaError, match="the vector of item row 7 is not finite"):
+        retriever.changed(np.arange(len(now)), np.array([7]), np.full((1, 8), np.nan, np.float32))
+    with pytest.raises(SchemaError, match="must have 8 columns"):
+        retriever.changed(np.arange(len(now)), np.array([7]), np.ones((1, 9), np.float32))
+
+
 def test_exact_breaks_ties_by_row():
     same = np.ones((9, 2), np.float32)
     rows, _ = Retriever(same, config=RetrievalConfig(index="exact")).search(same[:1], k=4)
