@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from functools import cached_property
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import SchemaError
 
-__all__ = ["Keys", "unknown_items_error"]
+__all__ = ["Keys", "UnknownItems", "unknown_items_error"]
+
+UnknownItems: TypeAlias = Literal["error", "skip"]
 
 
 class Keys:
-    """Keys of users or items and their rows. Text keys have a row number in the engine in place of the key."""
+    """Keys of users or items and their rows. Text keys have a number in the engine in place of the key.
+
+    Parameters
+    ----------
+    keys : array of int64, shape (n,)
+        The engine's.
+    names : sequence of str, optional
+        The text keys.
+    """
 
     def __init__(self, keys: NDArray[np.int64], names: Sequence[str] | None) -> None:
         self.keys = keys
         self.names = names
         self.all: NDArray[Any] = keys if names is None else np.array(names, dtype=object)
-        if names is None:
-            self._order = np.argsort(keys, kind="stable")
-            self._sorted = keys[self._order]
-        else:
-            self._by_name = {name: row for row, name in enumerate(names)}
+
+    @cached_property
+    def _order(self) -> NDArray[np.int64]:
+        return np.argsort(self.keys, kind="stable")
+
+    @cached_property
+    def _sorted(self) -> NDArray[np.int64]:
+        return self.keys[self._order]
+
+    @cached_property
+    def _by_name(self) -> dict[str, int]:
+        return {name: row for row, name in enumerate(self.names or ())}
 
     def row(self, key: Any) -> int:
         """The key's row, -1 if there is none."""
@@ -46,8 +64,6 @@ class Keys:
 
     def rows_of_keys(self, keys: NDArray[np.int64]) -> NDArray[np.int64]:
         """The same of the engine's keys."""
-        if self.names is not None:
-            return np.where((keys >= 0) & (keys < len(self.names)), keys, -1)
         if not len(self._sorted):
             return np.full(len(keys), -1, np.int64)
         at = np.minimum(self._sorted.searchsorted(keys), len(self._sorted) - 1)
@@ -72,13 +88,15 @@ class Keys:
         return np.ascontiguousarray(given, np.int64)
 
     def to_engine(self, keys: NDArray[Any], *, skip: bool) -> NDArray[np.int64]:
-        """What the engine knows these keys by."""
+        """What the engine knows these keys by; -1 for text that it does not know."""
         if self.names is None:
             return keys
         rows = self.rows(keys)
         if not skip and (rows < 0).any():
             raise unknown_items_error(sorted(set(keys[rows < 0].tolist())))
-        return rows
+        numbers = np.full(len(rows), -1)
+        numbers[rows >= 0] = self.keys[rows[rows >= 0]]
+        return numbers
 
     def _refuse(self, key: Any) -> int:
         kind = "whole numbers" if self.names is None else "text"

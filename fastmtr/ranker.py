@@ -17,9 +17,10 @@ from fastmtr.bundle import Bundle, open_bundle
 from fastmtr.errors import BackendError, ConfigError, SchemaError
 from fastmtr.fusion import fusion_weights as weights_of
 from fastmtr.graph import Packed
-from fastmtr.keys import Keys, unknown_items_error
+from fastmtr.items import KnownItems, LiveItems
+from fastmtr.keys import UnknownItems, unknown_items_error
 from fastmtr.precision import SAFETY, ErrorWidth, Precision
-from fastmtr.requests import RequestPacker, Requests, is_many
+from fastmtr.requests import RequestPacker, Requests, candidate_inputs, is_many, item_lists, joined
 from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
 
@@ -30,7 +31,6 @@ __all__ = ["Ranker", "Ranking", "Scores", "User", "Users"]
 
 Users: TypeAlias = list[Any] | tuple[Any, ...] | NDArray[Any]
 Items: TypeAlias = ArrayLike | Sequence[ArrayLike] | None
-UnknownItems: TypeAlias = Literal["error", "skip"]
 
 _NO_ROWS = np.empty(0, np.int64)
 _CALIBRATION_USERS, _CALIBRATION_ITEMS = 32, 512
@@ -65,12 +65,12 @@ class Ranker:
         self.tasks: tuple[str, ...] = tuple(described["tasks"])
         self._description: dict[str, Any] = described
         self._fused_tasks: list[str] = list(bundle.plan["fusion"]["tasks"])
-        self._retrieval = retrieval if retrieval is not None else _stored_retrieval(bundle)
         self._sessions = threading.local()
         self._lock = threading.Lock()
-        self._retriever: Retriever | None = None
         self._error_width: ErrorWidth | None = None
-        self._items = Keys(model.keys(), bundle.item_names)
+        self._items = LiveItems(
+            bundle, model, retrieval=_stored_retrieval(bundle) if retrieval is None else retrieval, threads=threads
+        )
         self._packer = RequestPacker(bundle)
 
     @classmethod
@@ -146,12 +146,12 @@ class Ranker:
     @property
     def memory_usage(self) -> dict[str, int]:
         """Bytes, by what they hold, as the engine tells."""
-        return dict(self._description["memory"])
+        return dict(msgspec.json.decode(self._model.describe())["memory"])
 
     @property
     def items(self) -> NDArray[Any]:
         """The catalogue's keys in row order, int64 (or str)."""
-        return self._items.all
+        return self._items.current.keys.all
 
     @property
     def users(self) -> NDArray[Any]:
@@ -161,9 +161,7 @@ class Ranker:
 
     def label(self, item: int | str) -> str:
         """How an item is shown: its label, or its key where the bundle has no labels."""
-        labels = self.bundle.labels
-        row = self._items.row(item)
-        return labels[row] if labels is not None and row >= 0 else str(item)
+        return self._items.current.label(item)
 
     # ---- scoring -----------------------------------------------------------------------------------------------------
 
@@ -227,14 +225,19 @@ class Ranker:
             An unknown item, a feature of the wrong kind, or candidate features that do not fit.
         """
         requests = self._packer.pack(user, context)
-        keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
-        values, fused = self._call(
-            self._session().score, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items
-        )
-        found = []
-        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
-            own = slice(int(offsets[r]), int(offsets[r + 1]))
-            found.append(Scores(one, known, items_of(r), fused[own], values[own], self.tasks, self.label))
+
+        def score(known: KnownItems) -> list[Scores]:
+            keys, offsets, items_of = known.candidates(items, len(requests.users), unknown_items)
+            values, fused = self._call(
+                self._session().score, known, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items
+            )
+            found = []
+            for r, (one, known_user) in enumerate(zip(requests.users, requests.known, strict=True)):
+                own = slice(int(offsets[r]), int(offsets[r + 1]))
+                found.append(Scores(one, known_user, items_of(r), fused[own], values[own], self.tasks, known.label))
+            return found
+
+        found = self._items.of_one_version(score)
         return found if is_many(user) else found[0]
 
     @overload
@@ -301,10 +304,14 @@ class Ranker:
         """
         _check_k(k)
         requests = self._packer.pack(user, context)
-        keys, offsets, items_of = self._candidates(items, len(requests.users), unknown_items)
-        found = self._rank(
-            requests, offsets, keys, items_of, candidates, fusion_weights, unknown_items, k=k, certified=certified
-        )
+
+        def rank(known: KnownItems) -> list[Ranking]:
+            chosen = known.candidates(items, len(requests.users), unknown_items)
+            return self._rank(
+                known, requests, *chosen, candidates, fusion_weights, unknown_items, k=k, certified=certified
+            )
+
+        found = self._items.of_one_version(rank)
         return found if is_many(user) else found[0]
 
     @overload
@@ -379,25 +386,33 @@ class Ranker:
             raise ConfigError(f"retrieve must be at least 1, or None to rank the whole catalogue, found {retrieve}")
         began = perf_counter()
         requests = self._packer.pack(user, context)
-        excluded = self._excluded(exclude, requests)
         packed = perf_counter()
-        rows = self._retrieve(requests.packed, retrieve, excluded)
-        retrieved = perf_counter()
-        flat, offsets = _joined(rows)
-        found = self._rank(
-            requests,
-            offsets,
-            self._items.keys[flat],
-            lambda r: self._items.all[rows[r]],
-            None,
-            fusion_weights,
-            "error",
-            k=k,
-            certified=certified,
-        )
-        if timings is not None:
-            timings["features"], timings["retrieval"] = packed - began, retrieved - packed
-            timings["ranking"] = perf_counter() - retrieved
+
+        def recommend(known: KnownItems) -> list[Ranking]:
+            start = perf_counter()
+            rows = self._retrieve(known, requests.packed, retrieve, self._excluded(known, exclude, requests))
+            retrieved = perf_counter()
+            flat, offsets = joined(rows)
+            keys, all_items = known.keys.keys[flat], known.keys.all
+            found = self._rank(
+                known,
+                requests,
+                keys,
+                offsets,
+                lambda r: all_items[rows[r]],
+                None,
+                fusion_weights,
+                "error",
+                k=k,
+                certified=certified,
+                pinned=True,
+            )
+            if timings is not None:
+                timings["features"], timings["retrieval"] = packed - began, retrieved - start
+                timings["ranking"] = perf_counter() - retrieved
+            return found
+
+        found = self._items.of_one_version(recommend)
         return found if is_many(user) else found[0]
 
     def predict(self, samples: Samples, *, items: NDArray[np.int64]) -> NDArray[np.float32]:
@@ -424,9 +439,49 @@ class Ranker:
             np.ascontiguousarray(samples.request.dense),
             offsets,
             np.ascontiguousarray(items[samples.item_rows]),
-            **_candidate_inputs(samples.candidate),
+            **candidate_inputs(samples.candidate),
         )
         return values[:, [self.tasks.index(task.name) for task in self.schema.tasks]]
+
+    # ---- changes of the catalogue ------------------------------------------------------------------------------------
+
+    def upsert(self, items: Any, *, labels: Sequence[str] | None = None) -> None:
+        """Add items to the catalogue, and replace those whose keys are there, while other threads go on.
+
+        Only what depends on these items is computed. A call that runs meanwhile sees the items as they were before or
+        after, never some of each; so do the retrieval index, labels, and what users have seen. A replaced item keeps
+        its row, new ones come last. The bundle on disk stays as it is.
+
+        Parameters
+        ----------
+        items : table, list of mappings, or Catalogue
+            Raw features with the schema's key column; a feature that comes from the log (past rates) may be left out
+            and then counts as null. A :class:`~fastmtr.bundle.Catalogue` is packed already.
+        labels : sequence of str, optional
+            How the items are shown; None: replaced ones as before, new ones by their key.
+
+        Raises
+        ------
+        SchemaError
+            A key stands twice or is of the wrong kind, a feature is missing or of the wrong kind. Nothing has changed.
+        """
+        self._items.upsert(self._packer.items(items), labels=labels)
+
+    def delete(self, items: ArrayLike, *, unknown_items: UnknownItems = "error") -> int:
+        """Take items out of the catalogue while other threads go on; those after them move up.
+
+        Parameters
+        ----------
+        items : array of keys
+        unknown_items : {"error", "skip"}
+            What a key does that the catalogue does not have.
+
+        Returns
+        -------
+        int
+            How many were taken out.
+        """
+        return self._items.delete(items, unknown_items=unknown_items)
 
     # ---- certified ranking -------------------------------------------------------------------------------------------
 
@@ -471,13 +526,14 @@ class Ranker:
                 "certified ranking relies on measured errors, and this bundle has no users to measure them with: call "
                 "calibrate(users, items) with some requests first"
             )
+        known = self._items.current
         if items is None:
-            pick = np.random.default_rng(0).permutation(self.n_items)[:_CALIBRATION_ITEMS]
-            items = self._items.all[pick]
-        keys, offsets, _ = self._candidates(items, len(requests.users), "error")
+            pick = np.random.default_rng(0).permutation(len(known))[:_CALIBRATION_ITEMS]
+            items = known.keys.all[pick]
+        keys, offsets, _ = known.candidates(items, len(requests.users), "error")
         self._error_width = ErrorWidth.measure(
             lambda weights: self._call(
-                self._session().precision_errors, requests.packed, offsets, keys, candidates, weights, "error"
+                self._session().precision_errors, known, requests.packed, offsets, keys, candidates, weights, "error"
             ),
             tasks=self._fused_tasks,
             safety=safety,
@@ -501,11 +557,8 @@ class Ranker:
         SchemaError
             The model has no retrieval head.
         """
-        if self._retriever is None:
-            with self._lock:
-                if self._retriever is None:
-                    self._retriever = Retriever(self.item_vectors, config=self._retrieval, threads=self.threads)
-        return self._retriever
+        self._need_head()
+        return self._items.of_one_version(self._items.retriever)
 
     @property
     def item_vectors(self) -> NDArray[np.float32]:
@@ -534,26 +587,26 @@ class Ranker:
             )
 
     def _retrieve(
-        self, packed: Packed, retrieve: int | None, excluded: list[NDArray[np.int64]]
+        self, known: KnownItems, packed: Packed, retrieve: int | None, excluded: list[NDArray[np.int64]]
     ) -> list[NDArray[np.int64]]:
         """Catalogue rows for each request."""
         if retrieve is None:
-            every = np.arange(self.n_items)
+            every = np.arange(len(known))
             return [np.setdiff1d(every, rows, assume_unique=False) if len(rows) else every for rows in excluded]
-        found, _ = self.retriever.search(self._vectors(packed), k=retrieve, exclude=excluded)
+        self._need_head()
+        found, _ = self._items.retriever(known).search(self._vectors(packed), k=retrieve, exclude=excluded)
         return [rows[rows >= 0] for rows in found]
 
-    def _excluded(self, exclude: Any, requests: Requests) -> list[NDArray[np.int64]]:
+    def _excluded(self, known: KnownItems, exclude: Any, requests: Requests) -> list[NDArray[np.int64]]:
         if exclude is None:
             return [_NO_ROWS] * len(requests.users)
         if isinstance(exclude, str):
             if exclude != "seen":
                 raise ConfigError(f"exclude must be 'seen', an array of item keys, or None, found {exclude!r}")
-            seen = self.bundle.seen
-            if seen is None:
+            if self.bundle.seen is None:
                 raise SchemaError("this bundle does not know what its users have seen; pass the items' keys as exclude")
-            return [_NO_ROWS if user < 0 else seen.of(user) for user in requests.rows]
-        found = [self._items.rows(each) for each in _lists(exclude, len(requests.users))]
+            return [_NO_ROWS if user < 0 else known.rows_seen(user) for user in requests.rows]
+        found = [known.keys.rows(each) for each in item_lists(exclude, len(requests.users))]
         return [rows[rows >= 0] for rows in found]
 
     # ---- small parts -------------------------------------------------------------------------------------------------
@@ -568,14 +621,18 @@ class Ranker:
     def _call(
         self,
         method: Callable[..., Any],
+        known: KnownItems,
         packed: Packed,
         offsets: NDArray[np.uint64],
         keys: NDArray[np.int64] | None,
         candidates: Mapping[str, ArrayLike] | None,
         fusion_weights: Mapping[str, float] | None,
         unknown_items: UnknownItems,
+        *,
+        pinned: bool = False,
         **options: float,
     ) -> Any:
+        """Call the engine; `pinned`, and for the whole catalogue: only if its items are those that are known."""
         extra = self._packer.candidates(candidates, n=int(offsets[-1]))
         try:
             return method(
@@ -584,23 +641,25 @@ class Ranker:
                 offsets,
                 keys,
                 **options,
-                **_candidate_inputs(extra),
+                **candidate_inputs(extra),
                 skip_unknown=unknown_items == "skip",
+                catalogue_version=known.version if pinned or keys is None else 0,
                 fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
             )
         except SchemaError as error:
             if unknown_items == "skip" or keys is None:
                 raise
-            unknown = np.unique(keys[self._items.rows_of_keys(keys) < 0])
+            unknown = np.unique(keys[known.keys.rows_of_keys(keys) < 0])
             if not len(unknown):
                 raise
             raise unknown_items_error(unknown.tolist()) from error
 
     def _rank(
         self,
+        known: KnownItems,
         requests: Requests,
-        offsets: NDArray[np.uint64],
         keys: NDArray[np.int64] | None,
+        offsets: NDArray[np.uint64],
         items_of: Callable[[int], NDArray[Any]],
         candidates: Mapping[str, ArrayLike] | None,
         fusion_weights: Mapping[str, float] | None,
@@ -608,84 +667,38 @@ class Ranker:
         *,
         k: int,
         certified: bool,
+        pinned: bool = False,
     ) -> list[Ranking]:
-        call = (requests.packed, offsets, keys, candidates, fusion_weights, unknown_items)
+        call = (known, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items)
         rescored: list[int | None] = [None] * len(requests.users)
         if certified:
-            known_errors = self._errors()
+            measured = self._errors()
             positions, fused, values, counts, again = self._call(
                 self._session().rank_certified,
                 *call,
                 k=k,
-                width=known_errors.width(fusion_weights),
-                safety=known_errors.safety,
+                width=measured.width(fusion_weights),
+                safety=measured.safety,
+                pinned=pinned,
             )
             rescored = again.tolist()
         else:
-            positions, fused, values, counts = self._call(self._session().rank, *call, k=k)
+            positions, fused, values, counts = self._call(self._session().rank, *call, k=k, pinned=pinned)
         found = []
-        for r, (one, known) in enumerate(zip(requests.users, requests.known, strict=True)):
+        for r, (one, known_user) in enumerate(zip(requests.users, requests.known, strict=True)):
             n = int(counts[r])
             chosen = items_of(r)[positions[r, :n]]
             found.append(
-                Ranking(one, known, chosen, fused[r, :n], values[r, :n], self.tasks, self.label, rescored=rescored[r])
+                Ranking(
+                    one, known_user, chosen, fused[r, :n], values[r, :n], self.tasks, known.label, rescored=rescored[r]
+                )
             )
         return found
-
-    def _candidates(
-        self, items: Any, n_users: int, unknown_items: UnknownItems
-    ) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64], Callable[[int], NDArray[Any]]]:
-        """Keys for the engine, offsets, and each request's candidates as the caller knows them."""
-        if unknown_items not in ("error", "skip"):
-            raise ConfigError(f"unknown_items must be 'error' or 'skip', found {unknown_items!r}")
-        if items is None:
-            offsets = np.arange(n_users + 1, dtype=np.uint64) * np.uint64(self.n_items)
-            return None, offsets, lambda _: self._items.all
-        plain = isinstance(items, np.ndarray) and items.dtype == np.int64 and items.ndim == 1
-        if plain and n_users == 1 and self._items.names is None:
-            keys = np.ascontiguousarray(items)
-            return keys, np.array([0, len(keys)], np.uint64), lambda _: keys
-        lists = _lists(items, n_users)
-        shown = [self._items.as_keys(each) for each in lists]
-        parts = [self._items.to_engine(each, skip=unknown_items == "skip") for each in shown]
-        return *_joined(parts), lambda r: shown[r]
-
-
-def _candidate_inputs(packed: Packed | None) -> dict[str, Any]:
-    """The engine's arguments; a matrix without columns is None."""
-    names = ("candidate_ids", "candidate_dense")
-    if packed is None:
-        return dict.fromkeys(names)
-    return {n: np.ascontiguousarray(m) if m.shape[1] else None for n, m in zip(names, packed, strict=True)}
-
-
-def _joined(parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """The lists of many requests one after the other, and where each begins."""
-    offsets = np.zeros(len(parts) + 1, np.uint64)
-    np.cumsum([len(part) for part in parts], out=offsets[1:])
-    return (np.concatenate(parts) if parts else _NO_ROWS), offsets
 
 
 def _check_k(k: int) -> None:
     if k < 1:
         raise ConfigError(f"k must be at least 1, found {k}")
-
-
-def _lists(items: Any, n_users: int) -> list[Any]:
-    """One list of items for each user."""
-    if not is_many(items):
-        items = np.asarray(items)
-    if isinstance(items, np.ndarray) and items.ndim == 0:
-        raise SchemaError(f"items must be an array of keys, or one array for each user, found {items[()]!r}")
-    typed = isinstance(items, np.ndarray) and items.dtype != object
-    nested = items.ndim == 2 if typed else any(map(is_many, items))
-    if not nested:
-        return [items] * n_users
-    if len(items) != n_users:
-        raise SchemaError(
-            f"there are {len(items)} lists of items for {n_users} user(s); give one for each, or one array for all"
-        )
-    return list(items)
 
 
 def _stored_retrieval(bundle: Bundle) -> RetrievalConfig:

@@ -1,4 +1,4 @@
-"""Users and raw features on their way to the engine."""
+"""Users, candidates and raw features on their way to the engine."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
-from fastmtr.bundle import Bundle
+from fastmtr.bundle import Bundle, Catalogue
 from fastmtr.errors import SchemaError
 from fastmtr.features import FeaturePipeline
 from fastmtr.graph import Domain, Packed
 from fastmtr.keys import Keys
 from fastmtr.results import User
 
-__all__ = ["RequestPacker", "Requests", "is_many"]
+__all__ = ["RequestPacker", "Requests", "candidate_inputs", "is_many", "item_lists", "joined"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,6 +121,32 @@ class RequestPacker:
             return self._empty("candidate")
         return Packed(np.concatenate([row.ids for row in rows]), np.concatenate([row.dense for row in rows]))
 
+    def items(self, given: Any) -> Catalogue:
+        """Items for the catalogue: a table, a list of mappings of raw features, or a Catalogue, which is packed."""
+        if isinstance(given, Catalogue):
+            ids, dense = np.ascontiguousarray(given.packed.ids), np.ascontiguousarray(given.packed.dense)
+            return given._replace(packed=Packed(ids, dense))
+        pipeline, key = self._need_pipeline(), self.schema.item
+        if isinstance(given, list | tuple):
+            wanted = {key, *(f.name for f in pipeline.features("item") if not f.from_log)}
+            for i, row in enumerate(given):
+                if not isinstance(row, Mapping):
+                    raise SchemaError(f"items[{i}] is a {type(row).__name__}, expected a mapping of raw features")
+                if absent := sorted(wanted - row.keys()):
+                    raise SchemaError(f"items[{i}] has no {absent[0]!r}; give null where a feature is not known")
+            rows = [pipeline.transform_row("item", row) for row in given] or [self._empty("item")]
+            packed = Packed(np.concatenate([r.ids for r in rows]), np.concatenate([r.dense for r in rows]))
+            return Catalogue(np.array([row[key] for row in given], dtype=object), packed)
+        from fastmtr.tables import read_table
+
+        table = read_table(given)
+        if key not in table.column_names:
+            raise SchemaError(f"the table has no column {key!r} for the items' keys; it has {table.column_names}")
+        features = [f for f in pipeline.features("item") if not f.from_log or f.name in table.column_names]
+        blocks = pipeline.transform_blocks(features, table)
+        packed = pipeline.assemble("item", blocks, n_rows=table.num_rows)
+        return Catalogue(np.array(table.column(key).to_pylist(), dtype=object), packed)
+
     def _empty(self, domain: Domain) -> Packed:
         width = {"ids": 0, "dense": 0}
         for each in self._inputs:
@@ -131,7 +157,7 @@ class RequestPacker:
     def _need_pipeline(self) -> FeaturePipeline:
         if self._pipeline is None:
             raise SchemaError(
-                "this bundle has no feature pipeline, so it knows only the users that are stored in it; "
+                "this bundle has no feature pipeline, so it knows only the users and items that are stored in it; "
                 "an unknown user, raw features or a context need one"
             )
         return self._pipeline
@@ -140,3 +166,35 @@ class RequestPacker:
 def is_many(user: Any) -> bool:
     """A list of users (or of lists of items), not one."""
     return isinstance(user, list | tuple | np.ndarray)
+
+
+def candidate_inputs(packed: Packed | None) -> dict[str, Any]:
+    """The engine's arguments; a matrix without columns is None."""
+    names = ("candidate_ids", "candidate_dense")
+    if packed is None:
+        return dict.fromkeys(names)
+    return {n: np.ascontiguousarray(m) if m.shape[1] else None for n, m in zip(names, packed, strict=True)}
+
+
+def joined(parts: Sequence[NDArray[np.int64]]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
+    """The lists of many requests one after the other, and where each begins."""
+    offsets = np.zeros(len(parts) + 1, np.uint64)
+    np.cumsum([len(part) for part in parts], out=offsets[1:])
+    return (np.concatenate(parts) if parts else np.empty(0, np.int64)), offsets
+
+
+def item_lists(items: Any, n_users: int) -> list[Any]:
+    """One list of items for each user."""
+    if not is_many(items):
+        items = np.asarray(items)
+    if isinstance(items, np.ndarray) and items.ndim == 0:
+        raise SchemaError(f"items must be an array of keys, or one array for each user, found {items[()]!r}")
+    typed = isinstance(items, np.ndarray) and items.dtype != object
+    nested = items.ndim == 2 if typed else any(map(is_many, items))
+    if not nested:
+        return [items] * n_users
+    if len(items) != n_users:
+        raise SchemaError(
+            f"there are {len(items)} lists of items for {n_users} user(s); give one for each, or one array for all"
+        )
+    return list(items)
