@@ -5,7 +5,6 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from random_graphs import random_graphs
 
 from cases import assert_same_outputs
 from fastmtr.compiler import compile_graph, explain
@@ -13,6 +12,7 @@ from fastmtr.compiler.dead_code import remove_dead_code
 from fastmtr.compiler.fold_embeddings import Folded, fold_embeddings
 from fastmtr.compiler.storage import Storage
 from fastmtr.graph import Domain, Graph, GraphBuilder, Input
+from random_graphs import random_graphs
 
 NOTHING_STORED = Storage(frozenset(), {})
 

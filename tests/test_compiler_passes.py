@@ -6,7 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from random_graphs import EXACT, random_graphs
 
 from cases import MODELS, assert_same_outputs, model_graph
 from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
@@ -18,6 +17,7 @@ from fastmtr.compiler.split_by_domain import split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input
+from random_graphs import EXACT, random_graphs
 
 PASSES = (
     remove_dead_code,

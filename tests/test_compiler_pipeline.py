@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_graphs import EXACT, random_graphs
 
 from cases import CASES, MODELS, fill, model_graph
 from fastmtr.compiler import Compiled, compile_graph
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input
 from fastmtr.reference import evaluate, evaluate_plan, fuse
+from random_graphs import EXACT, random_graphs
 
 MEMORIES = ("auto", 0, 40)
 

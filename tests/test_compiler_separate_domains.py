@@ -5,13 +5,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from random_graphs import random_graphs
 
 from cases import assert_same_outputs
 from fastmtr.compiler import compile_graph
 from fastmtr.compiler.dead_code import remove_dead_code
 from fastmtr.compiler.separate_domains import separate_domains
 from fastmtr.graph import Graph, GraphBuilder, Input
+from random_graphs import random_graphs
 
 USER, ITEM = Input("user", "request", "dense", 0, 4), Input("item", "item", "dense", 0, 4)
 HERE = Input("here", "candidate", "dense", 0, 2)

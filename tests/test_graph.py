@@ -5,11 +5,11 @@ from typing import Any
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from random_graphs import random_graphs
 
 from cases import MODELS, model_graph
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input, Node, Output, Packed
+from random_graphs import random_graphs
 
 USER = Input("user", "request", "dense", 0, 2)
 ITEM = Input("item", "item", "dense", 0, 3)

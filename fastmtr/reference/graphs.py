@@ -37,7 +37,7 @@ def evaluate(graph: Graph, packed: Mapping[Domain, Packed], *, dtype: DTypeLike 
         Packed inputs are missing, too narrow, of differing lengths, or an id is out of range.
     """
     values = evaluate_values(graph, packed, dtype=dtype)
-    n = max((p.n_rows for p in packed.values()), default=1)
+    n = _rows(packed)
     outputs = {}
     for o in graph.outputs:
         value = values[o.value]
@@ -49,9 +49,7 @@ def evaluate_values(
     graph: Graph, packed: Mapping[Domain, Packed], *, dtype: DTypeLike = np.float64
 ) -> dict[str, Array]:
     """Every value of the graph by name, inputs too; otherwise as :func:`evaluate`."""
-    rows = {p.n_rows for p in packed.values() if p.n_rows != 1}
-    if len(rows) > 1:
-        raise SchemaError(f"packed inputs must have N rows or 1, found {sorted(rows)} rows")
+    _rows(packed)
     values: dict[str, Array] = {i.name: columns_of(i, packed, np.dtype(dtype)) for i in graph.inputs}
     weights = {name: array.astype(dtype) for name, array in graph.weights.items()}
     for node in graph.nodes:
@@ -62,6 +60,14 @@ def evaluate_values(
             raise SchemaError(f"node {node.output!r} ({node.op}): an id is out of range: {error}") from error
         values[node.output] = computed.astype(dtype, copy=False)
     return values
+
+
+def _rows(packed: Mapping[Domain, Packed]) -> int:
+    """N, where inputs have N rows or 1."""
+    rows = {p.n_rows for p in packed.values()} - {1}
+    if len(rows) > 1:
+        raise SchemaError(f"packed inputs must have N rows or 1, found {sorted(rows)} rows")
+    return rows.pop() if rows else 1
 
 
 def fuse(scores: ArrayLike, fusion: Mapping[str, Any], *, tasks: Sequence[str] | None = None) -> Array:

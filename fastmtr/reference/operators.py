@@ -220,7 +220,7 @@ def _dot(inputs: Sequence[Array], weights: Mapping[str, Array], attr: Callable[[
 
 
 def _concat(inputs: Sequence[Array], weights: Mapping[str, Array], attr: Callable[[str], Any]) -> Array:
-    n = max(len(x) for x in inputs)
+    n = np.broadcast_shapes(*((len(x),) for x in inputs))[0]
     return np.concatenate([np.broadcast_to(x, (n, x.shape[1])) for x in inputs], axis=1)
 
 
