@@ -12,8 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmtr import _native
 from fastmtr.bundle import Bundle, Catalogue
-from fastmtr.errors import ConfigError, SchemaError, StaleError
-from fastmtr.keys import Keys, UnknownItems, unknown_items_error
+from fastmtr.errors import SchemaError, StaleError
+from fastmtr.keys import Keys, UnknownItems, check_unknown_items, unknown_items_error
 from fastmtr.requests import item_lists, joined
 from fastmtr.retrieval import RetrievalConfig, Retriever
 
@@ -67,8 +67,7 @@ class KnownItems:
         self, items: Any, n_users: int, unknown_items: UnknownItems
     ) -> tuple[NDArray[np.int64] | None, NDArray[np.uint64], Callable[[int], NDArray[Any]]]:
         """Keys for the engine, offsets, and each request's candidates as the caller knows them."""
-        if unknown_items not in ("error", "skip"):
-            raise ConfigError(f"unknown_items must be 'error' or 'skip', found {unknown_items!r}")
+        check_unknown_items(unknown_items)
         if items is None:
             offsets = np.arange(n_users + 1, dtype=np.uint64) * np.uint64(len(self))
             return None, offsets, lambda _: self.keys.all
@@ -109,7 +108,7 @@ class KnownItems:
         """
         different, times = np.unique(keys, return_counts=True)
         if len(different) < len(keys):
-            raise SchemaError(f"item {different[times.argmax()]!r} stands twice; an item can be given once in a call")
+            raise SchemaError(f"item {different.tolist()[times.argmax()]!r} stands twice; give each item once")
         if self.keys.names is None:
             return np.ascontiguousarray(keys, np.int64)
         known = self.keys.to_engine(keys, skip=True)
@@ -216,6 +215,7 @@ class LiveItems:
 
     def delete(self, items: ArrayLike, *, unknown_items: UnknownItems) -> int:
         """Take items out; see :meth:`Ranker.delete`."""
+        check_unknown_items(unknown_items)
         with self._writer:
             before = self.current
             keys = before.keys.as_keys(items)

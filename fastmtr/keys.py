@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from fastmtr.errors import SchemaError
+from fastmtr.errors import ConfigError, SchemaError
 
-__all__ = ["Keys", "UnknownItems", "unknown_items_error"]
+__all__ = ["Keys", "UnknownItems", "check_unknown_items", "unknown_items_error"]
 
 UnknownItems: TypeAlias = Literal["error", "skip"]
 
@@ -101,6 +101,12 @@ class Keys:
     def _refuse(self, key: Any) -> int:
         kind = "whole numbers" if self.names is None else "text"
         raise SchemaError(f"keys of this bundle are {kind}, found {key!r} of type {type(key).__name__}")
+
+
+def check_unknown_items(given: str) -> None:
+    """Refuse what is not one of :data:`UnknownItems`."""
+    if given not in get_args(UnknownItems):
+        raise ConfigError(f"unknown_items must be 'error' or 'skip', found {given!r}")
 
 
 def unknown_items_error(unknown: list[Any]) -> SchemaError:

@@ -136,7 +136,7 @@ class RequestPacker:
                     raise SchemaError(f"items[{i}] has no {absent[0]!r}; give null where a feature is not known")
             rows = [pipeline.transform_row("item", row) for row in given] or [self._empty("item")]
             packed = Packed(np.concatenate([r.ids for r in rows]), np.concatenate([r.dense for r in rows]))
-            return Catalogue(np.array([row[key] for row in given], dtype=object), packed)
+            return Catalogue(_keys_of([row[key] for row in given]), packed)
         from fastmtr.tables import read_table
 
         table = read_table(given)
@@ -145,7 +145,7 @@ class RequestPacker:
         features = [f for f in pipeline.features("item") if not f.from_log or f.name in table.column_names]
         blocks = pipeline.transform_blocks(features, table)
         packed = pipeline.assemble("item", blocks, n_rows=table.num_rows)
-        return Catalogue(np.array(table.column(key).to_pylist(), dtype=object), packed)
+        return Catalogue(_keys_of(table.column(key).to_pylist()), packed)
 
     def _empty(self, domain: Domain) -> Packed:
         width = {"ids": 0, "dense": 0}
@@ -166,6 +166,12 @@ class RequestPacker:
 def is_many(user: Any) -> bool:
     """A list of users (or of lists of items), not one."""
     return isinstance(user, list | tuple | np.ndarray)
+
+
+def _keys_of(keys: list[Any]) -> NDArray[Any]:
+    if None in keys:
+        raise SchemaError(f"item {keys.index(None)} of those given has null in place of a key")
+    return np.array(keys)
 
 
 def candidate_inputs(packed: Packed | None) -> dict[str, Any]:
