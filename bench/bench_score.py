@@ -23,7 +23,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from peers import Contestant, FastMTR, OnnxRuntime, OpenVINO, TorchModel, TorchProgram, onnx_session, to_onnx
+from peers import (
+    CertifiedFastMTR,
+    Contestant,
+    FastMTR,
+    OnnxRuntime,
+    OpenVINO,
+    TorchModel,
+    TorchProgram,
+    in_int8,
+    onnx_session,
+    to_onnx,
+)
 from program import Program, lower
 from workload import MODELS, Request, Workload, make_workload
 
@@ -41,6 +52,11 @@ if TYPE_CHECKING:
 HERE = Path(__file__).parent
 OURS = "fastmtr"
 OURS_UNSTORED = "fastmtr, nothing stored"
+OURS_INT8 = "fastmtr int8"
+OURS_CERTIFIED = "fastmtr int8 certified"
+CERTIFIED_K = 10
+INT8_PROGRAMS = ("repeated", "hand-split")
+TOLERANCE, INT8_TOLERANCE = 1e-4, 0.1
 PROGRAMS = ("repeated", "hand-split", "hand-split, stacked")
 PEERS = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "torch": "PyTorch"}
 
@@ -62,6 +78,7 @@ class Settings:
     rows: int
     item_memory: int
     seed: int
+    int8: bool
 
 
 @dataclass(frozen=True)
@@ -121,6 +138,17 @@ class Stage:
         self.sessions: dict[str, onnxruntime.InferenceSession] = {}
         if "onnxruntime" in settings.peers:
             self.sessions = {w: onnx_session(m, threads=threads) for w, m in prepared.onnx.items()}
+        self.int8_sessions: dict[str, onnxruntime.InferenceSession] = {}
+        if settings.int8:
+            stored = prepared.bundles[OURS]
+            some = prepared.workload.requests(512, count=8)
+            self.ours.append(FastMTR(OURS_INT8, stored, prepared.workload, threads=threads, int8=True))
+            self.ours.append(
+                CertifiedFastMTR(OURS_CERTIFIED, stored, prepared.workload, some, k=CERTIFIED_K, threads=threads)
+            )
+            if "onnxruntime" in settings.peers:
+                quantised = {which: in_int8(prepared.onnx[which]) for which in INT8_PROGRAMS}
+                self.int8_sessions = {w: onnx_session(m, threads=threads) for w, m in quantised.items()}
 
     def contestants(self, example: Request) -> list[Contestant]:
         """All contestants, ready for requests of the example's size; fastmtr is the first."""
@@ -128,6 +156,9 @@ class Stage:
         made: list[Contestant] = list(self.ours)
         for which, session in self.sessions.items():
             made.append(OnnxRuntime(f"ONNX Runtime {which}", p.programs[which], session, p.workload, example))
+        for which, session in self.int8_sessions.items():
+            name = f"ONNX Runtime int8 {which}"
+            made.append(OnnxRuntime(name, p.programs[which], session, p.workload, example, int8=True))
         if "openvino" in peers:
             for which, model in p.onnx.items():
                 name = f"OpenVINO {which}"
@@ -185,9 +216,10 @@ def largest_differences(contestants: Sequence[Contestant], requests: Sequence[Re
         for i, contestant in enumerate(contestants):
             contestant.load(request)
             contestant.run()
-            worst[i] = max(worst[i], float(np.abs(contestant.scores() - expected).max()))
+            worst[i] = max(worst[i], float(np.nanmax(np.abs(contestant.scores() - expected))))
     for contestant, difference in zip(contestants, worst, strict=True):
-        if not difference < 1e-4:
+        exact = not contestant.int8 or isinstance(contestant, CertifiedFastMTR)
+        if not difference < (TOLERANCE if exact else INT8_TOLERANCE):
             raise SystemExit(
                 f"{p.name}: {contestant.name} differs from the reference by {difference}: its time means nothing"
             )
@@ -231,13 +263,27 @@ def cell(
                 "p50_us": float(np.median(calls)),
                 "p99_us": float(np.quantile(calls, 0.99)),
                 "calls": len(calls),
+                "int8": contestant.int8,
                 **interval("ratio", median / ours[OURS]),
                 **interval("ratio_to_unstored", median / ours[OURS_UNSTORED]),
+                **(interval("ratio_to_int8", median / ours[OURS_INT8]) if settings.int8 else {}),
+                **(interval("ratio_to_certified", median / ours[OURS_CERTIFIED]) if settings.int8 else {}),
+                "rescored": rescored_share(contestant, requests) if isinstance(contestant, CertifiedFastMTR) else None,
                 "largest_difference": difference,
                 "round_medians_us": [round(float(m) * 1e6, 2) for m in median],
             }
         )
     return rows
+
+
+def rescored_share(contestant: CertifiedFastMTR, requests: Sequence[Request]) -> float:
+    """Of the candidates: those that were scored again in float32."""
+    shares = []
+    for request in requests:
+        contestant.load(request)
+        contestant.run()
+        shares.append(contestant.rescored() / len(request.rows))
+    return float(np.mean(shares))
 
 
 def run(settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
@@ -268,8 +314,8 @@ def run(settings: Settings, say: Callable[[str], None]) -> list[dict[str, Any]]:
 
 
 def best_peer(rows: Sequence[dict[str, Any]], model: str, n: int, threads: int) -> dict[str, Any] | None:
-    """The peer of the smallest median in this cell."""
-    peers = [r for r in _of(rows, model, n, threads) if not r["contestant"].startswith(OURS)]
+    """The float32 peer of the smallest median in this cell."""
+    peers = [r for r in _of(rows, model, n, threads) if not r["int8"] and not r["contestant"].startswith(OURS)]
     return min(peers, key=lambda r: r["p50_us"], default=None)
 
 
@@ -357,6 +403,8 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any], made_with: d
             found = {r["contestant"]: r for r in _of(rows, m, n, threads)}
             body.append([m, str(n), *(ratio_text(found[c]) if c in found else "" for c in others)])
         lines += _table(["model", "N", *others], body)
+    if any(r["contestant"] == OURS_INT8 for r in rows):
+        lines += _int8_tables(rows, cells)
     lines += ["", "### Largest difference of a probability from the float64 reference", ""]
     models = list(dict.fromkeys(r["model"] for r in rows))
     body = [
@@ -371,6 +419,29 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any], made_with: d
     ]
     lines += _table(["contestant", *models], body)
     return "\n".join(lines) + "\n"
+
+
+def _int8_tables(rows: Sequence[dict[str, Any]], cells: Sequence[tuple[int, str, int]]) -> list[str]:
+    """What products in 8 bits give, against float32 peers and against the peer's own 8 bits."""
+    against = ("ONNX Runtime repeated", "ONNX Runtime hand-split", *(f"ONNX Runtime int8 {w}" for w in INT8_PROGRAMS))
+    lines = []
+    for ours, key in ((OURS_INT8, "ratio_to_int8"), (OURS_CERTIFIED, "ratio_to_certified")):
+        lines += ["", f"### Each contestant / {ours}", ""]
+        if ours == OURS_CERTIFIED:
+            lines += [
+                f"It ranks: the {CERTIFIED_K} best of float32 with their float32 scores. All others only score. "
+                "*rescored*: candidates that it scored again in float32.",
+                "",
+            ]
+        body = []
+        for threads, model, n in cells:
+            found = {r["contestant"]: r for r in _of(rows, model, n, threads)}
+            mine = found[ours]
+            share = "" if mine["rescored"] is None else f"{mine['rescored']:.1%}"
+            ratios = (ratio_text(found[c], key) if c in found else "" for c in (OURS, *against))
+            body.append([str(threads), model, str(n), time_text(mine["p50_us"]), share, *ratios])
+        lines += _table(["threads", "model", "N", "its p50", "rescored", OURS, *against], body)
+    return lines
 
 
 def _summary_row(rows: Sequence[dict[str, Any]], model: str, n: int, threads: int) -> list[str]:
@@ -464,6 +535,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     add("--items", type=int, help="items of the catalogue (default 200000)")
     add("--rows", type=int, help="rows of all embedding tables together (default 3000000)")
     add("--item-memory", type=int, default=4 << 30, help="bytes fastmtr may store for the items (default 4 GiB)")
+    add("--int8", action="store_true", help="also products in 8 bits: fastmtr's, certified, and ONNX Runtime's")
     add("--seed", type=int, default=0)
     add("--out", type=Path, help="folder of the results (default bench/results)")
     given = parser.parse_args(arguments)
@@ -482,6 +554,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         rows=given.rows or (200_000 if quick else 3_000_000),
         item_memory=given.item_memory,
         seed=given.seed,
+        int8=given.int8,
     )
     about = machine()
     rows = run(settings, lambda text: print(text, file=sys.stderr, flush=True))

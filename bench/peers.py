@@ -7,6 +7,7 @@ its peers get ids and numbers of the candidates already gathered, which is their
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,15 +26,27 @@ if TYPE_CHECKING:
 
     from fastmtr.models import MultiTaskModel
 
-__all__ = ["Contestant", "FastMTR", "OnnxRuntime", "OpenVINO", "TorchModel", "TorchProgram", "onnx_session", "to_onnx"]
+__all__ = [
+    "CertifiedFastMTR",
+    "Contestant",
+    "FastMTR",
+    "OnnxRuntime",
+    "OpenVINO",
+    "TorchModel",
+    "TorchProgram",
+    "in_int8",
+    "onnx_session",
+    "to_onnx",
+]
 
 Array = NDArray[Any]
 
 
 class Contestant(Protocol):
-    """What the benchmark calls. ``name`` is the column of the table."""
+    """What the benchmark calls. ``name`` is the column of the table; ``int8``: it computes products in 8 bits."""
 
     name: str
+    int8: bool
 
     def load(self, request: Request) -> None:
         """Make this request the next one (not timed)."""
@@ -48,12 +61,13 @@ class Contestant(Protocol):
 class FastMTR:
     """``Session.score`` of the Python binding: keys in, scores out; allocates its results in each call."""
 
-    def __init__(self, name: str, bundle: Path, workload: Workload, *, threads: int) -> None:
+    def __init__(self, name: str, bundle: Path, workload: Workload, *, threads: int, int8: bool = False) -> None:
         from fastmtr._native import Model, Session
 
         self.name = name
+        self.int8 = int8
         self.keys = workload.keys
-        self.model = Model(str(bundle))
+        self.model = Model(str(bundle), precision="int8" if int8 else "fp32")
         self.session = Session(self.model, threads=threads)
 
     def load(self, request: Request) -> None:
@@ -64,15 +78,50 @@ class FastMTR:
 
     def run(self) -> None:
         """See :class:`Contestant`."""
-        self.result, _ = self.session.score(self.request.ids, self.request.dense, self.offsets, self.items)
+        self.result, _ = self.session.score(*self._arguments())
 
     def scores(self) -> Array:
         """See :class:`Contestant`."""
         return np.asarray(self.result)
 
+    def _arguments(self) -> tuple[Array, Array, Array, Array]:
+        return self.request.ids, self.request.dense, self.offsets, self.items
+
+
+class CertifiedFastMTR(FastMTR):
+    """``Session.rank_certified`` at int8: the k best of fp32 with their scores. Others only score."""
+
+    def __init__(
+        self, name: str, bundle: Path, workload: Workload, requests: Sequence[Request], *, k: int, threads: int
+    ) -> None:
+        super().__init__(name, bundle, workload, threads=threads, int8=True)
+        self.k = k
+        errors = []
+        for request in requests:
+            self.load(request)
+            errors.append(self.session.precision_errors(*self._arguments()).max())
+        self.width = 2.0 * float(max(errors))
+
+    def run(self) -> None:
+        """See :class:`Contestant`."""
+        self.result = self.session.rank_certified(*self._arguments(), k=self.k, width=self.width)
+
+    def scores(self) -> Array:
+        """See :class:`Contestant`; NaN for candidates that are not listed."""
+        positions, _, scores, counts, _ = self.result
+        full = np.full((len(self.items), scores.shape[2]), np.nan, np.float32)
+        full[positions[0, : counts[0]]] = scores[0, : counts[0]]
+        return full
+
+    def rescored(self) -> int:
+        """Candidates of the last request that were scored again in float32."""
+        return int(self.result[4][0])
+
 
 class _ProgramPeer:
     """Preallocated inputs of a program for n candidates."""
+
+    int8 = False
 
     def __init__(self, name: str, program: Program, workload: Workload, example: Request) -> None:
         self.name, self.program, self.items = name, program, workload.items
@@ -99,13 +148,36 @@ def onnx_session(model: onnx.ModelProto, *, threads: int) -> onnxruntime.Inferen
     return onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
+def in_int8(model: onnx.ModelProto) -> onnx.ModelProto:
+    """ONNX Runtime's own dynamic quantisation: weights in 8 bits per output column, activations per tensor at run time.
+
+    Products with one matrix for all rows alone; its kernels do not take the batched ones.
+    """
+    import onnx
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    with tempfile.TemporaryDirectory(prefix="fastmtr-bench-") as folder:
+        path = Path(folder) / "int8.onnx"
+        products = ["MatMul", "Gemm"]
+        quantize_dynamic(model, path, per_channel=True, weight_type=QuantType.QInt8, op_types_to_quantize=products)
+        return onnx.load(path)
+
+
 class OnnxRuntime(_ProgramPeer):
     """ONNX Runtime with preallocated, bound inputs and outputs."""
 
     def __init__(
-        self, name: str, program: Program, session: onnxruntime.InferenceSession, workload: Workload, example: Request
+        self,
+        name: str,
+        program: Program,
+        session: onnxruntime.InferenceSession,
+        workload: Workload,
+        example: Request,
+        *,
+        int8: bool = False,
     ) -> None:
         super().__init__(name, program, workload, example)
+        self.int8 = int8
         self.session = session
         self.binding = session.io_binding()
         for feed, value in self.inputs.items():
@@ -156,6 +228,8 @@ class OpenVINO(_ProgramPeer):
 
 class TorchModel:
     """The eager PyTorch model itself; the request is repeated for each candidate."""
+
+    int8 = False
 
     def __init__(self, name: str, model: MultiTaskModel, workload: Workload) -> None:
         self.name, self.model, self.items = name, model, workload.items
