@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from numpy.typing import NDArray
 
 from cases import MODELS, assert_same_outputs, model_graph
 from fastmtr.compiler.dead_code import merge_equal_nodes, remove_dead_code
@@ -355,4 +356,43 @@ def test_softmaxes_over_several_pieces_stay_apart() -> None:
     g.output("click", g.reduce(g.concat(parts), "max"))
     after = stack_siblings(g.build())
     assert ops(after).count("softmax") == 2
+    assert_same_outputs(g.build(), after, 1e-12)
+
+
+# ---- steps -----------------------------------------------------------------------------------------------------------
+
+
+def stepped(alike: bool) -> tuple[GraphBuilder, Callable[..., str], str, Callable[[int], NDArray[np.float64]]]:
+    """An affine of two steps and three columns, and vectors for its value that are alike for both steps, or not."""
+    g, w = builder(Input("user", "request", "dense", 0, 4))
+    x = g.affine("user", w=w(3, 2), b=w(3), steps=2)
+    n, times = (3, 2) if alike else (6, 1)
+    return g, w, x, lambda seed: np.tile(np.random.default_rng(seed).uniform(0.5, 2, n), times)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_a_batch_norm_goes_into_an_affine_of_steps_where_they_are_alike(alike: bool) -> None:
+    g, _, x, vector = stepped(alike)
+    roles = {role: g.weight(role, vector(seed)) for seed, role in enumerate(("mean", "var", "scale", "shift"))}
+    g.output("click", g.reduce(g.batch_norm(x, **roles), "sum"))
+    after = fold_batch_norm(g.build())
+    assert ops(after) == (["affine", "reduce"] if alike else ["affine", "scale_shift", "reduce"])
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+@pytest.mark.parametrize("alike", [True, False])
+def test_slopes_go_into_an_affine_of_steps_where_they_are_alike(alike: bool) -> None:
+    g, _, x, vector = stepped(alike)
+    g.output("click", g.reduce(g.activation(x, "prelu", slope=g.weight("slope", vector(0))), "sum"))
+    after = fuse_activation(g.build())
+    assert ops(after) == (["affine", "reduce"] if alike else ["affine", "activation", "reduce"])
+    assert_same_outputs(g.build(), after, 1e-12)
+
+
+def test_affines_of_steps_are_not_stacked() -> None:
+    g, w = builder(Input("user", "request", "dense", 0, 4))
+    for i in range(2):
+        g.output(f"task{i}", g.reduce(g.affine("user", w=w(3, 2), steps=2), "sum"))
+    after = stack_siblings(g.build())
+    assert ops(after).count("affine") == 2
     assert_same_outputs(g.build(), after, 1e-12)

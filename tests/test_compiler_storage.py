@@ -31,6 +31,17 @@ def test_a_value_is_stored_only_where_reading_it_is_quicker_than_computing_it() 
     assert "longer than computing" in storage.refused[part]
 
 
+def test_what_is_repeated_is_stored_instead_of_the_repetition() -> None:
+    g = GraphBuilder([Input("user", "request", "dense", 0, 32), Input("item", "item", "ids", 0, 1, rows=100)])
+    embedded = g.embedding("item", g.weight("t", np.ones((100, 8))))
+    hidden = g.affine(embedded, w=g.weight("w", np.ones((8, 8))), activation="tanh")
+    repeated = g.repeat(hidden, 4)
+    g.output("click", g.dot(repeated, "user"))
+    storage = choose_storage(g.build(), n_items=1000)
+    assert storage.stored == {hidden}
+    assert "what it repeats" in storage.refused[repeated]
+
+
 @pytest.mark.parametrize("also_read", [False, True])
 def test_what_a_candidate_would_read_instead_counts(also_read: bool) -> None:
     """A sum of columns is cheap, but its inputs are more bytes than it is; unless the candidate reads them anyway."""

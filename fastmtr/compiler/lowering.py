@@ -315,9 +315,10 @@ class _Lowering:
         if node.op == "affine":
             return self._why_not_split(node)
         domains = {name: self.graph.domain(name) for name in node.inputs}
+        kind = "a rearrangement" if node.op in ("repeat", "transpose") else "not linear"
         if set(domains.values()) == {"candidate"}:
-            return f"not linear, of candidate values ({listed(list(domains))})"
-        return f"not linear: reads {listed([f'{name} ({domain})' for name, domain in domains.items()])}"
+            return f"{kind}, of candidate values ({listed(list(domains))})"
+        return f"{kind}: reads {listed([f'{name} ({domain})' for name, domain in domains.items()])}"
 
     def _why_not_split(self, node: Node) -> str:
         by_domain: dict[Domain, list[str]] = {"request": [], "item": [], "candidate": []}

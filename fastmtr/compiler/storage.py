@@ -61,7 +61,8 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     required = {stored_unit(o.value, pieces) for o in graph.outputs if o.role == "item"}
     inputs = {i.name for i in graph.inputs}
     cones: dict[str, tuple[int, frozenset[str]]] = {}
-    refused: dict[str, str] = {}
+    repeats = (n.output for n in graph.nodes if n.op == "repeat" and graph.domain(n.output) == "item")
+    refused = dict.fromkeys(repeats, "what it repeats is fewer bytes to read")
     while True:
         read = _needed_by_candidates(graph, pieces, lambda unit: unit not in refused)[0]
         wanted = (read | required) - inputs
