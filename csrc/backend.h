@@ -18,12 +18,30 @@ enum class Binary : int32_t { add, sub, mul, div, max, min };
 enum class Reduce : int32_t { sum, mean, max };
 enum class Pooling : int32_t { sum, mean, max };
 
-// `rows` rows of floats, `stride` floats apart. Stride 0: the one row stands for every row.
+// How the numbers of a row are kept.
+enum class Encoding : int32_t {
+  f32,
+  f16,  // IEEE 754 binary16
+  i8    // a signed byte each, times the row's scale
+};
+
+// `rows` rows of numbers, `stride` of them apart. Stride 0: the one row stands for every row.
 // With `gather`, row r is data + gather[r] * stride (a stored item table read by candidate).
+// Only copy and the addends of affine take rows that are not f32; `data` then points to what the encoding says.
 struct Rows {
   const float* data;
   size_t stride;
   const uint32_t* gather;  // NULL: row r itself
+  Encoding encoding = Encoding::f32;
+  const float* scales = nullptr;  // i8: the scale of row 0; those of other rows are as many bytes apart as the rows
+};
+
+// Where rows are encoded to: as Rows.
+struct EncodedOut {
+  void* data;
+  size_t stride;
+  Encoding encoding;  // f16 or i8
+  float* scales;
 };
 
 struct IdRows {
@@ -89,8 +107,11 @@ struct Kernels {
   // Ids are checked by the engine before. padding < 0: none. Table [v, dim], row-major.
   void (*embedding)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out);
   void (*embedding_bag)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const float* table, size_t dim, Out out);
-  // Copies of rows, with gather and broadcast.
+  // Copies of rows, with gather and broadcast, decoded.
   void (*copy)(size_t rows, size_t width, Rows x, Out out);
+  // x, which is f32, to the nearest numbers of the encoding; i8: scale = max |x| / 127. Returns how many rows there are
+  // before the first that has a number which is not finite, or in f16 one that would become infinite.
+  size_t (*encode)(size_t rows, size_t width, Rows x, EncodedOut out);
   // fused = fusion of scores [rows, n_tasks] (row-major, `stride` floats apart), product or sum; columns[i] is the i-th fused task.
   void (*fuse)(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets, int32_t product,
                const float* scores, size_t stride, float* fused);

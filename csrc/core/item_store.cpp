@@ -24,8 +24,8 @@ ItemStore::ItemStore(const Plan& plan, const Program& program, uint64_t n_items)
       ids_(plan.ids_width[kItem] * sizeof(int32_t), capacity_),
       dense_(plan.dense_width[kItem] * sizeof(float), capacity_) {
   for (const Table& table : program.tables()) {
-    tables_.emplace_back(table.stride * sizeof(float), capacity_);
-    table_data_.push_back(tables_.back().as<float>());
+    tables_.emplace_back(table.row_bytes, capacity_);
+    table_data_.push_back(tables_.back().row(0));
   }
   inputs_ = {keys_.as<int64_t>(), ids_.as<int32_t>(), dense_.as<float>()};
 }

@@ -50,7 +50,7 @@ class ItemStore {
   // For the writer: where the next version finds its inputs, and how many slots there are, taken or not.
   const ItemInputs& inputs() const { return inputs_; }
   uint64_t n_slots() const { return used_; }
-  float* const* tables() const { return table_data_.data(); }
+  unsigned char* const* tables() const { return table_data_.data(); }
   const Program& program() const { return program_; }
   uint64_t bytes() const;  // beyond the mapped file
 
@@ -65,7 +65,7 @@ class ItemStore {
   bool owns_inputs_ = true;
   Region keys_, ids_, dense_;
   std::vector<Region> tables_;
-  std::vector<float*> table_data_;
+  std::vector<unsigned char*> table_data_;
 
   mutable std::mutex mutex_;  // of what follows: readers that leave give slots back
   uint64_t used_ = 0;         // slots that were ever taken

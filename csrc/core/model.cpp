@@ -96,7 +96,7 @@ void Model::read_item_output(const std::string& name, const int64_t* keys, uint6
     if (capacity < needed)
       fail(FMTR_ERROR_ARGUMENT, "values has room for ", capacity, " numbers, ", needed, " are needed");
     if (needed > 0 && values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
-    const Port port = program_->port(operand);
+    const Port port = program_->port(operand, Domain::item);
     if (keys == nullptr)
       catalogue->read(port, values);
     else
@@ -143,14 +143,20 @@ std::string Model::describe() const {
     widths += say(widths.empty() ? "" : ", ", "\"", domain_name(domain),
                   "\": {\"ids\": ", plan_.ids_width[static_cast<int>(domain)],
                   ", \"dense\": ", plan_.dense_width[static_cast<int>(domain)], "}");
+  std::string tables;
+  for (const Table& table : program_->tables()) {
+    const Buffer& buffer = plan_.buffers[table.buffer];
+    tables += say(tables.empty() ? "" : ", ", "{\"name\": ", json_quote(buffer.name), ", \"dtype\": \"",
+                  dtype_name(buffer), "\", \"width\": ", buffer.width, ", \"row_bytes\": ", table.row_bytes, "}");
+  }
   return say("{\"inputs\": [", inputs, "], \"widths\": {", widths, "}, \"tasks\": [", tasks, "], \"outputs\": [",
              outputs, "], \"fusion\": {\"kind\": \"", plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [",
              fused, "], \"weights\": [", weights, "], \"offsets\": [", offsets,
              "]}, \"isa\": ", json_quote(program_->kernels().isa), ", \"precision\": \"",
              precision_name(program_->precision()), "\", \"int8_steps\": [", int8_steps, "]",
              ", \"n_items\": ", n_items, ", \"has_catalogue\": ", version == 0 ? "false" : "true",
-             ", \"catalogue_version\": ", version,
-             ", \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),
+             ", \"catalogue_version\": ", version, ", \"item_tables\": [", tables,
+             "], \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),
              ", \"memory\": {\"weights_mapped\": ", weights_.file_bytes(),
              ", \"weights_packed\": ", program_->packed_bytes(), ", \"catalogue\": ", bytes, "}}");
 }

@@ -55,7 +55,9 @@ constexpr Name<Reduce> kReduceNames[] = {{"sum", Reduce::sum}, {"mean", Reduce::
 constexpr Name<Pooling> kPoolingNames[] = {{"sum", Pooling::sum}, {"mean", Pooling::mean}, {"max", Pooling::max}};
 enum class Kind : uint8_t { ids, dense };
 constexpr Name<Kind> kKindNames[] = {{"ids", Kind::ids}, {"dense", Kind::dense}};
-constexpr Name<bool> kDtypeNames[] = {{"i32", true}, {"f32", false}};
+enum class Dtype : uint8_t { i32, f32, f16, i8 };
+constexpr Name<Dtype> kDtypeNames[] = {
+    {"i32", Dtype::i32}, {"f32", Dtype::f32}, {"f16", Dtype::f16}, {"i8", Dtype::i8}};
 constexpr Name<bool> kFusionNames[] = {{"sum", false}, {"product", true}};
 
 template <class Enum, size_t N>
@@ -205,13 +207,17 @@ class PlanReader {
       buffer.name = at.text("name");
       at.rename(say("buffer ", i, " (", quote(buffer.name), ")"));
       buffer.domain = at.choice("domain", kDomainNames);
-      buffer.ids = at.choice("dtype", kDtypeNames);
+      const Dtype dtype = at.choice("dtype", kDtypeNames);
+      buffer.ids = dtype == Dtype::i32;
+      buffer.encoding = dtype == Dtype::f16 ? Encoding::f16 : dtype == Dtype::i8 ? Encoding::i8 : Encoding::f32;
       buffer.width = static_cast<uint64_t>(at.whole("width", 1, kMaxWidth));
       columns += buffer.width;
       if (columns > kMaxColumns)
         at.refuse(say("the buffers up to here have ", columns, " columns; at most ", kMaxColumns, " are read"));
       at.required("stored");
       buffer.stored = at.boolean("stored", false);
+      if (buffer.encoding != Encoding::f32 && (buffer.domain != Domain::item || !buffer.stored))
+        at.refuse(say("has dtype ", dtype_name(buffer), ", which only stored item buffers may have"));
       at.finish();
       plan_.buffers.push_back(std::move(buffer));
     }
@@ -254,8 +260,8 @@ class PlanReader {
       if (buffer.input >= 0) at.refuse(say(about, "already holds another input"));
       if (buffer.domain != input.domain)
         at.refuse(say(about, "has domain ", domain_name(buffer.domain), ", expected ", domain_name(input.domain)));
-      if (buffer.ids != input.ids)
-        at.refuse(say(about, "has dtype ", buffer.ids ? "i32" : "f32", ", expected ", input.ids ? "i32" : "f32"));
+      if (buffer.ids != input.ids || buffer.encoding != Encoding::f32)
+        at.refuse(say(about, "has dtype ", dtype_name(buffer), ", expected ", input.ids ? "i32" : "f32"));
       if (buffer.width != input.width)
         at.refuse(say(about, "has width ", buffer.width, ", expected the input's ", input.width));
       if (!buffer.stored) at.refuse(say(about, "holds an input, so its 'stored' must be true"));
@@ -493,6 +499,13 @@ class PlanReader {
 const char* domain_name(Domain domain) { return name_of(kDomainNames, domain); }
 const char* op_name(Op op) { return name_of(kOpNames, op); }
 const char* role_name(Role role) { return name_of(kRoleNames, role); }
+const char* dtype_name(const Buffer& buffer) {
+  const Dtype dtype = buffer.ids                         ? Dtype::i32
+                      : buffer.encoding == Encoding::f16 ? Dtype::f16
+                      : buffer.encoding == Encoding::i8  ? Dtype::i8
+                                                         : Dtype::f32;
+  return name_of(kDtypeNames, dtype);
+}
 
 const PlanOutput& Plan::output(std::string_view name, Role role) const {
   for (const PlanOutput& output : outputs)

@@ -39,6 +39,7 @@ struct Buffer {
   std::string name;
   Domain domain;
   bool ids;
+  Encoding encoding;  // of the stored rows; steps of its own domain read and write f32
   bool stored;
   uint64_t width;
   int64_t input = -1;  // index of the input it holds
@@ -108,6 +109,7 @@ struct Plan {
 const char* domain_name(Domain domain);
 const char* op_name(Op op);
 const char* role_name(Role role);
+const char* dtype_name(const Buffer& buffer);
 
 // Throws FMTR_ERROR_BUNDLE naming the step, what was found and what was expected. The plan points into `weights`.
 Plan read_plan(std::string_view json, const SafeTensors& weights);

@@ -225,6 +225,8 @@ void check_output(const Plan& plan, const PlanOutput& output, std::string_view w
       break;
     case Role::item:
       if (buffer.domain != Domain::item || !buffer.stored) refuse(is + "an output of role item is a stored item value");
+      if (buffer.encoding != Encoding::f32)
+        refuse(say(is, "its dtype is ", dtype_name(buffer), ", but outputs are f32"));
       break;
   }
   Intervals written;

@@ -1,9 +1,13 @@
 #include "core/program.h"
 
 #include <algorithm>
+#include <cmath>
 #include <map>
 #include <numeric>
 #include <tuple>
+
+#include "core/json.h"
+#include "core/status.h"
 
 namespace fastmtr {
 
@@ -14,12 +18,20 @@ constexpr size_t kForever = SIZE_MAX;
 // Rows of workspace begin at a cache line, unless they are shorter than one.
 size_t tile_stride(size_t width) { return width < kLine ? width : round_up(width, kLine); }
 
-// Rows of a stored table are read one here, one there: a row must not touch one cache line more than it needs.
-size_t table_stride(size_t width) {
-  if (width >= kLine) return round_up(width, kLine);
-  size_t stride = 1;
-  while (stride < width) stride *= 2;
-  return stride;
+// Rows of a stored table are read one here, one there: a row must not touch one cache line more than it needs. What is
+// left of it after whole lines lies within one if rows begin at multiples of the next power of two.
+Table make_table(uint32_t index, const Buffer& buffer) {
+  Table table{index, buffer.encoding, buffer.width, 0, 0, {}};
+  size_t bytes = buffer.width * table.element();
+  if (buffer.encoding == Encoding::i8) {
+    table.scale_at = round_up(bytes, sizeof(float));
+    bytes = table.scale_at + sizeof(float);
+  }
+  const size_t rest = bytes % kAlign;
+  size_t step = rest == 0 ? kAlign : sizeof(float);
+  while (step < rest) step *= 2;
+  table.row_bytes = round_up(bytes, step);
+  return table;
 }
 
 // [first, last]: positions of the steps between which the buffer holds something.
@@ -58,10 +70,10 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
   lay_out(needed);
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const PlanStep& from = plan.steps[i];
-    Step step{from.op, &from, port(from.output), static_cast<uint32_t>(ports_.size()),
+    Step step{from.op, &from, port(from.output, from.domain), static_cast<uint32_t>(ports_.size()),
               static_cast<uint32_t>(from.inputs.size())};
     for (const Operand& input : from.inputs) {
-      ports_.push_back(port(input));
+      ports_.push_back(port(input, from.domain));
       if (needed[i] && from.domain == Domain::candidate && plan.buffers[input.buffer].domain == Domain::item)
         reads_items_ = true;
     }
@@ -76,6 +88,7 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
     for (uint32_t i = 0; i < used.size(); ++i)
       if (used[i]) steps.push_back(i);
   }
+  for (Table& table : tables_) table.made = port({table.buffer, 0, table.width}, Domain::item);
   pack();
   if (precision == Precision::int8) choose_int8(needed);
 }
@@ -103,11 +116,11 @@ void Program::lay_out(const std::vector<bool>& needed) {
     const Buffer& buffer = plan_.buffers[b];
     if (buffer.input >= 0 || lives[b].first == kForever) continue;
     if (buffer.domain == Domain::item && buffer.stored) {
-      stride_[b] = table_stride(buffer.width);
       if (!table[b]) continue;
       table_of_[b] = static_cast<int64_t>(tables_.size());
-      tables_.push_back({b, stride_[b]});
-      continue;
+      tables_.push_back(make_table(b, buffer));
+      if (buffer.encoding == Encoding::f32) continue;
+      lives[b].last = kForever;  // until it is encoded
     }
     stride_[b] = tile_stride(buffer.width);
     order.push_back(b);
@@ -209,7 +222,7 @@ std::vector<std::string> Program::int8_steps() const {
   return names;
 }
 
-Port Program::port(const Operand& operand) const {
+Port Program::port(const Operand& operand, Domain phase) const {
   const Buffer& buffer = plan_.buffers[operand.buffer];
   Port port{};
   port.width = operand.width;
@@ -223,11 +236,13 @@ Port Program::port(const Operand& operand) const {
     port.stride = buffer.ids ? plan_.ids_width[domain] : plan_.dense_width[domain];
     return port;
   }
-  port.stride = stride_[operand.buffer];
-  if (buffer.domain == Domain::item && buffer.stored) {
+  const int64_t table = table_of_[operand.buffer];
+  if (table >= 0 && (phase == Domain::candidate || buffer.encoding == Encoding::f32)) {
     port.space = Space::item_table;
-    port.table = static_cast<uint32_t>(std::max<int64_t>(table_of_[operand.buffer], 0));
+    port.table = static_cast<uint32_t>(table);
+    port.stride = tables_[port.table].stride();
   } else {
+    port.stride = stride_[operand.buffer];
     port.space = buffer.domain == Domain::request ? Space::request_tile : Space::tile;
     port.place = place_[operand.buffer];
   }
@@ -257,7 +272,7 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
       base = context.item_dense, of_item = true;
       break;
     case Space::item_table:
-      base = context.tables[port.table], of_item = true;
+      of_item = true;
       break;
     case Space::candidate_ids:
       base = as_float(context.candidate_ids), first = context.candidate_row;
@@ -274,6 +289,12 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
     if (phase == Domain::candidate) gather = context.gather;
     if (gather == nullptr) first = context.item_row;
   }
+  if (port.space == Space::item_table) {
+    const Table& table = tables_[port.table];
+    const unsigned char* row = context.tables[port.table] + first * table.row_bytes;
+    return {reinterpret_cast<const float*>(row + port.column * table.element()), port.stride, gather, table.encoding,
+            reinterpret_cast<const float*>(row + table.scale_at)};
+  }
   const size_t stride = of_request && phase == Domain::candidate ? 0 : port.stride;
   return {base + first * port.stride + port.column, stride, gather};
 }
@@ -281,6 +302,26 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
 void Program::run(Domain domain, size_t rows, const Context& context) const {
   const bool in_int8 = precision_ == Precision::int8 && domain == Domain::candidate && !context.exact;
   run(in_int8 ? active_int8_ : active_[static_cast<int>(domain)], domain, rows, context);
+  if (domain == Domain::item) encode(rows, context);
+}
+
+void Program::encode(size_t n, const Context& context) const {
+  for (const Table& table : tables_) {
+    if (table.encoding == Encoding::f32) continue;
+    const Rows from = rows(table.made, Domain::item, context);
+    unsigned char* to = context.tables[&table - tables_.data()] + context.item_row * table.row_bytes;
+    const size_t done = kernels_.encode(
+        n, table.width, from, {to, table.stride(), table.encoding, reinterpret_cast<float*>(to + table.scale_at)});
+    if (done == n) continue;
+    const bool halves = table.encoding == Encoding::f16;
+    const float* row = from.data + done * from.stride;
+    const float worst = *std::max_element(row, row + table.width, [](float a, float b) {
+      return std::isfinite(a) && (!std::isfinite(b) || std::abs(a) < std::abs(b));
+    });
+    fail(FMTR_ERROR_SCHEMA, "item row ", context.item_row + done, ": ", quote(plan_.buffers[table.buffer].name),
+         " has the value ", worst, ", but ", halves ? "fp16 holds numbers up to 65504" : "int8 holds finite numbers",
+         "; compile the bundle with another item_precision, such as ", halves ? "'int8' or 'fp32'" : "'fp32'");
+  }
 }
 
 void Program::run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const {

@@ -33,12 +33,14 @@ enum class Space : uint8_t {
   tile              // workspace of the item phase or of the candidate phase
 };
 
+// A buffer that is stored in another encoding is both: its own phase makes it in the tile, and encodes it into the
+// table for the candidates.
 struct Port {
   Space space;
   uint32_t table = 0;  // item_table: which
   size_t place = 0;    // tiles: floats a row that lie before the buffer
   size_t column = 0;
-  size_t stride = 0;  // elements from row to row
+  size_t stride = 0;  // elements from row to row; item_table: see Table
   size_t width = 0;
 };
 
@@ -55,14 +57,21 @@ struct Step {
 // A stored item buffer that steps write: one row an item.
 struct Table {
   uint32_t buffer;
-  size_t stride;
+  Encoding encoding;
+  size_t width;
+  size_t row_bytes;
+  size_t scale_at;  // i8: the byte of a row where its scale lies
+  Port made;        // where the item phase has it; f32: in the table itself
+
+  size_t element() const { return encoding == Encoding::f32 ? 4 : encoding == Encoding::f16 ? 2 : 1; }
+  size_t stride() const { return row_bytes / element(); }
 };
 
 // What a run of steps reads and writes.
 struct Context {
   const int32_t *request_ids = nullptr, *item_ids = nullptr, *candidate_ids = nullptr;
   const float *request_dense = nullptr, *item_dense = nullptr, *candidate_dense = nullptr;
-  float* const* tables = nullptr;
+  unsigned char* const* tables = nullptr;
   float* request_tile = nullptr;
   size_t request_tile_rows = 0;  // that its layout was made for
   float* tile = nullptr;
@@ -90,11 +99,13 @@ class Program {
   size_t floats_a_row(Domain domain) const { return floats_a_row_[static_cast<int>(domain)]; }
 
   // Runs the steps of that domain that task and stored item values need; or those in `only` (positions of steps of the
-  // plan).
+  // plan). After those of the item domain, tables of other encodings are written; FMTR_ERROR_SCHEMA where a value does
+  // not go into one.
   void run(Domain domain, size_t rows, const Context& context) const;
   void run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const;
 
-  Port port(const Operand& operand) const;
+  // For steps of that domain.
+  Port port(const Operand& operand, Domain phase) const;
   Rows rows(const Port& port, Domain phase, const Context& context) const;
 
   // The steps that this output of the plan needs, for run(); kept for outputs of role request.
@@ -116,6 +127,7 @@ class Program {
   void choose_int8(const std::vector<bool>& needed);
   int64_t source_of(size_t step) const;
   AffineArgs affine_args(const Step& step, Domain domain, size_t rows, const Context& context, Rows* scratch) const;
+  void encode(size_t rows, const Context& context) const;
   void run_step(const Step& step, Domain domain, size_t rows, const Context& context) const;
 
   const Plan& plan_;

@@ -41,7 +41,7 @@ Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t 
   if (tile > kMaxTile) fail(FMTR_ERROR_ARGUMENT, "tile is ", tile, ", expected at most ", kMaxTile);
   const Program& program = model_->program();
   const Plan& plan = model_->plan();
-  for (const uint32_t t : plan.tasks) tasks_.push_back(program.port(plan.outputs[t].operand));
+  for (const uint32_t t : plan.tasks) tasks_.push_back(program.port(plan.outputs[t].operand, Domain::candidate));
   tile_ = tile_rows(program.floats_a_row(Domain::candidate), tile);
   workers_.resize(std::max<uint32_t>(threads, 1));
   for (Worker& worker : workers_) {
@@ -442,7 +442,7 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
   if (n_requests == 0) return;
   if (values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
   const auto& steps = program.steps_for(static_cast<size_t>(&output - plan.outputs.data()));
-  const Port port = program.port(output.operand);
+  const Port port = program.port(output.operand, Domain::request);
   Call call{};
   call.batch = &batch;
   const auto run_block = [&](size_t part, size_t who) {

@@ -7,7 +7,7 @@
 #ifndef FASTMTR_CPU_AFFINE_H
 #define FASTMTR_CPU_AFFINE_H
 
-#include "rows.h"
+#include "encodings.h"
 
 namespace fastmtr {
 namespace {
@@ -93,24 +93,16 @@ struct Columns {
   size_t first, n, ahead;
 };
 
-// to = from + bias + A addends (from and bias may be NULL), then relu if asked.
-template <size_t A>
-inline void add_row(const float* from, const float* bias, const Rows* addends, size_t r, size_t rows, const Columns& c,
-                    bool relu, float* to) {
-  const float* here[A + 1];
-  const float* next[A + 1];
-  for (size_t a = 0; a < A; ++a) {
-    here[a] = row(addends[a], r) + c.first;
-    next[a] = addends[a].gather && r + c.ahead < rows ? row(addends[a], r + c.ahead) + c.first : nullptr;
-  }
+// to = from + bias + addends (from and bias may be NULL), then relu if asked.
+template <class... Addends>
+inline void add_row(const float* from, const float* bias, const Columns& c, bool relu, float* to,
+                    const Addends&... addends) {
   for (size_t i = 0; i < c.n; i += W) {
     const size_t m = less(W, c.n - i);
     F x = from ? load_part(from + i, m) : zero();
     if (bias) x = x + load_part(bias + i, m);
-    for (size_t a = 0; a < A; ++a) {
-      x = x + load_part(here[a] + i, m);
-      if (next[a] && i % kLineFloats == 0) __builtin_prefetch(next[a] + i, 0, 2);  // into L2
-    }
+    ((x = addends.add_to(x, i, m)), ...);
+    (addends.fetch(i), ...);
     store_part(to + i, relu ? max(zero(), x) : x, m);
   }
 }
@@ -133,14 +125,19 @@ __attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t c
     const Rows* addends = args.addends;
     size_t left = args.n_addends;
     float* to = row(args.out, r + i) + c.first;
-    for (; left > 2; left -= 2, addends += 2, sums = to, bias = nullptr)
-      add_row<2>(sums, bias, addends, r + i, args.rows, c, false, to);
+    const auto read = [&](const Rows& addend, auto add) { read_row(addend, r + i, c.first, c.ahead, args.rows, add); };
+    const auto add_two = [&](bool last) {
+      read(addends[0], [&](const auto& a) {
+        read(addends[1], [&](const auto& b) { add_row(sums, bias, c, last && relu, to, a, b); });
+      });
+    };
+    for (; left > 2; left -= 2, addends += 2, sums = to, bias = nullptr) add_two(false);
     if (left == 2) {
-      add_row<2>(sums, bias, addends, r + i, args.rows, c, relu, to);
+      add_two(true);
     } else if (left == 1) {
-      add_row<1>(sums, bias, addends, r + i, args.rows, c, relu, to);
+      read(addends[0], [&](const auto& a) { add_row(sums, bias, c, relu, to, a); });
     } else {
-      add_row<0>(sums, bias, addends, r + i, args.rows, c, relu, to);
+      add_row(sums, bias, c, relu, to);
     }
   }
   if (!is_simple(args.activation)) activate_columns(args, r, count, c);

@@ -16,7 +16,6 @@ constexpr size_t kMostK8 = 2048;
 constexpr size_t kStride8 = kMostK8 + 64 / sizeof(Unsigned8);
 constexpr float kLevels = 255.0f;
 constexpr float kLeastRange = 1e-30f;  // a row of smaller numbers is taken for zeros: 255 / range must not overflow
-constexpr float kRound = 12582912.0f;  // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
 
 FASTMTR_INLINE size_t round_up_to(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 

@@ -2,7 +2,7 @@
 #ifndef FASTMTR_CPU_OPERATORS_H
 #define FASTMTR_CPU_OPERATORS_H
 
-#include "rows.h"
+#include "encodings.h"
 
 namespace fastmtr {
 namespace {
@@ -198,12 +198,18 @@ inline void activation(size_t rows, size_t width, Activation fn, float alpha, co
   activate_rows(rows, width, fn, alpha, slope, x, out);
 }
 
+// Moves bits where nothing is to decode: right for int32 columns too.
 inline void copy(size_t rows, size_t width, Rows x, Out out) {
   const size_t ahead = 1 + 1024 / (width + 1);
-  for (size_t r = 0; r < rows; ++r) {
-    if (x.gather && r + ahead < rows) prefetch_floats(row(x, r + ahead), width);
-    copy_floats(row(out, r), row(x, r), width);
-  }
+  for (size_t r = 0; r < rows; ++r)
+    read_row(x, r, 0, ahead, rows, [&](const auto& from) {
+      float* to = row(out, r);
+      for (size_t i = 0; i < width; i += W) {
+        from.fetch(i);
+        const size_t m = less(W, width - i);
+        store_part(to + i, from.get(i, m), m);
+      }
+    });
 }
 
 // ---- tables -------------------------------------------------------------------------------------------------------

@@ -9,9 +9,8 @@ namespace fastmtr {
 namespace {
 
 constexpr Kernels kernels_for(const char* isa) {
-  return {isa,    W,           packed_floats, pack,       affine,       activation, softmax,   mixture,
-          binary, scale_shift, reduce,        layer_norm, l2_normalize, dot,        embedding, embedding_bag,
-          copy,   fuse,        int8_kernels()};
+  return {isa,    W,          packed_floats, pack, affine,    activation,    softmax, mixture, binary, scale_shift,
+          reduce, layer_norm, l2_normalize,  dot,  embedding, embedding_bag, copy,    encode,  fuse,   int8_kernels()};
 }
 
 }  // namespace

@@ -49,6 +49,11 @@ FASTMTR_INLINE void store_n(float* p, F x, size_t n) {
   if (n & 1) _mm_store_ss(p, part);
 }
 
+FASTMTR_INLINE F from_halves(const uint16_t* p) { return _mm256_cvtph_ps(_mm_loadu_si128((const __m128i*)p)); }
+FASTMTR_INLINE void to_halves(F x, uint16_t* p) {
+  _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
   return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, zero(), _CMP_NEQ_UQ));
 }

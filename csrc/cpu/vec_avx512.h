@@ -38,6 +38,11 @@ FASTMTR_INLINE __mmask16 first_lanes(size_t n) { return (__mmask16)((1u << n) - 
 FASTMTR_INLINE F load_n(const float* p, size_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }
 FASTMTR_INLINE void store_n(float* p, F x, size_t n) { _mm512_mask_storeu_ps(p, first_lanes(n), x); }
 
+FASTMTR_INLINE F from_halves(const uint16_t* p) { return _mm512_cvtph_ps(_mm256_loadu_si256((const __m256i*)p)); }
+FASTMTR_INLINE void to_halves(F x, uint16_t* p) {
+  _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
+}
+
 // The lanes that are not zero (NaN is not), the first in the lowest bit.
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ); }
 

@@ -39,6 +39,9 @@ FASTMTR_INLINE F load_n(const float* p, size_t n) {
 }
 FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
 
+FASTMTR_INLINE F from_halves(const uint16_t* p) { return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
+FASTMTR_INLINE void to_halves(F x, uint16_t* p) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x))); }
+
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
   const uint32x4_t bit = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32(vmvnq_u32(vceqzq_f32((float32x4_t)x)), bit));

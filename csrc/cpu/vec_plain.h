@@ -39,6 +39,26 @@ FASTMTR_INLINE F load_n(const float* p, size_t n) {
 }
 FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(float)); }
 
+// binary16 has a sign, 5 bits of exponent (less 15) and 10 of fraction. Neither way do subnormal floats occur, which
+// the process may have told the processor to take for zeros.
+typedef uint16_t H __attribute__((vector_size(2 * FASTMTR_PLAIN_LANES)));
+FASTMTR_INLINE F from_halves(const uint16_t* p) {
+  H h;
+  memcpy(&h, p, sizeof h);
+  const U all = __builtin_convertvector(h, U), size = (all & 0x7fffu) << 13, exponent = size >> 23;
+  const U normal = size + (112u << 23), special = size + (224u << 23);  // infinite or NaN
+  const U subnormal = bits(from_bits(size + (113u << 23)) - set1(0x1p-14f));
+  return from_bits((exponent == 0u ? subnormal : exponent == 31u ? special : normal) | (all & 0x8000u) << 16);
+}
+// |x| < 65520.
+FASTMTR_INLINE void to_halves(F x, uint16_t* p) {
+  const U size = bits(abs(x));
+  const U normal = (size - (112u << 23) + 0xfffu + (size >> 13 & 1u)) >> 13;
+  const U subnormal = bits(abs(x) + set1(0.5f)) - bits(set1(0.5f));  // whose last place is that of the smallest half
+  const H h = __builtin_convertvector((abs(x) < 0x1p-14f ? subnormal : normal) | (bits(x) >> 16 & 0x8000u), H);
+  memcpy(p, &h, sizeof h);
+}
+
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
   uint32_t lanes = 0;
   for (size_t i = 0; i < W; ++i) lanes |= (uint32_t)(x[i] != 0.0f) << i;
