@@ -7,15 +7,9 @@
 namespace fastmtr {
 namespace {
 
-typedef int8_t I8 __attribute__((vector_size(W)));
-
 FASTMTR_INLINE F decode(const float* p) { return load(p); }
 FASTMTR_INLINE F decode(const uint16_t* p) { return from_halves(p); }
-FASTMTR_INLINE F decode(const int8_t* p) {
-  I8 x;
-  memcpy(&x, p, sizeof x);
-  return __builtin_convertvector(__builtin_convertvector(x, S), F);
-}
+FASTMTR_INLINE F decode(const int8_t* p) { return __builtin_convertvector(widen(p), F); }
 
 template <class T>
 FASTMTR_INLINE F decode_part(const T* p, size_t m) {
@@ -79,6 +73,8 @@ FASTMTR_INLINE void read_row(const Rows& x, size_t r, size_t first, size_t dista
 }
 
 // ---- encoding -----------------------------------------------------------------------------------------------------
+
+typedef int8_t I8 __attribute__((vector_size(W)));
 
 constexpr float kRound = 12582912.0f;    // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
 constexpr float kHalfLimit = 65520.0f;   // rounds to infinity

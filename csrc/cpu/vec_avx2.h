@@ -54,6 +54,9 @@ FASTMTR_INLINE void to_halves(F x, uint16_t* p) {
   _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+FASTMTR_INLINE S widen(const int8_t* p) { return (S)_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+FASTMTR_INLINE S widen(const uint8_t* p) { return (S)_mm256_cvtepu8_epi32(_mm_loadl_epi64((const __m128i*)p)); }
+
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
   return (uint32_t)_mm256_movemask_ps(_mm256_cmp_ps(x, zero(), _CMP_NEQ_UQ));
 }

@@ -43,6 +43,9 @@ FASTMTR_INLINE void to_halves(F x, uint16_t* p) {
   _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(x, _MM_FROUND_TO_NEAREST_INT));
 }
 
+FASTMTR_INLINE S widen(const int8_t* p) { return (S)_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+FASTMTR_INLINE S widen(const uint8_t* p) { return (S)_mm512_cvtepu8_epi32(_mm_loadu_si128((const __m128i*)p)); }
+
 // The lanes that are not zero (NaN is not), the first in the lowest bit.
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) { return _mm512_cmp_ps_mask(x, zero(), _CMP_NEQ_UQ); }
 

@@ -42,6 +42,17 @@ FASTMTR_INLINE void store_n(float* p, F x, size_t n) { memcpy(p, &x, n * sizeof(
 FASTMTR_INLINE F from_halves(const uint16_t* p) { return (F)vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p))); }
 FASTMTR_INLINE void to_halves(F x, uint16_t* p) { vst1_u16(p, vreinterpret_u16_f16(vcvt_f16_f32((float32x4_t)x))); }
 
+FASTMTR_INLINE S widen(const int8_t* p) {
+  uint32_t four;
+  memcpy(&four, p, sizeof four);
+  return (S)vmovl_s16(vget_low_s16(vmovl_s8(vreinterpret_s8_u32(vdup_n_u32(four)))));
+}
+FASTMTR_INLINE S widen(const uint8_t* p) {
+  uint32_t four;
+  memcpy(&four, p, sizeof four);
+  return (S)vmovl_u16(vget_low_u16(vmovl_u8(vreinterpret_u8_u32(vdup_n_u32(four)))));
+}
+
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
   const uint32x4_t bit = {1, 2, 4, 8};
   return vaddvq_u32(vandq_u32(vmvnq_u32(vceqzq_f32((float32x4_t)x)), bit));

@@ -59,6 +59,13 @@ FASTMTR_INLINE void to_halves(F x, uint16_t* p) {
   memcpy(p, &h, sizeof h);
 }
 
+template <class T>
+FASTMTR_INLINE S widen(const T* p) {
+  T x __attribute__((vector_size(FASTMTR_PLAIN_LANES)));
+  memcpy(&x, p, sizeof x);
+  return __builtin_convertvector(x, S);
+}
+
 FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
   uint32_t lanes = 0;
   for (size_t i = 0; i < W; ++i) lanes |= (uint32_t)(x[i] != 0.0f) << i;
