@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from fastmtr.compiler import Explanation, compile_graph, explain
+from fastmtr.compiler import Explanation, ItemPrecision, compile_graph, explain
 from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
@@ -227,6 +227,7 @@ def write_bundle(
     seen: Seen | None = None,
     fusion: Mapping[str, Any] | None = None,
     item_memory: int | Literal["auto"] = "auto",
+    item_precision: ItemPrecision = "fp32",
     fold_memory: int | Literal["auto"] = "auto",
     metadata: Mapping[str, Any] | None = None,
     report: Any = None,
@@ -254,6 +255,8 @@ def write_bundle(
         where none is binary.
     item_memory : int or "auto"
         Bytes for item values computed ahead of time.
+    item_precision : {"fp32", "fp16", "int8"}
+        What they are kept in; see :func:`~fastmtr.compiler.compile_graph` for the error.
     fold_memory : int or "auto"
         Bytes for tables in which products of embeddings are looked up.
     metadata, report : JSON values, optional
@@ -270,7 +273,7 @@ def write_bundle(
     BundleError
         Something is at ``path`` already, or the engine refuses the result.
     SchemaError
-        Tasks, catalogue or users do not fit schema and graph.
+        Tasks, catalogue or users do not fit schema and graph, or an item's value does not fit ``item_precision``.
     ConversionError
         The graph cannot be compiled.
     """
@@ -281,7 +284,14 @@ def write_bundle(
     n_items = 0 if catalogue is None else len(catalogue.keys)
     if fusion is None:
         fusion = _default_fusion(schema)
-    compiled = compile_graph(graph, fusion=fusion, n_items=n_items, item_memory=item_memory, fold_memory=fold_memory)
+    compiled = compile_graph(
+        graph,
+        fusion=fusion,
+        n_items=n_items,
+        item_memory=item_memory,
+        item_precision=item_precision,
+        fold_memory=fold_memory,
+    )
 
     texts: dict[str, Any] = {"schema.json": schema.to_json(), "graph.json": graph.to_json(), "plan.json": compiled.plan}
     tensors: dict[str, dict[str, NDArray[Any]]] = {"weights.safetensors": {**graph.weights, **compiled.weights}}

@@ -109,6 +109,8 @@ def _parser() -> argparse.ArgumentParser:
     recompile = command("compile", _compile, "Compile a bundle's model again, with another memory budget or fusion.")
     _bundle(recompile)
     _out(recompile, required=True)
+    stored = "what item values are kept in (default fp32)"
+    recompile.add_argument("--item-precision", choices=("fp32", "fp16", "int8"), default="fp32", help=stored)
     recompile.add_argument("--fusion", choices=("product", "sum"), help="how task scores become one")
     weight: dict[str, Any] = {"action": "append", "default": [], "type": _weight, "metavar": "TASK=W"}
     recompile.add_argument("--weight", **weight, help="of the fusion; repeat it")
@@ -310,6 +312,7 @@ def _compile(options: argparse.Namespace) -> None:
         seen=bundle.seen,
         fusion=fusion,
         item_memory=options.item_memory,
+        item_precision=options.item_precision,
         metadata=bundle.metadata,
         report=bundle.report,
         overwrite=options.overwrite,

@@ -1,10 +1,25 @@
-"""Which item values are stored."""
+"""Which item values are stored, and in what precision."""
+
+import tempfile
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from cases import MODELS, fill, model_graph
+from random_graphs import random_graphs
+from fastmtr import _native
+from fastmtr.bundle import Catalogue, open_bundle, write_bundle
+from fastmtr.compiler import compile_graph
 from fastmtr.compiler.storage import AUTO_MEMORY, choose_storage, row_bytes
-from fastmtr.graph import Graph, GraphBuilder, Input
+from fastmtr.encodings import stored_rows
+from fastmtr.errors import ConversionError, SchemaError
+from fastmtr.graph import Graph, GraphBuilder, Input, Packed
+from fastmtr.reference import evaluate_plan
+from fastmtr.schema import Feature, Schema, Task
 
 
 def wide_item_part(width: int) -> Graph:
@@ -51,3 +66,122 @@ def test_what_a_candidate_would_read_instead_counts(also_read: bool) -> None:
     if also_read:
         g.output("like", g.reduce(g.mul(g.slice("item", 0, 8), "user"), "sum"))
     assert choose_storage(g.build(), n_items=10**7).stored == (frozenset() if also_read else frozenset({pooled}))
+
+
+# ---- precision -------------------------------------------------------------------------------------------------------
+
+LOWER = ("fp16", "int8")
+
+
+def schema_of(graph: Graph) -> Schema:
+    features = (Feature(name="any", entity="user", kind="numeric"),)
+    return Schema(user="user", item="item", features=features, tasks=tuple(Task(name=t) for t in graph.tasks))
+
+
+def item_dtypes(plan: dict[str, Any]) -> dict[str, str]:
+    """Of the stored item buffers that hold no input."""
+    inputs = {i["buffer"] for i in plan["inputs"]}
+    buffers = enumerate(plan["buffers"])
+    return {b["name"]: b["dtype"] for i, b in buffers if b["domain"] == "item" and b["stored"] and i not in inputs}
+
+
+def bundle_of(folder: str | Path, graph: Graph, item: Packed, **options: Any) -> Path:
+    catalogue = Catalogue(np.arange(item.n_rows, dtype=np.int64), item)
+    return write_bundle(Path(folder) / "bundle", schema=schema_of(graph), graph=graph, catalogue=catalogue, **options)
+
+
+def test_fewer_bytes_store_more() -> None:
+    graph = wide_item_part(2072)
+    assert [row_bytes(2072, p) for p in ("fp32", "fp16", "int8")] == [8288, 4144, 2076]
+    for precision, n_items in (("fp16", 500_000), ("int8", 1_000_000)):
+        assert not choose_storage(graph, n_items=n_items).stored
+        assert choose_storage(graph, n_items=n_items, item_precision=precision).stored == {"part"}
+
+
+def test_item_outputs_and_rows_that_would_not_shrink_stay_fp32() -> None:
+    plan = compile_graph(model_graph("two_tower"), n_items=1000, item_precision="int8").plan
+    outputs = {plan["buffers"][o["operand"][0]]["name"] for o in plan["outputs"] if o["role"] == "item"}
+    assert outputs and all(item_dtypes(plan)[name] == "f32" for name in outputs)
+    assert [row_bytes(1, p) for p in ("fp32", "fp16", "int8")] == [4, 2, 4]
+    with pytest.raises(ConversionError, match="item_precision must be one of fp32, fp16, int8, found 'fp8'"):
+        compile_graph(model_graph("mmoe"), item_precision="fp8")  # type: ignore[arg-type]
+
+
+def test_error_bounds() -> None:
+    rng = np.random.default_rng(3)
+    rows = rng.normal(size=(50, 33)) * 2.0 ** rng.integers(-20, 15, size=(50, 33))
+    sizes = abs(rows)
+    assert (abs(stored_rows(rows, "f16") - rows) <= np.maximum(2.0**-11 * sizes, 2.0**-25)).all()
+    assert (abs(stored_rows(rows, "i8") - rows) <= sizes.max(axis=1, keepdims=True) / 254 * (1 + 1e-9)).all()
+
+
+@settings(max_examples=40, deadline=None)
+@given(graph=random_graphs(), precision=st.sampled_from(LOWER), tile=st.sampled_from([0, 3]))
+def test_the_engine_reads_what_the_plan_says(graph: Graph, precision: Any, tile: int) -> None:
+    assert_native_is_plan(graph, precision, tile=tile)
+
+
+@pytest.mark.parametrize("precision", LOWER)
+@pytest.mark.parametrize("kind", MODELS)
+def test_models(kind: Any, precision: Any) -> None:
+    assert_native_is_plan(model_graph(kind), precision)
+
+
+def assert_native_is_plan(graph: Graph, precision: Any, *, tile: int = 0) -> None:
+    packed = fill(graph, n_items=11, n_candidates=7)
+    rows = np.random.default_rng(0).integers(0, 11, 7)
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = open_bundle(bundle_of(folder, graph, packed["item"], fusion={"kind": "sum"}, item_precision=precision))
+        session = _native.Session(_native.Model(str(bundle.path)), tile=tile)
+        found, _ = session.score(
+            packed["request"].ids,
+            packed["request"].dense,
+            np.array([0, 7], np.int64),
+            rows.astype(np.int64),
+            candidate_ids=packed["candidate"].ids,
+            candidate_dense=packed["candidate"].dense,
+        )
+        expected = evaluate_plan(bundle.plan, bundle.weights, packed, rows=rows)
+    columns = np.concatenate([expected[t] for t in graph.tasks], axis=1)
+    # A value that lies between two stored ones may round to the other in float32.
+    tolerance = 1e-4 if not set(item_dtypes(bundle.plan).values()) - {"f32"} else 2e-2
+    np.testing.assert_allclose(found, columns, rtol=0, atol=tolerance * (1 + abs(columns).max()))
+
+
+def linear(weight: float) -> tuple[Graph, Packed]:
+    """One item number times a weight, stored in a row of 64; the user's row is zero."""
+    g = GraphBuilder([Input("user", "request", "dense", 0, 64), Input("item", "item", "dense", 0, 32)])
+    w = np.zeros((64, 32))
+    w[:, 0] = weight
+    part = g.affine("item", w=g.weight("w", w), name="part")
+    g.output("click", g.reduce(g.affine(addends=["user", part]), "mean"))
+    item = Packed(np.zeros((5, 0), np.int32), np.zeros((5, 32), np.float32))
+    item.dense[:, 0] = [0, 1, -1, 0.5, 3]
+    return g.build(), item
+
+
+def test_a_value_beyond_fp16_is_refused(tmp_path: Path) -> None:
+    graph, item = linear(30_000)
+    message = "item 4: 'part' has the value 90000, but fp16 holds numbers up to 65504; compile the bundle with another"
+    with pytest.raises(SchemaError, match=message):
+        bundle_of(tmp_path, graph, item, item_precision="fp16")
+    assert not (tmp_path / "bundle").exists()
+    model = _native.Model(str(bundle_of(tmp_path, graph, item.take(np.arange(4)), item_precision="fp16")))
+    with pytest.raises(SchemaError, match="item 4"):
+        model.set_catalogue(np.arange(5, dtype=np.int64), item.ids, item.dense)
+    assert len(_native.Session(model).score(np.zeros((1, 0), np.int32), np.zeros((1, 64), np.float32))[0]) == 4
+
+
+def test_memory_and_description(tmp_path: Path) -> None:
+    graph, item = linear(1.0)
+    sizes = {}
+    for precision, row in (("fp32", 256), ("fp16", 128), ("int8", 68)):
+        bundle = open_bundle(bundle_of(tmp_path / precision, graph, item, item_precision=precision))
+        described = _native.Model(str(bundle.path)).describe()
+        dtype = {"fp32": "f32", "fp16": "f16", "int8": "i8"}[precision]
+        assert f'"item_tables": [{{"name": "part", "dtype": "{dtype}", "width": 64, "row_bytes": {row}}}]' in described
+        explained = bundle.explain()
+        sizes[precision] = explained.stored_bytes
+        assert f"{explained.stored_bytes} bytes of values" in str(explained)
+        assert (f"in {dtype}" in str(explained)) == (precision != "fp32")
+    assert sizes == {"fp32": 256, "fp16": 128, "int8": 68}

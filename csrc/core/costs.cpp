@@ -34,13 +34,22 @@ uint64_t weight_bytes(const PlanStep& step, bool in_int8) {
   return floats * sizeof(float) + bytes;
 }
 
+// Of columns of an item's row.
+uint64_t item_bytes(const Plan& plan, const Operand& columns) {
+  return columns.width * encoded_bytes(plan.buffers[columns.buffer].encoding);
+}
+// That come with them, however many they are.
+uint64_t scale_bytes(const Plan& plan, const Operand& columns) {
+  return plan.buffers[columns.buffer].encoding == Encoding::i8 ? sizeof(float) : 0;
+}
+
 // Read from rows of tables: embeddings, and stored values of the catalogue's items.
 uint64_t table_bytes(const PlanStep& step, const Plan& plan) {
-  uint64_t floats = step.table == nullptr ? 0 : step.inputs[0].width * step.n;
+  uint64_t bytes = step.table == nullptr ? 0 : step.inputs[0].width * step.n * sizeof(float);
   if (step.domain == Domain::candidate)
     for (const Operand& input : step.inputs)
-      if (plan.buffers[input.buffer].domain == Domain::item) floats += input.width;
-  return floats * sizeof(float);
+      if (plan.buffers[input.buffer].domain == Domain::item) bytes += item_bytes(plan, input) + scale_bytes(plan, input);
+  return bytes;
 }
 
 }  // namespace
@@ -92,14 +101,16 @@ std::string explain_json(const Program& program, uint64_t n_items) {
     const PlanStep& step = plan.steps[i];
     const bool in_int8 = program.runs_in_int8(i);
     const Buffer& to = plan.buffers[step.output.buffer];
-    const uint64_t kept = to.domain == Domain::item && to.stored ? step.output.width * sizeof(float) : 0;
+    uint64_t kept = 0;
+    if (to.domain == Domain::item && to.stored)
+      kept = item_bytes(plan, step.output) + (step.output.offset == 0 ? scale_bytes(plan, step.output) : 0);
     stored += kept;
     if (for_tasks[i]) flops[static_cast<int>(step.domain)] += step_flops(step);
     steps += say(i == 0 ? "" : ", ", "{\"name\": ", json_quote(step.name), ", \"op\": \"", op_name(step.op),
                  "\", \"domain\": \"", domain_name(step.domain), "\", \"width\": ", step.output.width,
                  ", \"precision\": \"", in_int8 ? "int8" : "fp32", "\", \"flops\": ", step_flops(step),
                  ", \"table_bytes\": ", table_bytes(step, plan), ", \"weight_bytes\": ", weight_bytes(step, in_int8),
-                 ", \"stored_bytes\": ", kept, ", \"for_tasks\": ", for_tasks[i] ? "true" : "false", "}");
+                 ", \"stored_bytes\": ", kept, ", \"stored_dtype\": \"", kept == 0 ? "" : dtype_name(to), "\", \"for_tasks\": ", for_tasks[i] ? "true" : "false", "}");
   }
   std::string totals;
   for (const Domain domain : {Domain::request, Domain::item, Domain::candidate})

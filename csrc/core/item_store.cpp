@@ -111,6 +111,7 @@ void ItemStore::compute(const std::vector<uint32_t>& slots) {
   Aligned<float> workspace(program_.tile_floats(Domain::item, std::min(tile, slots.size())));
   std::vector<Rows> scratch(program_.max_inputs());
   Context context;
+  context.item_keys = inputs_.keys;
   context.item_ids = inputs_.ids;
   context.item_dense = inputs_.dense;
   context.tables = table_data_.data();

@@ -499,6 +499,17 @@ class PlanReader {
 const char* domain_name(Domain domain) { return name_of(kDomainNames, domain); }
 const char* op_name(Op op) { return name_of(kOpNames, op); }
 const char* role_name(Role role) { return name_of(kRoleNames, role); }
+size_t encoded_bytes(Encoding encoding) {
+  switch (encoding) {
+    case Encoding::f32:
+      return 4;
+    case Encoding::f16:
+      return 2;
+    case Encoding::i8:
+      return 1;
+  }
+  return 0;
+}
 const char* dtype_name(const Buffer& buffer) {
   const Dtype dtype = buffer.ids                         ? Dtype::i32
                       : buffer.encoding == Encoding::f16 ? Dtype::f16

@@ -110,6 +110,7 @@ const char* domain_name(Domain domain);
 const char* op_name(Op op);
 const char* role_name(Role role);
 const char* dtype_name(const Buffer& buffer);
+size_t encoded_bytes(Encoding encoding);  // of a number
 
 // Throws FMTR_ERROR_BUNDLE naming the step, what was found and what was expected. The plan points into `weights`.
 Plan read_plan(std::string_view json, const SafeTensors& weights);

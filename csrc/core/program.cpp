@@ -22,7 +22,7 @@ size_t tile_stride(size_t width) { return width < kLine ? width : round_up(width
 // left of it after whole lines lies within one if rows begin at multiples of the next power of two.
 Table make_table(uint32_t index, const Buffer& buffer) {
   Table table{index, buffer.encoding, buffer.width, 0, 0, {}};
-  size_t bytes = buffer.width * table.element();
+  size_t bytes = buffer.width * encoded_bytes(buffer.encoding);
   if (buffer.encoding == Encoding::i8) {
     table.scale_at = round_up(bytes, sizeof(float));
     bytes = table.scale_at + sizeof(float);
@@ -292,7 +292,7 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
   if (port.space == Space::item_table) {
     const Table& table = tables_[port.table];
     const unsigned char* row = context.tables[port.table] + first * table.row_bytes;
-    return {reinterpret_cast<const float*>(row + port.column * table.element()), port.stride, gather, table.encoding,
+    return {reinterpret_cast<const float*>(row + port.column * encoded_bytes(table.encoding)), port.stride, gather, table.encoding,
             reinterpret_cast<const float*>(row + table.scale_at)};
   }
   const size_t stride = of_request && phase == Domain::candidate ? 0 : port.stride;
@@ -318,7 +318,7 @@ void Program::encode(size_t n, const Context& context) const {
     const float worst = *std::max_element(row, row + table.width, [](float a, float b) {
       return std::isfinite(a) && (!std::isfinite(b) || std::abs(a) < std::abs(b));
     });
-    fail(FMTR_ERROR_SCHEMA, "item row ", context.item_row + done, ": ", quote(plan_.buffers[table.buffer].name),
+    fail(FMTR_ERROR_SCHEMA, "item ", context.item_keys[context.item_row + done], ": ", quote(plan_.buffers[table.buffer].name),
          " has the value ", worst, ", but ", halves ? "fp16 holds numbers up to 65504" : "int8 holds finite numbers",
          "; compile the bundle with another item_precision, such as ", halves ? "'int8' or 'fp32'" : "'fp32'");
   }

@@ -63,14 +63,14 @@ struct Table {
   size_t scale_at;  // i8: the byte of a row where its scale lies
   Port made;        // where the item phase has it; f32: in the table itself
 
-  size_t element() const { return encoding == Encoding::f32 ? 4 : encoding == Encoding::f16 ? 2 : 1; }
-  size_t stride() const { return row_bytes / element(); }
+  size_t stride() const { return row_bytes / encoded_bytes(encoding); }
 };
 
 // What a run of steps reads and writes.
 struct Context {
   const int32_t *request_ids = nullptr, *item_ids = nullptr, *candidate_ids = nullptr;
   const float *request_dense = nullptr, *item_dense = nullptr, *candidate_dense = nullptr;
+  const int64_t* item_keys = nullptr;
   unsigned char* const* tables = nullptr;
   float* request_tile = nullptr;
   size_t request_tile_rows = 0;  // that its layout was made for

@@ -2,5 +2,6 @@
 
 from fastmtr.compiler.explain import Explanation, explain
 from fastmtr.compiler.pipeline import Compiled, compile_graph
+from fastmtr.compiler.storage import ITEM_PRECISIONS, ItemPrecision
 
-__all__ = ["Compiled", "Explanation", "compile_graph", "explain"]
+__all__ = ["ITEM_PRECISIONS", "Compiled", "Explanation", "ItemPrecision", "compile_graph", "explain"]

@@ -9,6 +9,7 @@ from itertools import accumulate
 from typing import TYPE_CHECKING, Any
 
 from fastmtr.compiler.costs import flops
+from fastmtr.compiler.storage import COLUMN_BYTES, SCALE_BYTES
 from fastmtr.graph import Domain
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ class StepCost:
         Of the dense weights, which are read once a tile of rows.
     stored_bytes : int
         Kept for each catalogue item.
+    stored_dtype : str
+        What they are kept in: f32, f16 or i8; "" where nothing is kept.
     remark : str
         Why it is in this domain.
     reads : tuple of int
@@ -55,6 +58,7 @@ class StepCost:
     table_bytes: int
     weight_bytes: int
     stored_bytes: int
+    stored_dtype: str
     remark: str
     reads: tuple[int, ...]
     for_tasks: bool
@@ -97,8 +101,18 @@ class Explanation:
             f"FLOPs of the tasks' scores: {request:,} once a request, {item:,} once an item ahead of time, "
             f"{candidate:,} a candidate.",
             f"Without factoring, all of it for each candidate: {whole:,}, {whole / max(candidate, 1):.2f} times.",
-            f"Kept for each item: {self.stored_bytes:,} bytes of values and {self.input_bytes:,} of inputs{catalogue}.",
+            f"Kept for each item: {self.stored_bytes:,} bytes of values{self._by_dtype()} and {self.input_bytes:,} of "
+            f"inputs{catalogue}.",
         ]
+
+    def _by_dtype(self) -> str:
+        found: dict[str, int] = {}
+        for s in self.steps:
+            if s.stored_dtype:
+                found[s.stored_dtype] = found.get(s.stored_dtype, 0) + s.stored_bytes
+        if set(found) <= {"f32"}:
+            return ""
+        return f" ({', '.join(f'{n:,} in {dtype}' for dtype, n in sorted(found.items()))})"
 
     def rows(self, domain: Domain) -> list[tuple[str, ...]]:
         """The table of one domain as text, without its header."""
@@ -219,11 +233,12 @@ def _cost(
 ) -> StepCost:
     op, domain = step["op"], step["domain"]
     widths = [width for _, _, width in step["inputs"]]
-    output, _, width = step["output"]
+    output, offset, width = step["output"]
+    kept = buffers[output]
     own = {role: tuple(shapes[name]) for role, name in step["weights"].items()}
     table_bytes = 4 * widths[0] * own["table"][1] if "table" in own else 0
     if domain == "candidate":
-        table_bytes += sum(4 * w for b, _, w in step["inputs"] if buffers[b]["domain"] == "item")
+        table_bytes += sum(_row_bytes(buffers[b], w) for b, _, w in step["inputs"] if buffers[b]["domain"] == "item")
     return StepCost(
         name=step["name"],
         op=op + ("" if step["attrs"].get("activation", "none") == "none" else f" + {step['attrs']['activation']}"),
@@ -232,11 +247,18 @@ def _cost(
         flops=flops(op, widths, width, own, step["attrs"]),
         table_bytes=table_bytes,
         weight_bytes=sum(4 * _count(shape) for role, shape in own.items() if role != "table"),
-        stored_bytes=4 * width if buffers[output]["stored"] else 0,
+        stored_bytes=_row_bytes(kept, width, with_scale=offset == 0) if kept["stored"] else 0,
+        stored_dtype=kept["dtype"] if kept["stored"] else "",
         remark=step.get("remark", ""),
         reads=reads,
         for_tasks=for_tasks,
     )
+
+
+def _row_bytes(buffer: Mapping[str, Any], width: int, *, with_scale: bool = True) -> int:
+    """Of so many columns of an item's row."""
+    scale = SCALE_BYTES if buffer["dtype"] == "i8" and with_scale else 0
+    return width * COLUMN_BYTES[buffer["dtype"]] + scale
 
 
 def _count(shape: Sequence[int]) -> int:

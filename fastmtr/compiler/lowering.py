@@ -13,7 +13,7 @@ from typing import Any
 
 from fastmtr.compiler.rewrite import Piece, listed, pieces_of
 from fastmtr.compiler.split_by_domain import ITEM_PART
-from fastmtr.compiler.storage import Storage, stored_unit
+from fastmtr.compiler.storage import Storage, stored_dtype, stored_unit
 from fastmtr.graph import Domain, Graph, Input, Node
 from fastmtr.operators import OPS, plan_version
 
@@ -84,6 +84,7 @@ class _Lowering:
         for o in self.graph.outputs:
             operand = self._read(o.value, "candidate" if o.role == "task" else o.role)
             outputs.append({"name": o.name, "role": o.role, "operand": operand})
+        self._encode_tables({i["buffer"] for i in inputs} | {o["operand"][0] for o in outputs if o["role"] == "item"})
         return {
             # The first that has all that the plan uses: so engines read what they can, and refuse the rest clearly.
             "plan_version": max((plan_version(s["op"], s["attrs"]) for s in self.steps), default=1),
@@ -93,6 +94,12 @@ class _Lowering:
             "outputs": outputs,
             "fusion": dict(fusion),
         }
+
+    def _encode_tables(self, plain: set[int]) -> None:
+        """Give stored item buffers the dtype that was chosen, except ``plain`` ones."""
+        for index, buffer in enumerate(self.buffers):
+            if buffer["domain"] == "item" and buffer["stored"] and index not in plain:
+                buffer["dtype"] = stored_dtype(buffer["width"], self.storage.precision)
 
     # ---- what has to be there ----
 

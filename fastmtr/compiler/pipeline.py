@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from fastmtr.compiler.lowering import lower
 from fastmtr.compiler.separate_domains import separate_domains
 from fastmtr.compiler.split_by_domain import ITEM_PART, split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
-from fastmtr.compiler.storage import Storage, choose_storage
+from fastmtr.compiler.storage import ITEM_PRECISIONS, ItemPrecision, Storage, choose_storage
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Domain, Graph
 
@@ -66,6 +66,7 @@ def compile_graph(
     fusion: Mapping[str, Any] | None = None,
     n_items: int = 0,
     item_memory: int | Literal["auto"] = "auto",
+    item_precision: ItemPrecision = "fp32",
     fold_memory: int | Literal["auto"] = "auto",
 ) -> Compiled:
     """Factor a graph into what is done once a request, once an item and once a candidate.
@@ -81,6 +82,10 @@ def compile_graph(
     item_memory : int or "auto"
         Bytes for item values computed ahead of time; "auto" is 2 GiB, 0 stores nothing but the inputs (and the item
         outputs, which need it).
+    item_precision : {"fp32", "fp16", "int8"}
+        What those item values are kept in. fp16: a value is off by at most 2^-11 of itself (2^-25 where it is below
+        2^-14), and values beyond 65504 are refused when a catalogue is built; int8: by at most 1/254 of the largest
+        value of its row. Item outputs stay fp32.
     fold_memory : int or "auto"
         Bytes for tables in which the products of embeddings are looked up; "auto" is 16 MiB, 0 keeps the products.
 
@@ -96,6 +101,8 @@ def compile_graph(
     for name, memory in (("item_memory", item_memory), ("fold_memory", fold_memory)):
         if memory != "auto" and memory < 0:
             raise ConversionError(f"{name} must be 'auto' or a number of bytes >= 0, found {memory!r}")
+    if item_precision not in ITEM_PRECISIONS:
+        raise ConversionError(f"item_precision must be one of {', '.join(ITEM_PRECISIONS)}, found {item_precision!r}")
     if n_items < 0:
         raise ConversionError(f"n_items must be >= 0, found {n_items}")
     for name, array in graph.weights.items():
@@ -104,19 +111,23 @@ def compile_graph(
     fused = normal_fusion(fusion, graph.tasks)
     for each in PASSES:
         graph = each(graph)
-    split, storage = _split_and_store(graph, n_items, item_memory)
+
+    def choose(graph: Graph) -> Storage:
+        return choose_storage(graph, n_items=n_items, item_memory=item_memory, item_precision=item_precision)
+
+    split, storage = _split_and_store(graph, choose)
     folded = fold_embeddings(split, storage, memory=fold_memory)
     final = split
     if folded.graph is not split:
         final = remove_dead_code(flatten(folded.graph))
-        again = choose_storage(final, n_items=n_items, item_memory=item_memory)
-        storage = Storage(again.stored, {**storage.refused, **again.refused})
+        again = choose(final)
+        storage = replace(again, refused={**storage.refused, **again.refused})
     plan = lower(final, storage, fusion=fused, remarks=folded.remarks)
     named = {name for step in plan["steps"] for name in step["weights"].values()}
     return Compiled(plan, {name: final.weights[name] for name in sorted(named)}, final)
 
 
-def _split_and_store(graph: Graph, n_items: int, item_memory: int | Literal["auto"]) -> tuple[Graph, Storage]:
+def _split_and_store(graph: Graph, choose: Callable[[Graph], Storage]) -> tuple[Graph, Storage]:
     """Split by domain, but leave together what is not worth storing apart."""
     keep: set[str] = set()
     request: tuple[Domain, ...] = ("request",)
@@ -124,11 +135,11 @@ def _split_and_store(graph: Graph, n_items: int, item_memory: int | Literal["aut
     while True:
         split = stack_siblings(split_by_domain(graph, keep_item=keep), domains=request)
         split = remove_dead_code(flatten(remove_dead_code(split)))
-        storage = choose_storage(split, n_items=n_items, item_memory=item_memory)
+        storage = choose(split)
         reasons |= storage.refused
         unstored = {v.removesuffix(ITEM_PART) for v in storage.refused if v.endswith(ITEM_PART)}
         if unstored <= keep:
-            return split, Storage(storage.stored, reasons)
+            return split, replace(storage, refused=reasons)
         keep |= unstored
 
 

@@ -10,7 +10,29 @@ from fastmtr.compiler.costs import CACHED_BYTES, work
 from fastmtr.compiler.rewrite import Piece, pieces_of
 from fastmtr.graph import Graph
 
-__all__ = ["AUTO_MEMORY", "Storage", "choose_storage", "computed_for_candidates", "row_bytes", "stored_unit"]
+__all__ = [
+    "AUTO_MEMORY",
+    "COLUMN_BYTES",
+    "ITEM_PRECISIONS",
+    "SCALE_BYTES",
+    "ItemPrecision",
+    "Storage",
+    "choose_storage",
+    "computed_for_candidates",
+    "row_bytes",
+    "stored_dtype",
+    "stored_unit",
+]
+
+ItemPrecision = Literal["fp32", "fp16", "int8"]
+ITEM_PRECISIONS: tuple[ItemPrecision, ...] = ("fp32", "fp16", "int8")
+
+COLUMN_BYTES = {"i32": 4, "f32": 4, "f16": 2, "i8": 1}
+"""Bytes of one column of a buffer, by dtype."""
+SCALE_BYTES = 4
+"""That a row of dtype i8 has besides."""
+
+_DTYPES: dict[ItemPrecision, str] = {"fp32": "f32", "fp16": "f16", "int8": "i8"}
 
 AUTO_MEMORY = 2 << 30
 
@@ -28,10 +50,13 @@ class Storage:
         Item values with a row for each catalogue item (besides the item inputs, which are always stored).
     refused : mapping of str to str
         Item values that candidates need and that are computed for each candidate instead, with the reason.
+    precision : {"fp32", "fp16", "int8"}
+        What the rows are kept in, but for those of item outputs, which stay fp32.
     """
 
     stored: frozenset[str]
     refused: Mapping[str, str]
+    precision: ItemPrecision = "fp32"
 
 
 def stored_unit(value: str, pieces: Mapping[str, tuple[Piece, ...]]) -> str:
@@ -40,7 +65,9 @@ def stored_unit(value: str, pieces: Mapping[str, tuple[Piece, ...]]) -> str:
     return made_of[0].source if len(made_of) == 1 else value
 
 
-def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["auto"] = "auto") -> Storage:
+def choose_storage(
+    graph: Graph, *, n_items: int, item_memory: int | Literal["auto"] = "auto", item_precision: ItemPrecision = "fp32"
+) -> Storage:
     """Store the item values that candidates read, by work saved a byte, as far as the memory allows.
 
     What is not stored is computed for each candidate from the item values before it, which are considered in turn.
@@ -55,6 +82,8 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
         Bytes; "auto" is 2 GiB whatever the machine, so that a compilation can be repeated elsewhere. It is a limit, not
         an aim: a value is stored only where reading it is quicker than computing it. (An MMoE of eight experts with 256
         units in their first layers takes 8 KiB an item: 2 GiB hold 250,000 items.)
+    item_precision : {"fp32", "fp16", "int8"}
+        What the rows are kept in; in fewer bytes, more is worth storing.
     """
     budget = AUTO_MEMORY if item_memory == "auto" else item_memory
     pieces = pieces_of(graph)
@@ -66,7 +95,7 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
     while True:
         read = _needed_by_candidates(graph, pieces, lambda unit: unit not in refused)[0]
         wanted = (read | required) - inputs
-        size = {v: row_bytes(graph.width(v)) for v in wanted}
+        size = {v: row_bytes(graph.width(v), "fp32" if v in required else item_precision) for v in wanted}
         cones |= {v: _cone(graph, v) for v in wanted - cones.keys()}
         total = sum(size.values()) * n_items
         least = _MIN_SAVING_CACHED if 0 < total <= CACHED_BYTES else _MIN_SAVING
@@ -83,12 +112,18 @@ def choose_storage(graph: Graph, *, n_items: int, item_memory: int | Literal["au
         elif free and total > budget:
             refused[free[0]] = f"{size[free[0]] * n_items:,} bytes for {n_items:,} items exceed the memory allowed"
         else:
-            return Storage(frozenset(wanted), {v: refused[v] for v in refused if v not in wanted})
+            return Storage(frozenset(wanted), {v: refused[v] for v in refused if v not in wanted}, item_precision)
 
 
-def row_bytes(width: int) -> int:
+def row_bytes(width: int, precision: ItemPrecision = "fp32") -> int:
     """Bytes of one item's row of a stored value."""
-    return 4 * width
+    dtype = stored_dtype(width, precision)
+    return width * COLUMN_BYTES[dtype] + (SCALE_BYTES if dtype == "i8" else 0)
+
+
+def stored_dtype(width: int, precision: ItemPrecision) -> str:
+    """The plan's dtype for a table of so many columns: f32 where the precision would make its rows no shorter."""
+    return "f32" if precision == "int8" and width * 3 <= SCALE_BYTES else _DTYPES[precision]
 
 
 def computed_for_candidates(graph: Graph, storage: Storage) -> frozenset[str]:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from fastmtr.encodings import stored_rows
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Domain, Input, Packed
 from fastmtr.operators import OPS
@@ -55,7 +56,7 @@ def evaluate_plan(
     for i in plan["inputs"]:
         columns = columns_of(Input(**{k: v for k, v in i.items() if k != "buffer"}), packed, np.dtype(dtype))
         runner.write([i["buffer"], 0, i["width"]], columns)
-    for step in plan["steps"]:
+    for step in sorted(plan["steps"], key=lambda s: s["domain"] == "candidate"):  # after all rows are stored
         runner.run(step)
     outputs = {}
     for o in plan["outputs"]:
@@ -85,7 +86,7 @@ class _PlanRunner:
         self.weights, self.candidates = weights, candidates
         self.buffers = plan["buffers"]
         self.data = [
-            np.zeros((n_rows[b["domain"]], b["width"]), dtype if b["dtype"] == "f32" else np.int32)
+            np.zeros((n_rows[b["domain"]], b["width"]), np.int32 if b["dtype"] == "i32" else dtype)
             for b in self.buffers
         ]
         self.written = [np.zeros(b["width"], dtype=bool) for b in self.buffers]
@@ -115,7 +116,9 @@ class _PlanRunner:
             reached = buffer["domain"] == domain or (domain == "candidate" and buffer["domain"] == "request")
             if domain == "candidate" and buffer["domain"] == "item" and buffer["stored"]:
                 reached = op == "gather" or (op == "affine" and position >= ("w" in step["weights"]))
-                value = value[self.candidates]
+                _, offset, width = operand
+                rows = stored_rows(self.data[operand[0]][self.candidates], buffer["dtype"])
+                value = rows[:, offset : offset + width]
             if not reached:
                 raise ConversionError(f"step {step['name']!r} ({domain}) cannot read {buffer['name']!r}")
             inputs.append(value)
