@@ -48,7 +48,8 @@ uint64_t table_bytes(const PlanStep& step, const Plan& plan) {
   uint64_t bytes = step.table == nullptr ? 0 : step.inputs[0].width * step.n * sizeof(float);
   if (step.domain == Domain::candidate)
     for (const Operand& input : step.inputs)
-      if (plan.buffers[input.buffer].domain == Domain::item) bytes += item_bytes(plan, input) + scale_bytes(plan, input);
+      if (plan.buffers[input.buffer].domain == Domain::item)
+        bytes += item_bytes(plan, input) + scale_bytes(plan, input);
   return bytes;
 }
 
@@ -110,7 +111,8 @@ std::string explain_json(const Program& program, uint64_t n_items) {
                  "\", \"domain\": \"", domain_name(step.domain), "\", \"width\": ", step.output.width,
                  ", \"precision\": \"", in_int8 ? "int8" : "fp32", "\", \"flops\": ", step_flops(step),
                  ", \"table_bytes\": ", table_bytes(step, plan), ", \"weight_bytes\": ", weight_bytes(step, in_int8),
-                 ", \"stored_bytes\": ", kept, ", \"stored_dtype\": \"", kept == 0 ? "" : dtype_name(to), "\", \"for_tasks\": ", for_tasks[i] ? "true" : "false", "}");
+                 ", \"stored_bytes\": ", kept, ", \"stored_dtype\": \"", kept == 0 ? "" : dtype_name(to),
+                 "\", \"for_tasks\": ", for_tasks[i] ? "true" : "false", "}");
   }
   std::string totals;
   for (const Domain domain : {Domain::request, Domain::item, Domain::candidate})

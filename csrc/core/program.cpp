@@ -292,8 +292,8 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
   if (port.space == Space::item_table) {
     const Table& table = tables_[port.table];
     const unsigned char* row = context.tables[port.table] + first * table.row_bytes;
-    return {reinterpret_cast<const float*>(row + port.column * encoded_bytes(table.encoding)), port.stride, gather, table.encoding,
-            reinterpret_cast<const float*>(row + table.scale_at)};
+    return {reinterpret_cast<const float*>(row + port.column * encoded_bytes(table.encoding)), port.stride, gather,
+            table.encoding, reinterpret_cast<const float*>(row + table.scale_at)};
   }
   const size_t stride = of_request && phase == Domain::candidate ? 0 : port.stride;
   return {base + first * port.stride + port.column, stride, gather};
@@ -318,8 +318,9 @@ void Program::encode(size_t n, const Context& context) const {
     const float worst = *std::max_element(row, row + table.width, [](float a, float b) {
       return std::isfinite(a) && (!std::isfinite(b) || std::abs(a) < std::abs(b));
     });
-    fail(FMTR_ERROR_SCHEMA, "item ", context.item_keys[context.item_row + done], ": ", quote(plan_.buffers[table.buffer].name),
-         " has the value ", worst, ", but ", halves ? "fp16 holds numbers up to 65504" : "int8 holds finite numbers",
+    fail(FMTR_ERROR_SCHEMA, "item ", context.item_keys[context.item_row + done], ": ",
+         quote(plan_.buffers[table.buffer].name), " has the value ", worst, ", but ",
+         halves ? "fp16 holds numbers up to 65504" : "int8 holds finite numbers",
          "; compile the bundle with another item_precision, such as ", halves ? "'int8' or 'fp32'" : "'fp32'");
   }
 }
