@@ -29,6 +29,13 @@ class StepChecker {
 
   void check() {
     for (index_ = 0; index_ < plan_.steps.size(); ++index_) check(plan_.steps[index_]);
+    for (uint32_t b = 0; b < plan_.buffers.size(); ++b) {
+      const Buffer& buffer = plan_.buffers[b];
+      const uint64_t missing = written_[b].first_missing(0, buffer.width);
+      if (buffer.encoding != Encoding::f32 && missing < buffer.width)
+        fail(FMTR_ERROR_BUNDLE, "plan.json: item buffer ", b, " (", quote(buffer.name), ") of dtype ",
+             dtype_name(buffer), " is encoded as a whole, but nothing writes column ", missing);
+    }
   }
 
  private:

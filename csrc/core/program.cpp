@@ -66,6 +66,8 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
   std::vector<Operand> roots;
   for (const PlanOutput& output : plan.outputs)
     if (output.role != Role::request) roots.push_back(output.operand);
+  for (uint32_t b = 0; b < plan.buffers.size(); ++b)  // rows are encoded as a whole
+    if (plan.buffers[b].encoding != Encoding::f32) roots.push_back({b, 0, plan.buffers[b].width});
   const std::vector<bool> needed = needed_steps(plan, roots);
   lay_out(needed);
   for (size_t i = 0; i < plan.steps.size(); ++i) {

@@ -80,7 +80,7 @@ class _Lowering:
                     self._step(node, phase)
         for unit in sorted(self.storage.stored):
             self._read(unit, "item")
-        outputs = []
+        outputs: list[dict[str, Any]] = []
         for o in self.graph.outputs:
             operand = self._read(o.value, "candidate" if o.role == "task" else o.role)
             outputs.append({"name": o.name, "role": o.role, "operand": operand})

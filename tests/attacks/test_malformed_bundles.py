@@ -265,6 +265,18 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
         "output 1 .'buy'.: .*nothing writes column 1",
     ),
     "request output of a candidate": (put("outputs/0/role", "request"), "an output of role request is a request value"),
+    "a candidate in halves": (
+        put("buffers/15/dtype", "f16"),
+        "buffer 15 .* has dtype f16, which only stored item buffers may have",
+    ),
+    "an item that is not stored in bytes": (put("buffers/11/dtype", "i8"), "which only stored item buffers may have"),
+    "an input in halves": (put("buffers/4/dtype", "f16"), "has dtype f16, expected f32"),
+    "ids in bytes": (put("buffers/3/dtype", "i8"), "has dtype i8, expected i32"),
+    "an output in bytes": (put("buffers/13/dtype", "i8"), "its dtype is i8, but outputs are f32"),
+    "bytes that nothing writes": (
+        lambda plan: plan["buffers"][12].update(dtype="i8", width=40),
+        r"item buffer 12 \('b12'\) of dtype i8 is encoded as a whole, but nothing writes column 36",
+    ),
     "item output not stored": (put("outputs/3/operand", [11, 0, 4]), "an output of role item is a stored item value"),
     "output name twice": (put("outputs/1/name", "click"), "the name stands twice"),
     "output role": (put("outputs/1/role", "loss"), "'role' is 'loss'"),

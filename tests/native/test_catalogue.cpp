@@ -177,7 +177,8 @@ void test_old_versions_live(TemporaryBundle& bundle) {
       for (const int64_t key : bundle.keys) items.add(key, bundle.floats(kWidth));
       model->upsert(items.data());
     }
-    snapshot.get()->read(model->program().port(model->plan().output("part", Role::item).operand), again.data());
+    snapshot.get()->read(model->program().port(model->plan().output("part", Role::item).operand, Domain::item),
+                         again.data());
     check(same(before, again) && snapshot.get()->version() == 1, "a version that is read changed");
   }
   fresh->set_catalogue(items.data());
