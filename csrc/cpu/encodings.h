@@ -20,7 +20,8 @@ FASTMTR_INLINE F decode_part(const T* p, size_t m) {
 }
 FASTMTR_INLINE F decode_part(const float* p, size_t m) { return load_part(p, m); }
 
-// A row from column `first` on. T: what a number is kept in. Row `next`, if there is one, is fetched meanwhile.
+// A row from column `first` on. T: what a number is kept in. The row `distance` rows on, where it is gathered, is
+// fetched meanwhile.
 template <class T>
 struct Reader {
   static constexpr bool kScaled = sizeof(T) == 1;
@@ -29,12 +30,14 @@ struct Reader {
   const T* ahead = nullptr;
   float scale = 1.0f;
 
-  FASTMTR_INLINE Reader(const Rows& x, size_t r, size_t first) : at(row_of(x, r) + first) {
-    if (kScaled) scale = *scale_of(x, r);
-  }
-  FASTMTR_INLINE Reader(const Rows& x, size_t r, size_t first, size_t next) : Reader(x, r, first) {
-    ahead = row_of(x, next) + first;
-    if (kScaled) __builtin_prefetch(scale_of(x, next), 0, 2);
+  FASTMTR_INLINE Reader(const Rows& x, size_t r, size_t first, size_t distance, size_t rows)
+      : at(row_of(x, r) + first) {
+    const bool fetches = x.gather && r + distance < rows;
+    if (fetches) ahead = row_of(x, r + distance) + first;
+    if (kScaled) {
+      scale = *scale_of(x, r);
+      if (fetches) __builtin_prefetch(scale_of(x, r + distance), 0, 2);
+    }
   }
 
   FASTMTR_INLINE F get(size_t i, size_t m) const {
@@ -57,18 +60,16 @@ struct Reader {
   }
 };
 
-// fn(reader of row r from column `first` on). The row `distance` rows on, where it is gathered, is fetched meanwhile.
+// fn(reader), by the encoding of x.
 template <class Fn>
 FASTMTR_INLINE void read_row(const Rows& x, size_t r, size_t first, size_t distance, size_t rows, Fn fn) {
-  const bool fetches = x.gather && r + distance < rows;
-  const auto read = [&]<class T>(T) { fn(fetches ? Reader<T>(x, r, first, r + distance) : Reader<T>(x, r, first)); };
   switch (x.encoding) {
     case Encoding::f32:
-      return read(float{});
+      return fn(Reader<float>(x, r, first, distance, rows));
     case Encoding::f16:
-      return read(uint16_t{});
+      return fn(Reader<uint16_t>(x, r, first, distance, rows));
     case Encoding::i8:
-      return read(int8_t{});
+      return fn(Reader<int8_t>(x, r, first, distance, rows));
   }
 }
 
