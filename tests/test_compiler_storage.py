@@ -9,7 +9,6 @@ import pytest
 from handmade import ISAS
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
-from random_graphs import FIRST, random_graphs
 
 from cases import MODELS, fill, model_graph
 from fastmtr import _native
@@ -21,6 +20,7 @@ from fastmtr.errors import ConversionError, SchemaError
 from fastmtr.graph import Graph, GraphBuilder, Input, Packed
 from fastmtr.reference import evaluate_plan
 from fastmtr.schema import Feature, Schema, Task
+from random_graphs import FIRST, random_graphs
 
 
 def wide_item_part(width: int) -> Graph:
