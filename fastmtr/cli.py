@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fastmtr.errors import BundleError, ConfigError, FastMTRError
+from fastmtr.errors import BundleError, ConfigError, FastMTRError, SchemaError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -141,6 +141,16 @@ def _parser() -> argparse.ArgumentParser:
     bench.add_argument("--threads", **some, default=1, help="of one call (default 1)")
     _precision(bench)
     bench.add_argument("--json", action="store_true", help="numbers for programs")
+
+    profile = command("profile", _profile, "Where the time of one request goes, step by step.")
+    _bundle(profile)
+    profile.add_argument("--user", metavar="KEY", help="a known user (default: the bundle's first)")
+    profile.add_argument("--n", **some, default=512, help="candidates, drawn from the catalogue (default 512)")
+    profile.add_argument("-k", type=_count, metavar="N", default=50, help="rank so many; 0: score only (default 50)")
+    profile.add_argument("--repeats", **some, default=100, help="runs whose mean is told (default 100)")
+    profile.add_argument("--threads", **some, default=1, help="of one call (default 1)")
+    _precision(profile)
+    profile.add_argument("--json", action="store_true", help="numbers for programs")
     return parser
 
 
@@ -423,6 +433,26 @@ def _bench(options: argparse.Namespace) -> None:
     from fastmtr.evaluation.report import latency_table
 
     _show(latency_table(found, title="Latency of one request", note=note))
+
+
+def _profile(options: argparse.Namespace) -> None:
+    import msgspec
+    import numpy as np
+
+    from fastmtr.ranker import Ranker
+
+    ranker = Ranker.load(options.bundle, threads=options.threads, precision=options.precision)
+    if not ranker.n_items or not len(ranker.users):
+        raise SchemaError("this bundle has no items or no users of its own to measure with")
+    user = ranker.users.tolist()[0]
+    if options.user is not None:
+        user = options.user if ranker.bundle.user_names is not None else _whole(options.user)
+    items = ranker.items[np.random.default_rng(0).integers(ranker.n_items, size=options.n)]
+    found = ranker.profile(user, items, k=options.k, repeats=options.repeats)
+    if options.json:
+        print(msgspec.json.encode(found).decode())
+    else:
+        _show(found)
 
 
 def _show(table: Any) -> None:

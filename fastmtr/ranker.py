@@ -20,6 +20,7 @@ from fastmtr.graph import Packed
 from fastmtr.items import KnownItems, LiveItems
 from fastmtr.keys import UnknownItems, unknown_items_error
 from fastmtr.precision import SAFETY, ErrorWidth, Precision
+from fastmtr.profile import Profile
 from fastmtr.requests import RequestPacker, Requests, candidate_inputs, is_many, item_lists, joined
 from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
@@ -414,6 +415,40 @@ class Ranker:
 
         found = self._items.of_one_version(recommend)
         return found if is_many(user) else found[0]
+
+    def profile(
+        self,
+        user: User | Users,
+        items: Items,
+        *,
+        k: int = 0,
+        repeats: int = 20,
+        context: Mapping[str, Any] | None = None,
+        candidates: Mapping[str, ArrayLike] | None = None,
+    ) -> Profile:
+        """Where the engine's time of :meth:`rank`, or with ``k=0`` of :meth:`score`, goes, step by step.
+
+        Other calls read no clock and pay nothing for this.
+
+        Parameters
+        ----------
+        user, items, context, candidates
+            As in :meth:`score`.
+        k : int
+        repeats : int
+            The call runs once untimed and then so often.
+        """
+        requests = self._packer.pack(user, context)
+
+        def profile(known: KnownItems) -> str:
+            keys, offsets, _ = known.candidates(items, len(requests.users), "error")
+            engine = self._session().profile
+            found: str = self._call(
+                engine, known, requests.packed, offsets, keys, candidates, None, "error", k=k, repeats=repeats
+            )
+            return found
+
+        return Profile.from_json(self._items.of_one_version(profile))
 
     def predict(self, samples: Samples, *, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of evaluation samples, each a request with one candidate.

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr.text_table import text_table
+
 if TYPE_CHECKING:
     import pandas as pd
 
@@ -67,7 +69,7 @@ class Result:
     def __repr__(self) -> str:
         user = "user given by features" if isinstance(self.user, Mapping) else f"user {self.user!r}"
         head = f"{type(self).__name__}: {len(self)} items for {user}{'' if self.known_user else ' (unknown)'}"
-        return "\n".join([head, *_text_table(self._rows(10))])
+        return "\n".join([head, *text_table(self._rows(10), left={1})])
 
     def __rich__(self) -> Any:
         from rich.table import Table
@@ -108,12 +110,3 @@ class Ranking(Result):
     """
 
     rescored: int | None = field(default=None, compare=False)
-
-
-def _text_table(rows: list[list[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = [c.ljust(w) if i == 1 else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return lines

@@ -161,6 +161,16 @@ def test_bench(trained, capsys):
     assert "Latency of one request" in capsys.readouterr().out
 
 
+def test_profile(trained, capsys):
+    assert cli.main(["profile", str(trained), "--n", "30", "-k", "4", "--repeats", "3", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["requests"], found["candidates"], found["k"], found["repeats"]) == (1, 30, 4, 3)
+    assert list(found["phases"]) == ["checks", "lookup", "request", "candidates", "fusion", "top_k"]
+    user = str(Ranker.load(trained).users[1])
+    assert cli.main(["profile", str(trained), "--user", user, "-k", "0"]) == 0
+    assert "score: 1 request(s), 512 candidates" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [

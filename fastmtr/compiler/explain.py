@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 from fastmtr.compiler.costs import flops
 from fastmtr.compiler.storage import COLUMN_BYTES, SCALE_BYTES
 from fastmtr.graph import Domain
+from fastmtr.text_table import text_table
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -147,7 +148,7 @@ class Explanation:
         for domain in _DOMAINS:
             rows = self.rows(domain)
             if rows:
-                lines += [f"{domain}: {_ONCE[domain]}", *_aligned([_HEADER, *rows])]
+                lines += [f"{domain}: {_ONCE[domain]}", *text_table([_HEADER, *rows], left=range(2))]
                 lines += [*(f"  * {remark}" for remark in self.remarks(domain)), ""]
         return "\n".join([*lines, *self.summary()])
 
@@ -263,15 +264,6 @@ def _row_bytes(buffer: Mapping[str, Any], width: int, *, with_scale: bool = True
 
 def _count(shape: Sequence[int]) -> int:
     return list(accumulate(shape, lambda a, b: a * b, initial=1))[-1]
-
-
-def _aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    widths = [max(len(row[i]) for row in rows) for i in range(len(_HEADER))]
-    lines = []
-    for row in rows:
-        cells = zip(row, widths, strict=True)
-        lines.append("  ".join(c.ljust(w) if i < 2 else c.rjust(w) for i, (c, w) in enumerate(cells)).rstrip())
-    return lines
 
 
 def _numbers(s: StepCost) -> tuple[int, ...]:
