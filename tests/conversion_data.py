@@ -29,7 +29,6 @@ ENTITIES = {
     "duration": "item",
     "numbers": "item",
 }
-LABELS = ("click", "long_view", "like")
 
 
 @lru_cache(maxsize=1)

@@ -170,6 +170,21 @@ def position_mask(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
     return head((history * (seen & ~last).unsqueeze(2)).sum(1) + (history * last.float().unsqueeze(-1)).sum(1) * 0.3)
 
 
+def masks_from_embeddings(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+    known = history.sum(dim=-1) != 0
+    mean = history.sum(1) / (known.float().sum(-1, keepdim=True) + 1e-12)
+    weights = (history @ net.w).masked_fill_(mask.float() == 0, -1e9).softmax(-1)
+    return head(torch.einsum("...t,...td->...d", weights, history) + mean)
+
+
+def pairs_by_mask(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+    upper = torch.triu(torch.ones(LENGTH, LENGTH), 1).bool()
+    pairs = torch.bmm(history, history.transpose(1, 2))
+    chosen = torch.masked_select(pairs, upper).view(-1, LENGTH * (LENGTH - 1) // 2)
+    gates = net.gate(x).softmax(-1)
+    return head(net.out(torch.cat([chosen, torch.einsum("ij..., ji -> j...", x.expand(3, -1, -1), gates)], 1)))
+
+
 W = 2 * DIM + 4
 BODIES: dict[str, Callable[[], Net]] = {
     "experts by einsum": lambda: Net(experts_einsum, w=parameter(5, W, 7), b=parameter(1, 5, 7), g=parameter(W, 5, 2)),
@@ -200,6 +215,8 @@ BODIES: dict[str, Callable[[], Net]] = {
     "normalised": lambda: Net(normalised, norm=nn.LayerNorm(LENGTH + 2)),
     "odds and ends": lambda: Net(odds_and_ends),
     "masks by position": lambda: Net(position_mask),
+    "masks from embeddings": lambda: Net(masks_from_embeddings, w=parameter(DIM)),
+    "pairs by a mask": lambda: Net(pairs_by_mask, gate=nn.Linear(W, 3), out=nn.Linear(W + 15, 2)),
 }
 
 

@@ -91,13 +91,9 @@ def _matmul(c: Call, a: Operand, b: Operand) -> Rows:
 
 @handles("einsum")
 def _einsum(c: Call, equation: str, operands: Sequence[Operand], **kwargs: Any) -> Rows:
-    plain = equation.replace(" ", "")
-    if "->" not in plain:
-        letters = plain.replace(",", "")
-        plain += "->" + "".join(sorted(x for x in set(letters) if letters.count(x) == 1))
-    inputs, out = plain.split("->")
-    if "." in plain or len(operands) > 2:
-        raise ConversionError(f"the einsum {equation!r} has an ellipsis, or more than two operands")
+    if len(operands) > 2:
+        raise ConversionError(f"the einsum {equation!r} has more than two operands; take it apart into several")
+    inputs, out = _spelled_out(equation, [x.dim() if isinstance(x, torch.Tensor) else x.shape.rank for x in operands])  # type: ignore[union-attr]
     if len(operands) == 1:
         x = c.t.rows(operands[0])  # type: ignore[arg-type]
         summed = [x.shape.axis(d) for d, label in enumerate(inputs) if label not in out]
@@ -105,6 +101,22 @@ def _einsum(c: Call, equation: str, operands: Sequence[Operand], **kwargs: Any) 
         return c.t.rows(c.t.permute(c.t.reduce(x, "sum", summed, keep=False), [kept.index(d) for d in out]))
     left, right = inputs.split(",")
     return _einsum_of(c, list(left), list(right), list(out), *operands)
+
+
+def _spelled_out(equation: str, ranks: Sequence[int]) -> tuple[str, str]:
+    """The left and the right side of an equation, with letters for its ellipsis and for a result that is not named."""
+    left, _, right = equation.replace(" ", "").partition("->")
+    unused = [g for g in string.ascii_letters if g not in equation]
+    terms, many = [], 0
+    for term, rank in zip(left.split(","), ranks, strict=True):
+        extra = rank - len(term.replace("...", "")) if "..." in term else 0
+        many = max(many, extra)
+        terms.append(term.replace("...", "".join(unused[:extra][::-1])))  # they are counted from the right
+    rest = "".join(unused[:many][::-1])
+    if "->" in equation:
+        return ",".join(terms), right.replace("...", rest)
+    once = [g for g in sorted(set("".join(terms)) - set(rest)) if "".join(terms).count(g) == 1]
+    return ",".join(terms), rest + "".join(once)
 
 
 def _einsum_of(c: Call, left: Sequence[str], right: Sequence[str], out: Sequence[str], a: Operand, b: Operand) -> Rows:

@@ -13,7 +13,7 @@ import torch
 from fastmtr.convert.aten import Call, Operand, handles, is_value, numpy
 from fastmtr.convert.lookups import embedding
 from fastmtr.convert.tensors import Value
-from fastmtr.convert.values import Raw, Rows
+from fastmtr.convert.values import Raw, Rows, Shape
 from fastmtr.errors import ConversionError
 
 __all__: list[str] = []
@@ -38,6 +38,8 @@ def _same(c: Call, x: Value, *args: Any, **kwargs: Any) -> Value:
 def _cast(c: Call, x: Value, *args: Any, **kwargs: Any) -> Value:
     if isinstance(x, Rows) and not c.dtype.is_floating_point and not c.whole:
         raise ConversionError(f"it turns computed numbers into {c.dtype}; a score that jumps has no counterpart")
+    if isinstance(x, Rows) and c.boolean:
+        c.t.flags.add(x.name)
     return x
 
 
@@ -204,6 +206,20 @@ def _flip(c: Call, x: Value, dims: Sequence[int]) -> Value:
         axis = x.shape.axis(d)
         x = c.t.take(x, axis, range(x.shape.inner[axis])[::-1])
     return x
+
+
+@handles("masked_select")
+def _masked_select(c: Call, x: Value, mask: Operand) -> Value:
+    if not isinstance(mask, torch.Tensor) or x.shape.batch_dim != 0 or x.shape.joined:
+        raise ConversionError("it selects as many values as a mask that depends on the inputs says")
+    chosen = np.flatnonzero(np.broadcast_to(c.array(mask, x.shape), x.shape.inner))
+    flat = c.t.reshape(x, Shape((math.prod(x.shape.inner),)))
+    return c.t.reshape(c.t.take(flat, 0, chosen.tolist()), Shape((len(chosen),), merged=1))
+
+
+@handles("sym_size")
+def _size(c: Call, x: Value, dim: int) -> int:
+    return x.shape.full(c.rows)[dim]
 
 
 @handles("index_select")

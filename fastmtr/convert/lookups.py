@@ -129,7 +129,14 @@ def compare(
     boolean : bool
         x is a mask.
     """
-    if boolean and isinstance(x, Rows) and not isinstance(y, Raw | Rows) and kind in ("eq", "ne"):
+    if isinstance(x, Rows) and x.name in t.row_sums and kind in ("eq", "ne") and not np.any(np.asarray(y)):
+        return _nothing_in_row(t, x, kind)
+    if (
+        (boolean or (isinstance(x, Rows) and x.name in t.flags))
+        and isinstance(x, Rows)
+        and not isinstance(y, Raw | Rows)
+        and kind in ("eq", "ne")
+    ):
         if (np.asarray(y) == (kind == "eq")).all():
             return x
         if (np.asarray(y) == (kind == "ne")).all():
@@ -151,6 +158,15 @@ def compare(
     if kind == "eq":  # 1 - min(|d|, 1)
         return negate(t, _clamp(t, t.unary(difference, "abs")))
     return _clamp(t, difference if kind == "lt" else t.shift(difference, 1))
+
+
+def _nothing_in_row(t: Tensors, x: Rows, kind: Comparison) -> Rows:
+    """Where the embeddings add up to 0 (or do not): some models know padding by that. A lookup, too."""
+    ids, weight = t.row_sums[x.name]
+    total = t.builder.array(weight).sum(axis=1, keepdims=True)
+    name = t.name("padding" if kind == "eq" else "present")
+    table = t.weight(f"{name}.table", total == 0 if kind == "eq" else total != 0)
+    return replace(x, name=t.builder.embedding(ids, table, name=name))
 
 
 def _difference(t: Tensors, x: Value, y: Value | Array) -> Rows:

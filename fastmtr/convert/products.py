@@ -38,8 +38,8 @@ def contract(t: Tensors, a: Rows, b: Rows, axes: Sequence[int]) -> Rows:
         left, right = (replace(x, shape=shape) for x in (a, b))
         made = t.binary(left, right, "mul")
     elif not (both or m or n):
-        order = list(a.axes)
-        made = Rows.laid_out(t.builder.dot(a.name, t.in_order(b, order), name=t.name("dot")), shape, ())
+        bag = lookups.summed(t, a, b) or lookups.summed(t, b, a)
+        made = Rows.laid_out(bag or t.builder.dot(a.name, t.in_order(b, a.axes), name=t.name("dot")), shape, ())
     elif both and not (m or n) and not (set(a.axes[-len(k) :]) == set(b.axes[-len(k) :]) == set(k)):
         made = t.reduce_columns(t.binary(a, b, "mul"), "sum", k, keep=True)
         made = replace(made, shape=shape)

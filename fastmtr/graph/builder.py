@@ -46,6 +46,12 @@ class OperatorBuilder:
         self._weights[name] = made
         return name
 
+    def array(self, weight: str) -> NDArray[np.float32]:
+        """The numbers of a registered weight."""
+        if weight not in self._weights:
+            raise ConversionError(f"no weight {weight!r} is registered")
+        return self._weights[weight]
+
     def embedding(self, x: str, table: str, *, padding: int | None = None, name: str | None = None) -> str:
         """Rows of ``table`` [V, D] side by side, one for each id of ``x``; zeros for the padding id."""
         return self._add("embedding", [x], {"table": table}, {"padding": padding}, name)

@@ -1,0 +1,241 @@
+"""Models of other libraries, converted: how near their scores are, and how much quicker the engine gives them.
+
+python bench/bench_convert.py [--models MMOE,DIN] [--n 512] [--rounds 15] [--markdown FILE]
+
+Each model of tests/rechub_models.py and tests/deepctr_models.py is trained a little on real impressions, and converted.
+One request has N candidates. Its own library and ONNX Runtime get N rows with the user repeated in each, as exporters
+make them; the engine gets one row of the user and N keys of its catalogue. All use one thread, and they take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import statistics
+import sys
+import tempfile
+import time
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from fastmtr import _native
+from fastmtr.bundle import Catalogue, open_bundle, write_bundle
+from fastmtr.compiler.costs import flops
+from fastmtr.convert import Conversion
+from fastmtr.graph import Domain, Graph, Packed
+from fastmtr.schema import Feature, Schema, Task
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+LIBRARIES = {"torch-rechub": "rechub_models", "DeepCTR-Torch": "deepctr_models"}
+HEAD = ("library", "model", "largest difference", "MFLOP a request", "factored", "less", "its library", "ONNX Runtime")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One model's line of the table; times are in seconds a request."""
+
+    library: str
+    model: str
+    difference: float
+    flops: float
+    factored: float
+    engine: float
+    own: float
+    onnx: float
+
+    def cells(self) -> tuple[str, ...]:
+        """As text; the last two are how often quicker the engine is."""
+        return (
+            self.library,
+            self.model,
+            f"{self.difference:.1e}",
+            f"{self.flops / 1e6:.1f}",
+            f"{self.factored / 1e6:.1f}",
+            f"{self.flops / self.factored:.1f} x",
+            f"{self.own / self.engine:.1f} x",
+            "not exported" if math.isnan(self.onnx) else f"{self.onnx / self.engine:.1f} x",
+        )
+
+
+def measured(library: str, name: str, *, n: int, rounds: int) -> Row:
+    """One model."""
+    models = import_module(LIBRARIES[library])
+    conversion: Conversion = models.converted(name)
+    assert conversion.sample is not None
+    with tempfile.TemporaryDirectory() as folder:
+        path = _bundle(conversion, Path(folder) / "bundle", n)
+        session = _native.Session(_native.Model(str(path)))
+        costs = open_bundle(path).explain()
+        one = {
+            domain: packed.take(np.zeros(n, int)) for domain, packed in conversion.sample.items() if domain == "request"
+        }
+        rows: dict[Domain, Packed] = {**_items(conversion.sample, n), **one}
+        expected = conversion.source.score(rows)
+        call = _engine(session, rows, n)
+        got = call()
+        difference = max(
+            float(np.abs(got[:, [i]] - expected[task]).max()) for i, task in enumerate(conversion.graph.tasks)
+        )
+        arrays = conversion.source._inputs.unpack(rows)  # type: ignore[attr-defined]
+        contestants: list[Callable[[], Any]] = [call, _own(conversion, arrays)]
+        onnx = _onnx(conversion, arrays, Path(folder) / "model.onnx")
+        times = _in_turns([*contestants, *([onnx] if onnx else [])], rounds)
+    return Row(
+        library,
+        name,
+        difference,
+        flops=n * _flops(conversion.graph),
+        factored=costs.flops("request") + n * costs.flops("candidate"),
+        engine=times[0],
+        own=times[1],
+        onnx=times[2] if onnx else math.nan,
+    )
+
+
+def _items(sample: Mapping[Domain, Packed], n: int) -> dict[Domain, Packed]:
+    """The rows of items and candidates, again and again until there are n."""
+    rows = np.resize(np.arange(next(iter(sample.values())).n_rows), n)
+    return {domain: packed.take(rows) for domain, packed in sample.items() if domain != "request"}
+
+
+def _bundle(conversion: Conversion, path: Path, n: int) -> Path:
+    graph = conversion.graph
+    entities = {"request": "user", "item": "item", "candidate": "candidate"}
+    features = tuple(Feature(name=i.name, entity=entities[i.domain], kind="numeric") for i in graph.inputs)  # type: ignore[arg-type]
+    schema = Schema(user="user", item="item", features=features, tasks=tuple(Task(name=t) for t in graph.tasks))
+    assert conversion.sample is not None
+    nothing = Packed(np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32))
+    items = _items(conversion.sample, n).get("item", nothing)
+    return write_bundle(path, schema=schema, graph=graph, catalogue=Catalogue(np.arange(n), items))
+
+
+def _engine(session: _native.Session, rows: Mapping[Domain, Packed], n: int) -> Callable[[], NDArray[np.float32]]:
+    def some(domain: Domain, kind: str, count: int) -> NDArray[Any] | None:
+        matrix = getattr(rows[domain], kind)[:count] if domain in rows else np.zeros((0, 0))
+        return np.ascontiguousarray(matrix) if matrix.shape[1] else None
+
+    request = some("request", "ids", 1), some("request", "dense", 1)
+    candidate = {f"candidate_{kind}": some("candidate", kind, n) for kind in ("ids", "dense")}
+    offsets, keys = np.array([0, n]), np.arange(n)
+    return lambda: session.score(*request, offsets, keys, **candidate)[0]  # type: ignore[arg-type]
+
+
+def _own(conversion: Conversion, arrays: Mapping[str, NDArray[Any]]) -> Callable[[], Any]:
+    call = conversion.source._call  # type: ignore[attr-defined]
+    return lambda: call(arrays)
+
+
+class _Positional(torch.nn.Module):
+    """A model that takes a dict, or one matrix, with tensors one by one, as exporters want it."""
+
+    def __init__(self, call: Any, names: Sequence[str]) -> None:
+        super().__init__()
+        self.arguments, self.names = call.func.__self__, tuple(names)
+        (self.inner,) = call.args
+
+    def forward(self, *tensors: torch.Tensor) -> Any:
+        """The model's outputs, without names."""
+        tree = torch.utils._pytree.tree_unflatten(list(tensors), self.arguments._spec)
+        found = self.inner(**tree) if self.arguments._keywords else self.inner(*tree)
+        return tuple(torch.utils._pytree.tree_leaves(found))
+
+
+def _onnx(conversion: Conversion, arrays: Mapping[str, NDArray[Any]], path: Path) -> Callable[[], Any] | None:
+    import onnxruntime
+
+    names = list(arrays)
+    module = _Positional(conversion.source._call, names).eval()  # type: ignore[attr-defined]
+    tensors = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays.values())
+    axes = {name: {0: "n"} for name in names}
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the exporter
+            torch.onnx.export(module, tensors, str(path), input_names=names, dynamic_axes=axes, dynamo=False)
+    except Exception as error:  # the exporter raises errors of many kinds
+        print(f"not exported to ONNX: {type(error).__name__}: {str(error).splitlines()[0]}", file=sys.stderr)
+        return None
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    given = {i.name: arrays[i.name] for i in session.get_inputs()}
+    return lambda: session.run(None, given)
+
+
+def _in_turns(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
+    """The median of each call's time; a turn is as many calls as fit in 20 ms, at least three."""
+    times: list[list[float]] = [[] for _ in calls]
+    for round_ in range(rounds + 1):
+        for own, call in zip(times, calls, strict=True):
+            call()
+            begun = time.perf_counter()
+            count = 0
+            while count < 3 or time.perf_counter() - begun < 0.02:
+                call()
+                count += 1
+            if round_:  # the first warms up
+                own.append((time.perf_counter() - begun) / count)
+    return [statistics.median(own) for own in times]
+
+
+def _flops(graph: Graph) -> int:
+    """Of one row through the graph as it was converted."""
+    return sum(
+        flops(
+            node.op,
+            [graph.width(v) for v in node.inputs],
+            graph.width(node.output),
+            {role: graph.weights[w].shape for role, w in node.weights.items()},
+            {name: node.attr(name) for name in node_attrs(node.op)},
+        )
+        for node in graph.nodes
+    )
+
+
+def node_attrs(op: str) -> Sequence[str]:
+    """Names of an operator's attributes."""
+    from fastmtr.operators import OPS
+
+    return list(OPS[op].attrs)
+
+
+def table(rows: Sequence[Row], *, n: int) -> str:
+    """In Markdown."""
+    lines = [" | ".join(HEAD), " | ".join(["---", "---", *["---:"] * (len(HEAD) - 2)])]
+    lines += [" | ".join(row.cells()) for row in rows]
+    note = f"N = {n} candidates a request, one thread; the last two columns: how often quicker the engine is."
+    return "\n".join([*[f"| {line} |" for line in lines], "", note])
+
+
+def main() -> None:
+    """Measure what the arguments name, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--models", help="only these, separated by commas")
+    parser.add_argument("--n", type=int, default=512, help="candidates a request (default: 512)")
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--markdown", type=Path, help="write the table to this file, too")
+    given = parser.parse_args()
+    torch.set_num_threads(1)
+    wanted = given.models.split(",") if given.models else None
+    rows = []
+    for library, module in LIBRARIES.items():
+        for name in import_module(module).MODELS:
+            if wanted is None or name in wanted:
+                rows.append(measured(library, name, n=given.n, rounds=given.rounds))
+                print("  ".join(rows[-1].cells()), file=sys.stderr)
+    text = table(rows, n=given.n)
+    print(text)
+    if given.markdown is not None:
+        given.markdown.write_text(text + "\n")
+
+
+if __name__ == "__main__":
+    main()
