@@ -1,11 +1,14 @@
 """The native engine executes compiled plans as the reference evaluates their graphs, on each instruction set."""
 
+import json
 from typing import Any
 
 import pytest
 from handmade import ISAS
 
 from cases import CASES, MODELS, model_graph
+from fastmtr._native import Model
+from fastmtr.bundle import open_bundle
 from scenes import Scene
 
 
@@ -15,6 +18,16 @@ def test_each_operator(name: str) -> None:
     with scene.bundle() as path:
         for isa in ISAS:
             scene.check_engine(path, isa=isa, tile=3)
+        assert_costs_are_those_of_the_compiler(path)
+
+
+def assert_costs_are_those_of_the_compiler(path: str) -> None:
+    expected = open_bundle(path).explain()
+    found = json.loads(Model(path).explain())["steps"]
+    columns = ("name", "flops", "table_bytes", "weight_bytes", "for_tasks")
+    assert [tuple(s[c] for c in columns) for s in found] == [
+        tuple(getattr(s, c) for c in columns) for s in expected.steps
+    ]
 
 
 @pytest.mark.parametrize("batch_norm", [False, True])

@@ -38,6 +38,13 @@ def test_the_generator_reaches_everything() -> None:
     mixtures = {len(n.inputs) for n, _ in nodes if n.op == "mixture"}
     assert 2 in mixtures, "a gate of one expert"
     assert {1, 2} <= {n.attrs["steps"] for n, _ in nodes if n.op == "gru"}
+    padded = [
+        (fill(g)[i.domain].ids[:, i.offset : i.offset + i.width] == i.padding).all(axis=1).any()
+        for g in graphs
+        for i in g.inputs
+        if i.padding is not None and i.width > 1
+    ]
+    assert any(padded), "a row of nothing but padding"
 
 
 def test_the_bound_is_of_use() -> None:
