@@ -16,6 +16,7 @@ from fastmtr.compiler.fold_embeddings import fold_embeddings
 from fastmtr.compiler.fuse_activation import fuse_activation
 from fastmtr.compiler.lowering import lower
 from fastmtr.compiler.separate_domains import separate_domains
+from fastmtr.compiler.simplify import simplify
 from fastmtr.compiler.split_by_domain import ITEM_PART, split_by_domain
 from fastmtr.compiler.stack_siblings import stack_siblings
 from fastmtr.compiler.storage import ITEM_PRECISIONS, ItemPrecision, Storage, choose_storage
@@ -28,8 +29,10 @@ PASSES: tuple[Callable[[Graph], Graph], ...] = (
     remove_dead_code,
     flatten,
     merge_equal_nodes,
+    simplify,
     separate_domains,
     flatten,
+    simplify,
     merge_equal_nodes,
     fold_batch_norm,
     fuse_activation,
