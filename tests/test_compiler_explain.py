@@ -19,9 +19,9 @@ def explained(kind: str, **arguments: object) -> Explanation:
 
 def test_flops_and_bytes_are_counted() -> None:
     g = GraphBuilder([Input("user", "request", "dense", 0, 20), Input("item", "item", "dense", 0, 30)])
-    w, b = g.weight("w", [[0.0] * 50] * 8), g.weight("b", [0.0] * 8)
+    w, b = g.weight("w", [[1.0] * 50] * 8), g.weight("b", [0.0] * 8)
     hidden = g.affine(g.concat(["user", "item"]), w=w, b=b, activation="relu", name="hidden")
-    g.output("click", g.affine(hidden, w=g.weight("v", [[0.0] * 8]), name="head"))
+    g.output("click", g.affine(hidden, w=g.weight("v", [[1.0] * 8]), name="head"))
     compiled = compile_graph(g.build(), n_items=1000)
     found = explain(compiled.plan, {name: w.shape for name, w in compiled.weights.items()}, n_items=1000)
     assert found.flops("request") == 2 * 8 * 20 + 8

@@ -40,7 +40,10 @@ def assert_plan_is_graph(graph: Graph, compiled: Compiled, tolerance: float) -> 
 @settings(max_examples=120, deadline=None)
 @given(graph=random_graphs(grow=EXACT), n_items=st.sampled_from([0, 11, 10**9]))
 def test_plan_computes_what_the_graph_does(item_memory: Any, graph: Graph, n_items: int) -> None:
-    assert_plan_is_graph(graph, compile_graph(graph, n_items=n_items, item_memory=item_memory), 1e-11)
+    # What is computed from a softmax over one column is a constant, rounded to float32.
+    constants = any(n.op == "softmax" and n.attr("size") == 1 for n in graph.nodes)
+    compiled = compile_graph(graph, n_items=n_items, item_memory=item_memory)
+    assert_plan_is_graph(graph, compiled, 1e-5 if constants else 1e-11)
 
 
 @settings(max_examples=60, deadline=None)

@@ -94,9 +94,11 @@ class _Simplifier:
 
     def _of_constant(self, node: Node, constant: _F64) -> Node:
         """A node that gives the constant, in a domain that the value may have."""
-        if node.op == "scale_shift":
-            return node
+        if node.op in ("scale_shift", "concat", "slice"):
+            return node  # a place, not a computation
         base, n = node.inputs[0], len(constant)
+        while base in self.constants:
+            base = self.values.nodes[base].inputs[0]
         shift = self.editor.weight(f"{node.output}.shift", constant)
         if self.values.widths[base] == n:
             scale = self.editor.weight(f"{node.output}.scale", np.zeros(n))
