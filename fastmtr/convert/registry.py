@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, overload
 
 from numpy.typing import ArrayLike, NDArray
 
@@ -90,6 +91,8 @@ _HOMES = {
     "torch": "fastmtr.convert.torch_export",
     "torch_rechub": "fastmtr.convert.torch_rechub",
     "deepctr_torch": "fastmtr.convert.deepctr_torch",
+    "sklearn": "fastmtr.convert.sklearn",
+    "onnx": "fastmtr.convert.onnx_models",
 }
 """The package that a model's class comes from: the module whose ``convert_model`` converts its models."""
 
@@ -107,6 +110,14 @@ def register(kind: type) -> Callable[[Converter], Converter]:
     return add
 
 
+@overload
+def convert(model: Any, *, out: None = None, **options: Any) -> Conversion: ...
+
+
+@overload
+def convert(model: Any, *, out: str | os.PathLike[str], **options: Any) -> Path: ...
+
+
 def convert(
     model: Any,
     *,
@@ -118,7 +129,9 @@ def convert(
     columns: Mapping[str, int | tuple[int, int]] | None = None,
     tasks: Sequence[str] | None = None,
     logits: bool | Sequence[str] = False,
-) -> Conversion:
+    out: str | os.PathLike[str] | None = None,
+    **bundle: Any,
+) -> Conversion | Path:
     """What a trained model computes at inference, as a :class:`~fastmtr.graph.Graph`.
 
     Dropout is left out and BatchNorm uses its running statistics, whatever mode the model is in. The model itself is
@@ -146,17 +159,25 @@ def convert(
         Names of the outputs, in the order in which the model gives them. Before those of `schema`.
     logits : bool or sequence of str
         The tasks that the model gives logits of, not probabilities (True: all tasks); a sigmoid is added to them.
+    out : path, optional
+        Write a bundle there, once the engine's scores have been found to be the model's.
+    **bundle
+        With `out`: catalogue, users, labels, pipeline, fusion, item_memory, tolerance and overwrite, as of
+        :func:`fastmtr.convert.save.save`, which takes `groups` and `items` for the keys of users and items.
 
     Returns
     -------
-    Conversion
+    Conversion, or Path
+        The path of the bundle if `out` is given.
 
     Raises
     ------
     ConversionError
-        There is no converter for this type of model, an argument that it needs is missing, or something in the model
-        has no counterpart among the operators; the message names it.
+        There is no converter for this type of model, an argument that it needs is missing, something in the model has
+        no counterpart among the operators (the message names it), or the engine's scores differ from the model's.
     """
+    if bundle and out is None:
+        raise TypeError(f"convert() takes {sorted(bundle)} only with out=, the bundle to write")
     options = Options(
         schema=schema,
         inputs=inputs,
@@ -167,7 +188,12 @@ def convert(
         tasks=tasks,
         logits=logits,
     )
-    return _converter(model)(model, options)
+    conversion = _converter(model)(model, options)
+    if out is None:
+        return conversion
+    from fastmtr.convert.save import save
+
+    return save(conversion, out, schema=schema, groups=groups, items=items, **bundle)
 
 
 def _converter(model: Any) -> Converter:
@@ -175,6 +201,8 @@ def _converter(model: Any) -> Converter:
     for kind in kinds:
         if kind in _CONVERTERS:
             return _CONVERTERS[kind]
+    if isinstance(model, Mapping) and model:  # a model a task
+        return _converter(next(iter(model.values())))
     packages = ["onnx"] if isinstance(model, str | Path) else [kind.__module__.partition(".")[0] for kind in kinds]
     for package in packages:
         if package in _HOMES:

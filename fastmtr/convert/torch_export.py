@@ -50,9 +50,17 @@ def convert_model(model: nn.Module, options: Options) -> Conversion:
 
 
 def convert_module(
-    model: nn.Module, options: Options, *, name: str, padding: Mapping[str, int] | None = None
+    model: nn.Module,
+    options: Options,
+    *,
+    name: str,
+    padding: Mapping[str, int] | None = None,
+    source: Callable[..., TorchSource] = TorchSource,
 ) -> Conversion:
-    """As :func:`convert_model`; ``padding`` are the ids that mean "nothing here", where they are known."""
+    """As :func:`convert_model`; ``padding`` are the ids that mean "nothing here", where they are known.
+
+    ``source`` makes what the conversion is compared with, where the module stands for another model.
+    """
     module = _copied(model).cpu().float().eval()
     arguments = Arguments(module, options.sample)
     inputs = ModelInputs(arguments.arrays, options, padding=padding)
@@ -67,7 +75,7 @@ def convert_module(
         ids = translation.t.ids
     graph = inputs.settle(translation.t.builder.build())
     made = {node.output for node in graph.nodes}
-    source = TorchSource(
+    compared = source(
         f"torch.export of {name}",
         partial(arguments.call, module),
         inputs,
@@ -77,7 +85,7 @@ def convert_module(
         values={n: v for n, v in translation.values.items() if isinstance(v, Rows) and v.name in made},
         rows=_ROWS,
     )
-    return Conversion(graph, source, inputs.pack(), tuple(inputs.notes))
+    return Conversion(graph, compared, inputs.pack(), tuple(inputs.notes))
 
 
 def _copied(model: nn.Module) -> nn.Module:

@@ -16,7 +16,7 @@ from fastmtr.convert.lookups import MINUS_INFINITY
 from fastmtr.convert.values import Rows
 from fastmtr.graph import Domain, Packed
 
-__all__ = ["OutputColumn", "TorchSource"]
+__all__ = ["OutputColumn", "TorchSource", "columns_of"]
 
 
 class OutputColumn(NamedTuple):
@@ -115,11 +115,11 @@ class _Recorder(fx.Interpreter):
         made = super().run_node(n)
         value = self._rows_of.get(n.name)
         if value is not None and value.name not in self.found:
-            self.found[value.name] = _columns(made, value, self._rows)
+            self.found[value.name] = columns_of(made, value, self._rows)
         return made
 
 
-def _columns(tensor: torch.Tensor, value: Rows, rows: int) -> NDArray[Any]:
+def columns_of(tensor: torch.Tensor, value: Rows, rows: int) -> NDArray[Any]:
     """A tensor as the columns of the graph's value that stands for it."""
     inner, batch = value.shape.inner, value.shape.batch
     apart = tensor.reshape(*inner[:batch], rows, *inner[batch:]).movedim(batch, 0)
