@@ -150,7 +150,7 @@ def interactions(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
 def normalised(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
     cosine = (F.normalize(history, dim=-1) * F.normalize(x[:, :DIM], dim=1)[:, None]).sum(-1)
     z = net.norm(torch.cat([cosine, x.std(1, keepdim=True), x.norm(dim=1, keepdim=True)], 1))
-    return torch.sigmoid(z.log_softmax(1).mean(1) + z[:, 0])
+    return torch.sigmoid((300 * z).log_softmax(1).mean(1) / 300 + z.logsumexp(1) - 2)
 
 
 def odds_and_ends(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:

@@ -410,7 +410,16 @@ def _softmax(c: Call, x: Value, dim: int, *args: Any, **kwargs: Any) -> Rows:
 
 @handles("log_softmax", "_log_softmax")
 def _log_softmax(c: Call, x: Value, dim: int, *args: Any, **kwargs: Any) -> Rows:
-    return c.t.unary(_softmax(c, x, dim), "log")
+    return c.t.binary(x, _logsumexp(c, x, [dim], True), "sub")
+
+
+@handles("logsumexp")
+def _logsumexp(c: Call, x: Value, dims: Sequence[int], keep: bool = False) -> Rows:
+    axes = _axes(x, dims)
+    most = c.t.reduce(x, "max", axes, keep=True)
+    total = c.t.reduce(c.t.unary(c.t.binary(x, most, "sub"), "exp"), "sum", axes, keep=True)
+    made = c.t.binary(most, c.t.unary(total, "log"), "add")
+    return made if keep else c.t.dropped(made, axes)
 
 
 @handles("linalg_vector_norm", "norm.ScalarOpt_dim")

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmtr.convert.values import Raw, Rows, Shape, batch_axes
 from fastmtr.graph import GraphBuilder, Input
 
-__all__ = ["Array", "Column", "Layout", "Value"]
+__all__ = ["Array", "Column", "Layout", "Stepped", "Value"]
 
 Array: TypeAlias = NDArray[Any]
 Value: TypeAlias = "Rows | Raw"
@@ -32,6 +32,15 @@ class Column(NamedTuple):
     dense: str
     at: int
     width: int
+
+
+class Stepped(NamedTuple):
+    """A value is a product of each of so many runs of columns with a matrix [n, k], and a bias."""
+
+    x: str
+    w: Array
+    b: Array | None
+    steps: int
 
 
 class Layout(ABC):
@@ -61,6 +70,7 @@ class Layout(ABC):
         self.scope = ""
         self.ids = set(ids)
         self.joined: dict[str, tuple[str, ...]] = {}
+        self.stepped: dict[str, Stepped] = {}
         self._taken = {i.name for i in inputs}
         self._dense: dict[str, Rows] = {}
         self._weights: dict[tuple[tuple[int, ...], bytes], str] = {}
@@ -297,6 +307,9 @@ class Layout(ABC):
         place = x.order[axis]
         if place is None:
             return replace(x, shape=shape)
+        stepped = self.stepped.get(x.name)
+        if stepped is not None and place == len(x.sizes) - 1 and len(stepped.w) == x.sizes[place]:
+            return Rows.laid_out(self._rows_of_weight(stepped, list(indices)), shape, x.axes)
         outer, inner = math.prod(x.sizes[:place]), math.prod(x.sizes[place + 1 :])
         spans = [(run[0] * inner, len(run) * inner) for run in _ascending(indices)]
         if outer * len(spans) > _MOST_PIECES and place > 0:
@@ -305,6 +318,17 @@ class Layout(ABC):
         step = x.sizes[place] * inner
         pieces = [self.cut(x.name, i * step + at, width) for i in range(outer) for at, width in spans]
         return Rows.laid_out(self.concat(pieces, "concat"), shape, x.axes)
+
+    def _rows_of_weight(self, product: Stepped, rows: list[int]) -> str:
+        """Some columns of every step: a product with these rows of the weight, so that nothing has to be moved."""
+        name = self.name("part")
+        return self.builder.affine(
+            product.x,
+            w=self.weight(f"{name}.w", product.w[rows]),
+            b=None if product.b is None else self.weight(f"{name}.b", product.b[rows]),
+            steps=product.steps,
+            name=name,
+        )
 
     def cat(self, parts: Sequence[Value], axis: int) -> Value:
         """Joined along an inner axis."""

@@ -103,13 +103,12 @@ def summed(t: Tensors, mask: Rows, rows: Rows) -> str | None:
 
 def averaged(t: Tensors, total: Rows, count: Rows) -> Rows | None:
     """An embedding bag, if that is what a sum of embeddings by their number (and a tiny constant) is."""
-    before = t.scaled.get(count.name)
-    known = t.counts.get(before.name if before is not None else count.name)
-    if known is None or total.name not in t.bags or t.bags[total.name][0] != known:
+    name, least = t.bounded.get(count.name, (count.name, 1.0))  # at least so many, so that nothing is divided by 0
+    before = t.scaled.get(name)
+    known = t.counts.get(before.name if before is not None else name)
+    if known is None or total.name not in t.bags or t.bags[total.name][0] != known or not 0 < least <= 1:
         return None
-    if before is not None and not (
-        (before.scale == 1).all() and (before.shift >= 0).all() and (before.shift < 1e-6).all()
-    ):
+    if before is not None and not ((before.scale == 1).all() and (abs(before.shift) < 1e-6).all()):
         return None
     made = t.builder.embedding_bag(
         known.ids, t.bags[total.name][1], mode="mean", padding=known.padding, name=t.name("bag")

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.convert import lookups
+from fastmtr.convert.layout import Stepped
 from fastmtr.convert.tensors import Array, Tensors
 from fastmtr.convert.values import Rows, Shape
 from fastmtr.errors import ConversionError
@@ -209,16 +210,21 @@ def _sum(
         stepping = _steps(each, steps)
         order = [each.labels.index(g) for g in [*(steps if stepping else []), *groups, *summed]]
         made = t.name(name if i == 0 else f"{name}.part{i}".lstrip("."))
+        source = t.in_order(each.x, order)
+        w = w.reshape((n_groups, n, -1)) if groups else w.reshape((n, -1))
+        count = math.prod(shape.inner[out.index(g)] for g in steps) if stepping else 1
         value = t.builder.affine(
-            t.in_order(each.x, order),
-            w=t.weight(f"{made}.w", w.reshape((n_groups, n, -1)) if groups else w.reshape((n, -1))),
+            source,
+            w=t.weight(f"{made}.w", w),
             b=t.weight(f"{made}.b", vector) if i == 0 and vector is not None else None,
             addends=addends if i == 0 else [],
             groups=n_groups,
-            steps=math.prod(shape.inner[out.index(g)] for g in steps) if stepping else 1,
+            steps=count,
             name=made,
         )
         addends.insert(0, value)
+        if count > 1 and len(given) == 1 and not groups:
+            t.stepped[value] = Stepped(source, w, vector, count)
     stepped = [out.index(g) for g in steps] if _steps(given[0], steps) else []
     result = Rows.laid_out(value, shape, [*stepped, *inside])
     return result if bias is None or vector is not None else t.shift(result, bias)

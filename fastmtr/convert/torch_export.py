@@ -157,7 +157,7 @@ def _resized(array: NDArray[Any]) -> NDArray[Any]:
 
 def _exported(module: nn.Module, arguments: Arguments) -> ExportedProgram:
     try:
-        arguments.call(module, arguments.arrays)
+        arguments.call(module, {name: _resized(array) for name, array in arguments.arrays.items()})
     except Exception as error:  # whatever a forward may raise
         raise ConversionError(
             f"the {type(module).__name__} itself cannot score the sample: {type(error).__name__}: {error}"
@@ -320,6 +320,8 @@ class _Translation:
         paths, _ = pytree.tree_flatten_with_path(pytree.tree_unflatten(range(len(leaves)), spec))
         for leaf, ((path, _), value) in enumerate(zip(paths, leaves, strict=True)):
             key = str(getattr(path[-1], "key", "")) if path else ""
+            if value is None:
+                continue
             if not is_value(value):
                 raise ConversionError(f"output {key or leaf} of the model does not depend on its inputs")
             name = self.t.packed(self.t.rows(value)).name
