@@ -396,3 +396,17 @@ def test_affines_of_steps_are_not_stacked() -> None:
     after = stack_siblings(g.build())
     assert ops(after).count("affine") == 2
     assert_same_outputs(g.build(), after, 1e-12)
+
+
+def test_what_each_step_repeats_is_multiplied_once() -> None:
+    """[q; k; q - k] of each of four steps, where q is the item's and the same for each."""
+    g, w = builder(Input("keys", "request", "dense", 0, 8), Input("query", "item", "dense", 0, 2))
+    q = g.repeat("query", 4)
+    x = g.transpose(g.concat([q, "keys", g.sub(q, "keys")]), a=3, b=4, inner=2)
+    g.output("click", g.reduce(g.activation(g.affine(x, w=w(5, 6), b=w(5), steps=4, name="y"), "tanh"), "sum"))
+    after = remove_dead_code(split_by_domain(g.build()))
+    assert_same_outputs(g.build(), after, 1e-6)
+    made = {n.output: n for n in after.nodes}
+    assert after.width("y@item") == 5
+    assert after.width("y@request") == 4 * 5
+    assert "w" not in made["y"].weights

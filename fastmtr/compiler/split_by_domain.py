@@ -103,18 +103,26 @@ def _split(node: Node, editor: Editor, values: Values, keep_item: bool) -> Node:
 
 
 def _leaves_less(values: Values, domain_of: Callable[[Piece], Domain]) -> Wanted:
-    """Sums whose terms have fewer columns of candidates than they have themselves, not counting those there already."""
+    """Sums whose terms have fewer columns of candidates than they have themselves, not counting those there already.
+
+    And repetitions, since what several steps read alike is multiplied once.
+    """
 
     def columns(p: Piece, there: Collection[Piece], known: dict[Piece, int]) -> int:
-        if domain_of(p) != "candidate":
+        if domain_of(p) != "candidate" or p in there:
             return 0
         if not is_sum(values.nodes.get(p.source)):
-            return 0 if p in there else p.width
+            return p.width
         if p not in known:
             known[p] = min(p.width, sum(columns(q, there, known) for q in summed_pieces(p, values)))
         return known[p]
 
-    return lambda p, there: domain_of(p) == "candidate" and columns(p, there, {}) < p.width
+    def wanted(p: Piece, there: Collection[Piece]) -> bool:
+        if values.nodes[p.source].op == "repeat":
+            return len(summed_pieces(p, values)) == 1
+        return domain_of(p) == "candidate" and columns(p, set(there) - {p}, {}) < p.width
+
+    return wanted
 
 
 def _parts(found: Expansion, domain_of: Callable[[Piece], Domain]) -> list[_Part] | None:
