@@ -106,6 +106,8 @@ def test_widths_and_domains_follow_from_the_inputs() -> None:
         (lambda g: g.cross("item", "item", w="w", version=3), "version must be 1 or 2"),
         (lambda g: g.fm(["item", "user"], size=3), "'user' has 2 columns, which is not a multiple of 3"),
         (lambda g: g.dice("item", mean="b", var="b"), "'item' has 3 columns, which is not a multiple of 4"),
+        (lambda g: g.dice(g.repeat("item", 4), mean="b", var="nothing"), "no weight 'nothing'"),
+        (lambda g: g.dice(g.repeat("item", 4), mean="b", var="b", alpha="w"), r"shape \(1,\) or \(4,\)"),
         (lambda g: g.target_attention("item", "user", score=lambda x: x), "not a multiple of 2"),
         (lambda g: g.product(["item"]), "two or more values"),
         (lambda g: g.concat([]), "1 or more"),

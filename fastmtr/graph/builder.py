@@ -246,7 +246,7 @@ class OperatorBuilder:
         the padding leaves the state as it is. The output is the last state, or the state after each step
         [steps, hidden], with zeros at padded steps.
         """
-        attrs: dict[str, Any] = {"steps": steps, "hidden": self._shape_of(w_h)[-1], "output": output}
+        attrs: dict[str, Any] = {"steps": steps, "hidden": self._array_of(w_h).shape[-1], "output": output}
         attrs["padding"] = None if ids is None else padding
         weights = {"w_x": w_x, "w_h": w_h, "b_x": b_x, "b_h": b_h}
         return self._add("gru", [x] if ids is None else [x, ids], weights, attrs, name)
@@ -292,13 +292,14 @@ class OperatorBuilder:
         self._nodes.append(node)
         return output
 
-    def _shape_of(self, weight: str) -> tuple[int, ...]:
+    def _array_of(self, weight: str) -> NDArray[np.float32]:
+        """A weight with one axis or more."""
         if weight not in self._weights:
             raise ConversionError(f"the graph has no weight {weight!r}")
-        shape = self._weights[weight].shape
-        if not shape:
+        array = self._weights[weight]
+        if not array.shape:
             raise ConversionError(f"weight {weight!r} must have one axis or more, found a single number")
-        return shape
+        return array
 
     def _fresh(self, op: str) -> str:
         number = len(self._nodes)

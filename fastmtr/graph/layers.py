@@ -55,9 +55,8 @@ class GraphBuilder(OperatorBuilder):
         str
             Width steps * n.
         """
-        k = self._shape_of(w)[-1]
-        steps = max(self.width(x) // k, 1) if k else 1
-        return self.affine(x, w=w, b=b, steps=steps, name=name, **activation)
+        steps = self.width(x) // max(self._array_of(w).shape[-1], 1)
+        return self.affine(x, w=w, b=b, steps=max(steps, 1), name=name, **activation)
 
     def cross(
         self,
@@ -166,16 +165,19 @@ class GraphBuilder(OperatorBuilder):
         ----------
         Zhou et al., "Deep Interest Network for Click-Through Rate Prediction" (2018).
         """
-        n = self._shape_of(mean)[0]
+        n = len(self._array_of(mean))
         steps = self._part(x, n, "dice")
         given = {"mean": mean, "var": var, "scale": scale, "shift": shift}
         norm = {role: w for role, w in given.items() if w is not None}
         if steps > 1:
-            norm = {role: self._constant(x, role, np.tile(self._weights[w], steps)) for role, w in norm.items()}
+            norm = {role: self._constant(x, role, np.tile(self._array_of(w), steps)) for role, w in norm.items()}
         p = self.activation(self.batch_norm(x, eps=eps, **norm), "sigmoid")
         if alpha is None:
             return self.mul(x, p, name=name)
-        a = np.broadcast_to(self._weights[alpha], n)
+        a = self._array_of(alpha)
+        if a.shape not in ((1,), (n,)):
+            raise ConversionError(f"dice: weight {alpha!r} must have the shape (1,) or ({n},), found {a.shape}")
+        a = np.broadcast_to(a, n)
         share = self.scale_shift(
             p,
             scale=self._constant(p, "scale", np.tile(1 - a, steps)),
