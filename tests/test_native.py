@@ -317,6 +317,14 @@ def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
     assert empty.keys().tolist() == keys[:3].tolist()
 
 
+def test_describe_tells_which_weights(bundle: str, model: Model) -> None:
+    files = json.loads(Path(bundle, "manifest.json").read_text())["files"]
+    found = json.loads(model.describe())
+    assert found["plan_sha256"] == files["plan.json"]["sha256"]
+    assert found["weights_sha256"] == files["weights.safetensors"]["sha256"]
+    assert (found["catalogue_version"], found["n_items"]) == (1, 100)
+
+
 def test_explain_counts_as_the_compiler_does(handmade: HandmadeModel, model: Model) -> None:
     shapes = {name: array.shape for name, array in handmade.maker.weights.items()}
     expected = explain(handmade.maker.plan(), shapes, n_items=100)

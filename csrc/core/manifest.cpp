@@ -35,19 +35,21 @@ Manifest::Manifest(const std::string& directory) : directory_(directory) {
     if (bytes == nullptr || !bytes->integer || bytes->whole < 0)
       fail(FMTR_ERROR_BUNDLE, "manifest.json: file ", quote(name),
            ": 'bytes' is missing or no whole number of 0 or more");
-    bytes_[name] = static_cast<uint64_t>(bytes->whole);
+    const Json* sha256 = entry.find("sha256");
+    const bool told = sha256 != nullptr && sha256->kind == Json::Kind::string;
+    files_[name] = {static_cast<uint64_t>(bytes->whole), told ? sha256->string : ""};
   }
 }
 
 std::string Manifest::path(const std::string& name) const {
-  const auto listed = bytes_.find(name);
-  if (listed == bytes_.end())
+  const auto listed = files_.find(name);
+  if (listed == files_.end())
     fail(FMTR_ERROR_BUNDLE, "manifest.json does not list ", name, ", which every bundle needs");
   const std::string path = directory_ + "/" + name;
   const auto found = file_bytes(path);
   if (!found) fail(FMTR_ERROR_BUNDLE, name, " is missing, but manifest.json lists it: the bundle is incomplete");
-  if (*found != listed->second)
-    fail(FMTR_ERROR_BUNDLE, name, " has ", *found, " bytes, manifest.json says ", listed->second,
+  if (*found != listed->second.bytes)
+    fail(FMTR_ERROR_BUNDLE, name, " has ", *found, " bytes, manifest.json says ", listed->second.bytes,
          ": the bundle is damaged or was altered");
   return path;
 }

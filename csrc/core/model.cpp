@@ -14,6 +14,7 @@ constexpr uint64_t kMaxPlan = 64u << 20;
 }
 
 struct Model::Files {
+  std::string plan_sha256, weights_sha256;
   SafeTensors weights;
   Plan plan;
   std::string catalogue;  // its path; "" for none
@@ -25,6 +26,8 @@ struct Model::Files {
     if (json.size() > kMaxPlan)
       fail(FMTR_ERROR_BUNDLE, "plan.json: ", json.size(), " bytes; at most ", kMaxPlan, " are read");
     plan = read_plan(json.text(), weights);
+    plan_sha256 = manifest.sha256("plan.json");
+    weights_sha256 = manifest.sha256("weights.safetensors");
     const std::string name = "catalogue.safetensors";
     if (without_catalogue) return;
     if (manifest.lists(name))
@@ -38,7 +41,9 @@ Model::Model(const std::string& directory, const char* isa, bool without_catalog
     : Model(Files(directory, without_catalogue), choose_kernels(isa), precision) {}
 
 Model::Model(Files&& files, const Kernels& kernels, Precision precision)
-    : weights_(std::move(files.weights)),
+    : plan_sha256_(std::move(files.plan_sha256)),
+      weights_sha256_(std::move(files.weights_sha256)),
+      weights_(std::move(files.weights)),
       plan_(std::move(files.plan)),
       program_(std::make_unique<Program>(plan_, kernels, precision)),
       checks_{{plan_, Domain::request}, {plan_, Domain::item}, {plan_, Domain::candidate}} {
@@ -154,6 +159,7 @@ std::string Model::describe() const {
              fused, "], \"weights\": [", weights, "], \"offsets\": [", offsets,
              "]}, \"isa\": ", json_quote(program_->kernels().isa), ", \"precision\": \"",
              precision_name(program_->precision()), "\", \"int8_steps\": [", int8_steps, "]",
+             ", \"plan_sha256\": ", json_quote(plan_sha256_), ", \"weights_sha256\": ", json_quote(weights_sha256_),
              ", \"n_items\": ", n_items, ", \"has_catalogue\": ", version == 0 ? "false" : "true",
              ", \"catalogue_version\": ", version, ", \"item_tables\": [", tables,
              "], \"workspace_floats_a_candidate\": ", program_->floats_a_row(Domain::candidate),

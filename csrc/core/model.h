@@ -53,6 +53,7 @@ class Model {
   struct Files;
   Model(Files&& files, const Kernels& kernels, Precision precision);
 
+  std::string plan_sha256_, weights_sha256_;  // as the manifest tells them
   SafeTensors weights_;
   Plan plan_;
   std::unique_ptr<const Program> program_;

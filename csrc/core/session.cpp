@@ -65,6 +65,8 @@ Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue
   if (batch.catalogue_version != 0 && batch.catalogue_version != version)
     fail(FMTR_ERROR_STALE, "the catalogue is version ", version, ", the call expects version ", batch.catalogue_version,
          ": read its size and keys again, then call again");
+  if (catalogue != nullptr && &catalogue->program() != &model_->program())
+    fail(FMTR_ERROR_INTERNAL, "the catalogue's item values were computed by another model");
   check_requests(batch);
   Call call{};
   call.batch = &batch;

@@ -77,7 +77,8 @@ typedef struct fmtr_load_options {
 FMTR_API fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model);
 FMTR_API void fmtr_model_free(fmtr_model* model); /* NULL is fine; its sessions must be freed first */
 
-/* JSON text: inputs with their packed columns, widths a domain, tasks, outputs, fusion, isa, memory in bytes. */
+/* JSON text: inputs with their packed columns, widths a domain, tasks, outputs, fusion, isa, checksums of plan and weights as
+ * the manifest tells them, version and size of the catalogue, memory in bytes. */
 FMTR_API fmtr_status fmtr_model_describe(const fmtr_model* model, char** json);
 
 /* JSON text: each step of the plan with its operator, domain, precision, and for one row of its domain FLOPs and bytes: read
@@ -99,7 +100,8 @@ typedef struct fmtr_catalogue_data {
 
 /* The catalogue changes by versions: each of the three functions below makes the next one, or fails and changes nothing.
  * They copy what they are given, compute the item-domain part of the given items alone, and take turns; sessions go on
- * meanwhile, without a lock, and see the new version at their next call. An item's row is its place in the catalogue's
+ * meanwhile, without a lock, and see the new version at their next call. A model's weights never change, and what was computed
+ * with them is read by this model alone: for new weights load another model and give it its items. An item's row is its place in the catalogue's
  * order: a replaced item keeps its row, new ones come last in the order given, after a delete the others close up. */
 
 /* These items in place of all there are. */

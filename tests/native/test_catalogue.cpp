@@ -206,6 +206,17 @@ void test_refusals(TemporaryBundle& bundle) {
           [&] { request.whole(session, TemporaryBundle::kItems, 2); });
 }
 
+// What one model computed is of no use to another, even one of the same bundle.
+void test_of_another_model(TemporaryBundle& bundle) {
+  const auto model = load(bundle), other = load(bundle);
+  Items items;
+  for (size_t i = 0; i < 10; ++i) items.add(bundle.keys[i], bundle.floats(kWidth));
+  model->catalogues().publish(Catalogue::copy(items.data(), other->plan(), other->program()), 1);
+  const Request request(bundle, items.keys);
+  Session session(model, 1, 0);
+  refuses(FMTR_ERROR_INTERNAL, "computed by another model", [&] { request.by_key(session); });
+}
+
 // Four states that follow one another again and again while three threads score.
 void test_threads(TemporaryBundle& bundle) {
   constexpr int kStates = 4;
@@ -273,6 +284,7 @@ int main() {
   test_changes(bundle);
   test_old_versions_live(bundle);
   test_refusals(bundle);
+  test_of_another_model(bundle);
   test_threads(bundle);
   return finish();
 }
