@@ -89,7 +89,14 @@ def edge_rows(n: int = 40) -> dict[str, NDArray[Any]]:
 
 
 def few_steps(model: torch.nn.Module, inputs: Any, labels: NDArray[np.float32], *, steps: int = 12) -> None:
-    """Train a little, as a library's own trainer would: batches of 250, binary cross-entropy."""
+    """Train a little, as a library's own trainer would: batches of 250, binary cross-entropy.
+
+    The libraries' initial weights are so small that little is learned in a few steps, so noise is added first.
+    """
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     model.train()
     y = torch.from_numpy(labels)

@@ -71,9 +71,6 @@ def matrix(model: torch.nn.Module, arrays: dict[str, np.ndarray]) -> np.ndarray:
 def trained(name: str) -> torch.nn.Module:
     model = MODELS[name]()
     arrays, labels = impressions()
-    with torch.no_grad():  # the library's initial weights are so small that little is learned in a few steps
-        for parameter in model.parameters():
-            parameter += 0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(0))
     few_steps(model, torch.from_numpy(matrix(model, arrays)), labels)
     return model
 

@@ -36,6 +36,10 @@ def ids() -> list[object]:
     return features()[:6]
 
 
+def sparse_ids() -> list[object]:
+    return features()[:5]
+
+
 USER, ITEM = ["user_id", "clicked"], ["video_id", "author_id"]
 
 
@@ -70,6 +74,10 @@ MODELS = {
     "DCN": lambda: ranking.DCN(features(), 2, MLP),
     "DCNv2": lambda: ranking.DCNv2(features(), 2, MLP, low_rank=4, num_experts=2),
     "DCNv2 stacked": lambda: ranking.DCNv2(features(), 2, MLP, "stacked", use_low_rank_mixture=False),
+    "AFM": lambda: ranking.AFM(sparse_ids(), 8, 4),
+    "AutoInt": lambda: ranking.AutoInt(sparse_ids(), [DenseFeature("duration")], num_layers=2, num_heads=2),
+    "FiBiNet": lambda: ranking.FiBiNet(sparse_ids(), MLP),
+    "EDCN": lambda: ranking.EDCN(sparse_ids(), 2, MLP),
     "DIN": lambda: din(activation="dice"),
     "DIN softmax": lambda: din(activation="prelu", use_softmax=True),
     "DSSM": lambda: matching.DSSM(named(USER), named(ITEM), {"dims": [16, 8]}, {"dims": [12, 8]}),

@@ -129,7 +129,8 @@ def self_attention(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor
 
 
 def multihead(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
-    mixed, _ = net.attention(history, history, history, need_weights=False)
+    known = mask | (torch.arange(LENGTH) == 0)
+    mixed, _ = net.attention(history, history, history, key_padding_mask=~known, need_weights=False)
     return head(mixed.mean(1) * x[:, :DIM])
 
 

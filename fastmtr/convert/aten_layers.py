@@ -231,8 +231,10 @@ def _attention(
     if isinstance(mask, torch.Tensor):
         added = torch.where(mask, 0.0, lookups.MINUS_INFINITY) if mask.dtype == torch.bool else mask
         scores = c.t.shift(scores, np.maximum(c.array(added, scores.shape), lookups.MINUS_INFINITY))
-    elif mask is not None:
-        raise ConversionError("an attention mask that depends on the inputs has no counterpart in this form")
+    elif isinstance(mask, Rows) and mask.name in c.t.flags:
+        scores = lookups.where(c.t, mask, scores, np.asarray(lookups.MINUS_INFINITY))
+    elif isinstance(mask, Rows):
+        scores = c.t.binary(scores, mask, "add")
     return _matmul(c, c.t.softmax(scores, len(scores.shape.inner) - 1), v)
 
 

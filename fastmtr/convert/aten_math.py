@@ -288,9 +288,10 @@ def _and(c: Call, a: Operand, b: Operand) -> Rows:
 @handles("logical_or", "bitwise_or", "__or__")
 def _or(c: Call, a: Operand, b: Operand) -> Rows:
     x, y, _ = c.pair(a, b)
-    if not isinstance(x, Rows) or not isinstance(y, Rows):
-        raise ConversionError("a mask combined with a constant by 'or' has no counterpart")
-    return lookups.either(c.t, x, y)
+    mask = c.t.rows(x)
+    if isinstance(y, Rows):
+        return lookups.either(c.t, mask, y)
+    return lookups.negate(c.t, c.t.scale(lookups.negate(c.t, mask), 1 - c.array(y, x.shape)))
 
 
 @handles("where")

@@ -156,7 +156,7 @@ def compare(
     difference = _difference(t, x, y)
     if kind == "eq":  # 1 - min(|d|, 1)
         return negate(t, _clamp(t, t.unary(difference, "abs")))
-    return _clamp(t, difference if kind == "lt" else t.shift(difference, 1))
+    return _flagged(t, _clamp(t, difference if kind == "lt" else t.shift(difference, 1)))
 
 
 def _nothing_in_row(t: Tensors, x: Rows, kind: Comparison) -> Rows:
@@ -165,7 +165,7 @@ def _nothing_in_row(t: Tensors, x: Rows, kind: Comparison) -> Rows:
     total = t.builder.array(weight).sum(axis=1, keepdims=True)
     name = t.name("padding" if kind == "eq" else "present")
     table = t.weight(f"{name}.table", total == 0 if kind == "eq" else total != 0)
-    return replace(x, name=t.builder.embedding(ids, table, name=name))
+    return _flagged(t, replace(x, name=t.builder.embedding(ids, table, name=name)))
 
 
 def _difference(t: Tensors, x: Value, y: Value | Array) -> Rows:
@@ -203,22 +203,27 @@ def _ids(t: Tensors, x: Raw, kind: Comparison, value: float) -> Rows | bool | No
             t.masks[t.present[key]] = Mask(*key)
         pieces.append(t.cut(t.present[key], column.at, size))
     made = Rows.packed(t.concat(pieces, "present"), x.shape)
-    return made if kind == "ne" else negate(t, made)
+    return _flagged(t, made) if kind == "ne" else negate(t, made)
 
 
 def negate(t: Tensors, mask: Rows) -> Rows:
     """1 where the mask is 0."""
-    return t.shift(t.scale(mask, -1), 1)
+    return _flagged(t, t.shift(t.scale(mask, -1), 1))
 
 
 def both(t: Tensors, a: Rows, b: Rows) -> Rows:
     """1 where both masks are."""
-    return t.binary(a, b, "mul")
+    return _flagged(t, t.binary(a, b, "mul"))
 
 
 def either(t: Tensors, a: Rows, b: Rows) -> Rows:
     """1 where one of the masks is."""
-    return t.binary(a, b, "max")
+    return _flagged(t, t.binary(a, b, "max"))
+
+
+def _flagged(t: Tensors, mask: Rows) -> Rows:
+    t.flags.add(mask.name)
+    return mask
 
 
 def where(t: Tensors, mask: Rows, x: Value | Array, y: Value | Array) -> Rows:

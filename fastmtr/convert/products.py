@@ -54,7 +54,7 @@ def contract(t: Tensors, a: Rows, b: Rows, axes: Sequence[int]) -> Rows:
 def _mix(t: Tensors, gate: Rows, experts: Rows, k: Sequence[int], n: Sequence[int], shape: Shape) -> Rows:
     """One weight an expert: a mixture where the experts are values side by side, else a product of matrices."""
     pieces = t.joined.get(experts.name, ())
-    count = math.prod(shape_of(experts, k))
+    count = math.prod(_sizes_of(experts, k))
     whole = set(experts.axes[: len(k)]) == set(k)
     bag = lookups.summed(t, gate, experts) if whole else None
     if bag is not None:
@@ -66,7 +66,7 @@ def _mix(t: Tensors, gate: Rows, experts: Rows, k: Sequence[int], n: Sequence[in
     return _matmul(t, gate, experts, ([], [], k, n), shape)
 
 
-def shape_of(x: Rows, axes: Sequence[int]) -> list[int]:
+def _sizes_of(x: Rows, axes: Sequence[int]) -> list[int]:
     """Sizes of these inner axes."""
     return [x.shape.inner[i] for i in axes]
 
@@ -77,7 +77,7 @@ def _matmul(t: Tensors, a: Rows, b: Rows, labels: tuple[Sequence[int], ...], sha
     transposed = bool(n) and bool(b.axes) and b.axes[-1] in k
     left = t.in_order(a, [*outer, *m, *k])
     right = t.in_order(b, [*outer, *n, *k] if transposed else [*outer, *k, *n])
-    o, rows, depth, columns = (math.prod(shape_of(a, part)) for part in (outer, m, k, n))
+    o, rows, depth, columns = (math.prod(_sizes_of(a, part)) for part in (outer, m, k, n))
     name = t.builder.matmul(
         left, right, m=rows, k=depth, n=columns, outer=o, transpose_b=transposed, name=t.name("matmul")
     )
