@@ -129,7 +129,7 @@ def _einsum_of(c: Call, left: Sequence[str], right: Sequence[str], out: Sequence
     rows = left[x.shape.batch]
     if isinstance(b, Raw | Rows):
         y = c.t.rows(b)
-        return einsum(c.t, f"{''.join(left)},{''.join(right)}->{''.join(out)}", *_same_rank(c, x, left, y, right, out))
+        return einsum(c.t, f"{''.join(left)},{''.join(right)}->{''.join(out)}", *_spread(c, x, left, y, right))
     assert isinstance(b, torch.Tensor)
     w = numpy(b)
     labels = list(right)
@@ -161,9 +161,7 @@ def _einsum_merged(c: Call, left: Sequence[str], right: Sequence[str], out: Sequ
     return found
 
 
-def _same_rank(
-    c: Call, x: Rows, left: Sequence[str], y: Rows, right: Sequence[str], out: Sequence[str]
-) -> tuple[Rows, Rows]:
+def _spread(c: Call, x: Rows, left: Sequence[str], y: Rows, right: Sequence[str]) -> tuple[Rows, Rows]:
     """Sizes of 1 repeated where the other operand has more."""
     sizes: dict[str, int] = {}
     for value, labels in ((x, left), (y, right)):

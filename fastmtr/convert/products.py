@@ -243,7 +243,7 @@ def _without_repeats(term: _Term, out: Sequence[str]) -> _Term:
     x, w = term.x, term.w
     for label in term.summed(out):
         axis = term.labels.index(label)
-        if x.order[axis] is None and x.shape.inner[axis] > 1:
+        if x.order[axis] is None:
             x = replace(x, shape=x.shape.with_size(axis, 1))
             w = w.sum(axis=term.w_labels.index(label), keepdims=True)
     return replace(term, x=x, w=w)
