@@ -239,8 +239,8 @@ def _rows_of(graph: Graph, i: Input) -> int:
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
-MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross")
-Model = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross"]
+MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross", "history")
+Model = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross", "history"]
 
 MODEL_INPUTS = (
     Input("user_id", "request", "ids", 0, 1, rows=50),
@@ -255,12 +255,13 @@ MODEL_INPUTS = (
 class _Layers:
     def __init__(self, seed: int, batch_norm: bool) -> None:
         self.g = GraphBuilder(MODEL_INPUTS)
-        self.w = Weights(self.g, np.random.default_rng(seed))
+        self.w = Weights(self.g, np.random.default_rng(seed), grid=1 / 64)
         self.batch_norm = batch_norm
         g, w = self.g, self.w
-        items = w(40, 16)
-        self.user = g.concat([g.embedding("user_id", w(50, 16)), g.embedding_bag("history", items), "age"], name="user")
-        self.item = g.concat([g.embedding("item_id", items), g.embedding("category", w(9, 8)), "price"], name="item")
+        self.items = w(40, 16)
+        bag, own = g.embedding_bag("history", self.items), g.embedding("item_id", self.items)
+        self.user = g.concat([g.embedding("user_id", w(50, 16)), bag, "age"], name="user")
+        self.item = g.concat([own, g.embedding("category", w(9, 8)), "price"], name="item")
 
     def linear(self, x: str, n: int, name: str) -> str:
         return self.g.affine(x, w=self.w(n, self.g.width(x)), b=self.w(n), name=name)
@@ -272,6 +273,22 @@ class _Layers:
                 x = self.g.batch_norm(x, scale=self.w(n), shift=self.w(n), mean=self.w(n), var=self.w.positive(n))
             x = self.g.activation(x, "relu")
         return x
+
+    def interest(self) -> str:
+        """What a history says: by attention to the item, by a GRU and by a convolution."""
+        g, w = self.g, self.w
+        keys, query = g.embedding("history", self.items, padding=0), g.embedding("item_id", self.items)
+        hidden, out, dice = {"w": w(8, 64), "b": w(8)}, w(1, 8), {"mean": w(8), "var": w.positive(8), "alpha": w(1)}
+
+        def score(x: str) -> str:
+            y = g.linear(x, name="attention", **hidden)
+            return g.linear(g.dice(y, **dice) if self.batch_norm else g.activation(y, "relu"), w=out)
+
+        attended = g.target_attention(keys, query, "history", score=score, softmax=True)
+        recurrent = {"w_x": w(18, 16), "w_h": w(18, 6), "b_x": w(18), "b_h": w(18)}
+        state = g.gru(keys, "history", steps=5, name="gru", **recurrent)
+        filtered = g.activation(g.conv1d(keys, w=w(6, 16, 3), b=w(6), steps=5, padding=1, name="conv"), "relu")
+        return g.concat([attended, state, g.reduce(filtered, "max", axis=5, inner=6)])
 
     def gate(self, x: str, experts: list[str], name: str) -> str:
         return self.g.mixture(self.g.softmax(self.linear(x, len(experts), name)), experts)
@@ -315,6 +332,8 @@ def model_graph(kind: Model, *, tasks: int = 3, seed: int = 0, batch_norm: bool 
         g.output("click", g.activation(g.dot(user, item), "sigmoid"))
         g.output("user_vector", user, role="request")
         g.output("item_vector", item, role="item")
+    elif kind == "history":
+        g.output("click", m.tower(g.concat([m.interest(), x]), "click"))
     else:
         n = g.width(x)
         crossed = x
