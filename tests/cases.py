@@ -51,15 +51,18 @@ class Weights:
     def __init__(self, g: GraphBuilder, rng: np.random.Generator, *, grid: float = 0.0) -> None:
         self.g, self.rng, self.grid, self.count = g, rng, grid, 0
 
-    def __call__(self, *shape: int) -> str:
+    def __call__(self, *shape: int, times: int = 1) -> str:
+        """Of that shape, and so many times that side by side."""
         self.count += 1
         spread = np.sqrt(shape[-1]) if len(shape) > 1 else 1.0
         drawn = self.rng.normal(size=shape) / spread
-        return self.g.weight(f"w{self.count}", np.round(drawn / self.grid) * self.grid if self.grid else drawn)
+        made = np.round(drawn / self.grid) * self.grid if self.grid else drawn
+        return self.g.weight(f"w{self.count}", np.concatenate([made] * times, axis=-1))
 
-    def positive(self, *shape: int) -> str:
+    def positive(self, *shape: int, times: int = 1) -> str:
         self.count += 1
-        return self.g.weight(f"w{self.count}", self.rng.uniform(0.2, 2, size=shape))
+        made = self.rng.uniform(0.2, 2, size=shape)
+        return self.g.weight(f"w{self.count}", np.concatenate([made] * times, axis=-1))
 
 
 def _case(name: str, widths: tuple[int, ...], build: Callable[..., str]) -> Case:
@@ -239,7 +242,7 @@ def _rows_of(graph: Graph, i: Input) -> int:
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
-MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross", "history")
+MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross")
 Model = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross", "history"]
 
 MODEL_INPUTS = (

@@ -163,8 +163,10 @@ class _Grower:
     def batch_norm(self) -> None:
         x = self.pick()
         n = self.g.width(x)
-        learned = {"scale": self.w(n), "shift": self.w(n)} if self.coin() else {}
-        self.keep(self.g.batch_norm(x, mean=self.w(n), var=self.w.positive(n), **learned))
+        times = self.divisor(n) if self.coin() else 1  # alike for so many steps
+        n //= times
+        learned = {"scale": self.w(n, times=times), "shift": self.w(n, times=times)} if self.coin() else {}
+        self.keep(self.g.batch_norm(x, mean=self.w(n, times=times), var=self.w.positive(n, times=times), **learned))
 
     def reduce(self) -> None:
         x = self.pick()

@@ -381,6 +381,17 @@ def test_a_batch_norm_goes_into_an_affine_of_steps_where_they_are_alike(alike: b
 
 
 @pytest.mark.parametrize("alike", [True, False])
+def test_a_batch_norm_goes_into_a_convolution_where_its_steps_are_alike(alike: bool) -> None:
+    g, w = builder(Input("user", "request", "dense", 0, 8))
+    x = g.conv1d("user", w=w(3, 2, 2), b=w(3), steps=4)
+    roles = {role: g.weight(role, np.resize(np.arange(1, 4 if alike else 10), 9)) for role in ("mean", "var", "scale")}
+    g.output("click", g.reduce(g.batch_norm(x, **roles), "sum"))
+    after = fold_batch_norm(g.build())
+    assert ops(after) == (["conv1d", "reduce"] if alike else ["conv1d", "scale_shift", "reduce"])
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
+@pytest.mark.parametrize("alike", [True, False])
 def test_slopes_go_into_an_affine_of_steps_where_they_are_alike(alike: bool) -> None:
     g, _, x, vector = stepped(alike)
     g.output("click", g.reduce(g.activation(x, "prelu", slope=g.weight("slope", vector(0))), "sum"))

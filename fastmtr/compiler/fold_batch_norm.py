@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.compiler.linear import Values, expand_affine
-from fastmtr.compiler.rewrite import Editor, canonical, one_step, pieces_of, plain, uses
+from fastmtr.compiler.rewrite import Editor, one_step, pieces_of, plain, uses
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, Node
 
@@ -19,11 +19,12 @@ _F64 = NDArray[np.float64]
 
 
 def fold_batch_norm(graph: Graph) -> Graph:
-    """Remove every ``batch_norm``, and every ``scale_shift`` that stands before or after an affine.
+    """Remove every ``batch_norm``, and every ``scale_shift`` that stands beside a product.
 
-    After a linear affine it scales rows of the weight, before one it scales columns (seen through concat and slice); a
-    batch norm that stands elsewhere becomes a ``scale_shift``. Folded weights are computed in float64 and rounded to
-    float32 once, so results may differ by that rounding.
+    After a linear affine or a convolution it scales rows of the weight, where it is the same for each step. Before an
+    affine it scales columns (seen through concat and slice). A batch norm that stands elsewhere becomes a
+    ``scale_shift``. Folded weights are computed in float64 and rounded to float32 once, so results may differ by that
+    rounding.
     """
     return _fold_into_following(_fold_into_preceding(graph))
 
@@ -66,22 +67,25 @@ def _fold_into_preceding(graph: Graph) -> Graph:
     return editor.graph()
 
 
-def _scaled(affine: Node, output: str, scale: _F64, shift: _F64, editor: Editor) -> Node | None:
-    """The affine with rows of its weight scaled; None where that is not the same for all of its steps."""
-    one_scale, one_shift = (one_step(v, affine.attr("steps")) for v in (scale, shift))
+def _scaled(product: Node, output: str, scale: _F64, shift: _F64, editor: Editor) -> Node | None:
+    """The product with the rows of its weight scaled; None where that is not the same for all of its steps."""
+    w = editor.weights[product.weights["w"]].astype(np.float64)
+    rows = w.shape[0] if product.op == "conv1d" else w.size // w.shape[-1]
+    one_scale, one_shift = (one_step(v, len(v) // rows) for v in (scale, shift))
     if one_scale is None or one_shift is None:
         return None
-    w = canonical(editor.weights[affine.weights["w"]]).astype(np.float64)
-    bias = editor.weights[affine.weights["b"]] if "b" in affine.weights else np.zeros(len(one_scale))
+    bias = editor.weights[product.weights["b"]] if "b" in product.weights else np.zeros(rows)
     weights = {
-        "w": editor.weight(f"{output}.w", w * one_scale.reshape(w.shape[0], w.shape[1], 1)),
+        "w": editor.weight(f"{output}.w", (w.reshape(rows, -1) * one_scale[:, None]).reshape(w.shape)),
         "b": editor.weight(f"{output}.b", bias * one_scale + one_shift),
     }
-    return replace(affine, output=output, weights=weights)
+    return replace(product, output=output, weights=weights)
 
 
 def _is_plain(node: Node) -> bool:
     """A product and a bias, nothing else."""
+    if node.op == "conv1d":
+        return True
     return node.op == "affine" and "w" in node.weights and len(node.inputs) == 1 and node.attr("activation") == "none"
 
 
