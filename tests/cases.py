@@ -56,7 +56,8 @@ class Weights:
         self.count += 1
         spread = np.sqrt(shape[-1]) if len(shape) > 1 else 1.0
         drawn = self.rng.normal(size=shape) / spread
-        made = np.round(drawn / self.grid) * self.grid if self.grid else drawn
+        # (No zeros: weights of zeros alone make constants, which the compiler computes and rounds.)
+        made = np.copysign(np.maximum(np.round(abs(drawn) / self.grid), 1), drawn) * self.grid if self.grid else drawn
         return self.g.weight(f"w{self.count}", np.concatenate([made] * times, axis=-1))
 
     def positive(self, *shape: int, times: int = 1) -> str:
