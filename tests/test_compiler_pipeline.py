@@ -144,6 +144,28 @@ def test_a_history_is_factored_as_promised(item_memory: Any) -> None:
     assert domains == ["candidate", "request", "item" if item_memory == "auto" else "candidate"]
 
 
+@pytest.mark.parametrize(
+    ("case", "version"),
+    [
+        ("affine-3x5", 1),
+        ("layer_norm-2", 1),
+        ("softmax-4-4", 1),
+        ("activation-gelu-1", 1),
+        ("activation-mish-1", 2),
+        ("affine-mish-1", 2),
+        ("affine-steps-5-2x3x2", 2),
+        ("layer_norm-3x7", 2),
+        ("l2_normalize-3x7", 2),
+        ("gru-last-3x5", 2),
+    ],
+)
+def test_a_plan_has_the_first_version_that_knows_all_its_members(case: str, version: int) -> None:
+    plan = compile_graph(CASES[case].graph).plan
+    assert plan["plan_version"] == version
+    if version == 1:
+        assert not any("steps" in s["attrs"] or (s["op"] != "softmax" and "size" in s["attrs"]) for s in plan["steps"])
+
+
 def test_tasks_of_one_domain_still_score_candidates() -> None:
     plan = compile_graph(model_graph("cross")).plan
     domain = {o["name"]: plan["buffers"][o["operand"][0]]["domain"] for o in plan["outputs"]}
