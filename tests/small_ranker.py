@@ -27,7 +27,7 @@ def schema_with(*more):
     )
 
 
-def make_bundle(path, *, text_keys=False, head=True, candidate=False, seen=True, labels=True):
+def make_bundle(path, *, text_keys=False, head=True, candidate=False, seen=True, labels=True, **options):
     rng = np.random.default_rng(0)
     schema = schema_with(*([Feature(name="position", entity="candidate", kind="numeric")] if candidate else []))
     users = pa.table({"user": np.arange(100, 100 + N_USERS), "age": rng.normal(size=N_USERS)})
@@ -69,5 +69,6 @@ def make_bundle(path, *, text_keys=False, head=True, candidate=False, seen=True,
         users=Catalogue(np.arange(100, 100 + N_USERS), pipeline.transform("request", request_table)),
         seen=(offsets, rows) if seen else None,
         fusion={"kind": "product", "tasks": ["click", "buy"], "weights": [1.0, 0.5], "offsets": [0.0, 0.0]},
+        **options,
     )
     return path

@@ -8,6 +8,7 @@ import pytest
 pa = pytest.importorskip("pyarrow")
 from small_ranker import N_ITEMS, N_USERS, make_bundle  # noqa: E402
 
+from fastmtr import _native  # noqa: E402
 from fastmtr.bundle import Catalogue  # noqa: E402
 from fastmtr.errors import ConfigError, SchemaError  # noqa: E402
 from fastmtr.features import FeaturePipeline  # noqa: E402
@@ -118,6 +119,23 @@ def test_upsert_and_delete(tmp_path, text_keys, index):
     expected.items = {}
     expected.upsert(rows)
     expected.check(ranker)
+
+
+@pytest.mark.parametrize("item_precision", ["fp16", "int8"])
+def test_stored_values_in_few_bits(tmp_path, item_precision):
+    """The changed items' values are stored as those of a whole catalogue are."""
+    path = make_bundle(tmp_path / "b", item_precision=item_precision)
+    ranker, at_once = Ranker.load(path), _native.Model(path)
+    changed = rows_of(ranker.items[4:25].tolist(), np.random.default_rng(7))
+    ranker.upsert(changed)
+    stored, pipeline = ranker.bundle.catalogue, Expected(ranker).pipeline
+    ids, dense = stored.packed.ids.copy(), stored.packed.dense.copy()
+    for row, raw in enumerate(changed, start=4):
+        ids[row], dense[row] = (matrix[0] for matrix in pipeline.transform_row("item", raw))
+    at_once.set_catalogue(stored.keys, ids, dense)
+    users = ranker.bundle.users.packed.take([3])
+    expected, _ = _native.Session(at_once).score(users.ids, users.dense, None, None)
+    assert ranker.score(103, None).values.tobytes() == expected.tobytes()
 
 
 def test_refused_changes_change_nothing(tmp_path):

@@ -217,6 +217,23 @@ def test_ranker_certified() -> None:
     assert one.items.tolist() == exact.recommend(some[0], k=5, retrieve=100).items.tolist()
 
 
+def test_certified_after_changes_of_the_catalogue() -> None:
+    """Rows are then no longer where the items lie."""
+    rankers = [Ranker.load(BUNDLE, precision=precision) for precision in ("fp32", "int8")]
+    stored = rankers[0].bundle.catalogue
+    assert stored is not None
+    rows = np.arange(0, 900, 3)
+    for ranker in rankers:
+        ranker.delete(ranker.items[::7])
+        ranker.upsert(Catalogue(stored.keys[rows], stored.packed.take(rows[::-1])))
+    users = rankers[0].users[:3].tolist()
+    exact = rankers[0].rank(users, None, k=20)
+    certified = rankers[1].rank(users, None, k=20, certified=True)
+    for a, b in zip(exact, certified, strict=True):
+        assert a.items.tolist() == b.items.tolist()
+        assert a.values.tobytes() == b.values.tobytes()
+
+
 def test_calibration() -> None:
     ranker = Ranker.load(BUNDLE, precision="int8")
     few = ranker.calibrate(list(ranker.users[:3]), ranker.items[:50], safety=3)
