@@ -18,6 +18,10 @@ from fastmtr.errors import ConversionError
 __all__ = ["contract", "conv1d", "einsum", "gru", "weighted"]
 
 
+_MOST_EXPERTS = 16
+"""So many columns of weights are taken for those of experts, which are mixed; more are those of a sequence."""
+
+
 def contract(t: Tensors, a: Rows, b: Rows, axes: Sequence[int]) -> Rows:
     """The sum of ``a * b``, two tensors of one shape, along some inner axes; these keep the size 1."""
     inner = a.shape.inner
@@ -52,16 +56,18 @@ def contract(t: Tensors, a: Rows, b: Rows, axes: Sequence[int]) -> Rows:
 
 
 def _mix(t: Tensors, gate: Rows, experts: Rows, k: Sequence[int], n: Sequence[int], shape: Shape) -> Rows:
-    """One weight an expert: a mixture where the experts are values side by side, else a product of matrices."""
-    pieces = t.joined.get(experts.name, ())
+    """One weight an expert: a mixture where the experts are few or values side by side, else a product of matrices."""
     count = math.prod(_sizes_of(experts, k))
     whole = set(experts.axes[: len(k)]) == set(k)
     bag = lookups.summed(t, gate, experts) if whole else None
     if bag is not None:
         return Rows.laid_out(bag, shape, [i for i in experts.axes if i in n])
-    if whole and len(pieces) == count and len({t.builder.width(p) for p in pieces}) == 1:
+    width = t.builder.width(experts.name) // count
+    alike = [t.builder.width(p) for p in t.joined.get(experts.name, ())] == [width] * count
+    if whole and (alike or count <= _MOST_EXPERTS):
         order = [i for i in experts.axes if i in k]
-        name = t.builder.mixture(t.in_order(gate, order), list(pieces), name=t.name("mixture"))
+        pieces = [t.cut(experts.name, i * width, width) for i in range(count)]
+        name = t.builder.mixture(t.in_order(gate, order), pieces, name=t.name("mixture"))
         return Rows.laid_out(name, shape, [i for i in experts.axes if i in n])
     return _matmul(t, gate, experts, ([], [], k, n), shape)
 
