@@ -125,31 +125,26 @@ class KnownItems:
         moved = np.arange(len(self))
         moved[rows[~new]] = -1
         rows[new] = len(self) + np.arange(new.sum())
-        names = self.keys.names
-        if names is not None:
-            names = [*names, *keys[new].tolist()]
         if labels is None and self.labels is None:
             shown = None
         else:
             shown = [*(self.labels or map(str, self.keys.all)), *map(str, keys[new])]
             for row, label in zip(rows.tolist(), labels or (), strict=False):
                 shown[row] = str(label)
-        return self._next(np.append(self.keys.keys, numbers[new]), names, shown, version), moved, rows
+        names = None if self.keys.names is None else keys[new].tolist()
+        return self._next(self.keys.extended(numbers[new], names), shown, version), moved, rows
 
     def without(self, rows: NDArray[np.int64], *, version: int) -> tuple[KnownItems, NDArray[np.int64]]:
         """The version without these rows, and where each old row is then (-1: gone)."""
-        stays = np.ones(len(self), bool)
-        stays[rows] = False
-        moved = np.where(stays, np.cumsum(stays) - 1, -1)
-        left = np.flatnonzero(stays).tolist()
-        names, shown = ([old[i] for i in left] if old is not None else None for old in (self.keys.names, self.labels))
-        return self._next(self.keys.keys[stays], names, shown, version), moved
+        keys, moved = self.keys.without(rows)
+        shown = self.labels
+        if shown is not None:
+            shown = [shown[row] for row in np.flatnonzero(moved >= 0).tolist()]
+        return self._next(keys, shown, version), moved
 
-    def _next(
-        self, numbers: NDArray[np.int64], names: Sequence[str] | None, labels: list[str] | None, version: int
-    ) -> KnownItems:
-        next_number = max(self._next_number, int(numbers.max(initial=-1)) + 1) if names is not None else 0
-        return KnownItems(version, Keys(numbers, names), labels, next_number=next_number, bundle=self._bundle)
+    def _next(self, keys: Keys, labels: list[str] | None, version: int) -> KnownItems:
+        next_number = max(self._next_number, int(keys.keys.max(initial=-1)) + 1) if keys.names is not None else 0
+        return KnownItems(version, keys, labels, next_number=next_number, bundle=self._bundle)
 
 
 class LiveItems:

@@ -44,6 +44,30 @@ class Keys:
     def _by_name(self) -> dict[str, int]:
         return {name: row for row, name in enumerate(self.names or ())}
 
+    def extended(self, keys: NDArray[np.int64], names: Sequence[str] | None) -> Keys:
+        """With more keys after these. What was sorted is not sorted again."""
+        if not len(keys):
+            return self
+        longer = Keys(np.append(self.keys, keys), None if self.names is None else [*self.names, *(names or ())])
+        if "_order" in self.__dict__:
+            order = np.argsort(keys, kind="stable")
+            longer._order = np.insert(self._order, self._sorted.searchsorted(keys[order]), len(self.keys) + order)
+        if "_by_name" in self.__dict__:
+            rows = range(len(self.keys), len(longer.keys))
+            longer._by_name = self._by_name | dict(zip(names or (), rows, strict=True))
+        return longer
+
+    def without(self, rows: NDArray[np.int64]) -> tuple[Keys, NDArray[np.int64]]:
+        """Without the keys in these rows, and where each row is then (-1: gone)."""
+        stays = np.ones(len(self.keys), bool)
+        stays[rows] = False
+        moved = np.where(stays, np.cumsum(stays) - 1, -1)
+        names = None if self.names is None else [self.names[row] for row in np.flatnonzero(stays).tolist()]
+        fewer = Keys(self.keys[stays], names)
+        if "_order" in self.__dict__:
+            fewer._order = moved[self._order[stays[self._order]]]
+        return fewer, moved
+
     def row(self, key: Any) -> int:
         """The key's row, -1 if there is none."""
         if self.names is not None:

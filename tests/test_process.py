@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import sysconfig
 import threading
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,12 @@ def test_threads_and_state_of_others_stay(bundle: Path, needs: list[str], code: 
     program = (_BESIDE + code).format(path=str(bundle))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.skipif(not sysconfig.get_config_var("Py_GIL_DISABLED"), reason="needs a free-threaded Python")
+def test_free_threaded_python_stays_so() -> None:
+    """The module declares that it needs no GIL; otherwise importing it would have switched it on."""
+    assert not sys._is_gil_enabled()
 
 
 def test_several_models_in_one_process(bundle: Path, tmp_path: Path) -> None:

@@ -100,9 +100,10 @@ typedef struct fmtr_catalogue_data {
 
 /* The catalogue changes by versions: each of the three functions below makes the next one, or fails and changes nothing.
  * They copy what they are given, compute the item-domain part of the given items alone, and take turns; sessions go on
- * meanwhile, without a lock, and see the new version at their next call. A model's weights never change, and what was computed
- * with them is read by this model alone: for new weights load another model and give it its items. An item's row is its place in the catalogue's
- * order: a replaced item keeps its row, new ones come last in the order given, after a delete the others close up. */
+ * meanwhile, without a lock, and see the new version at their next call. An item's row is its place in the catalogue's order:
+ * a replaced item keeps its row, new ones come last in the order given, after a delete the others close up.
+ * A model's weights never change, and what was computed with them is read by this model alone: for new weights load another
+ * model and give it its items. */
 
 /* These items in place of all there are. */
 FMTR_API fmtr_status fmtr_model_set_catalogue(fmtr_model* model, const fmtr_catalogue_data* data);
@@ -136,7 +137,8 @@ FMTR_API fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_o
 FMTR_API void fmtr_session_free(fmtr_session* session);
 
 /* R requests, each with its own candidates. What it points to must not change during a call. With items NULL the size and
- * order of the answer are those of the catalogue: where it may change, give the version that they were taken from. */
+ * order of the answer are those of the catalogue: where another thread may change it, give the version that the size was read
+ * from, or a larger catalogue would be written beyond the end of the answer. */
 typedef struct fmtr_batch {
   size_t struct_size;
   uint64_t n_requests;
