@@ -60,7 +60,7 @@ class _Measured(msgspec.Struct, frozen=True):
 class Profile:
     """Times of one call: means over its repeats, summed over the call's threads. ``print`` it.
 
-    Reading the clock around each step takes some 50 nanoseconds a step and tile, which the total contains.
+    The total contains the reading of the clock, twice for each step and tile.
 
     Attributes
     ----------
