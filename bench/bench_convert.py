@@ -30,7 +30,10 @@ from fastmtr import _native
 from fastmtr.bundle import Catalogue, open_bundle, write_bundle
 from fastmtr.compiler.costs import flops
 from fastmtr.convert import Conversion
+from fastmtr.convert.torch_export import ModuleCall
+from fastmtr.convert.torch_source import TorchSource
 from fastmtr.graph import Domain, Graph, Packed
+from fastmtr.operators import OPS
 from fastmtr.schema import Feature, Schema, Task
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
@@ -85,9 +88,11 @@ def measured(library: str, name: str, *, n: int, rounds: int) -> Row:
         difference = max(
             float(np.abs(got[:, [i]] - expected[task]).max()) for i, task in enumerate(conversion.graph.tasks)
         )
-        arrays = conversion.source._inputs.unpack(rows)  # type: ignore[attr-defined]
-        contestants: list[Callable[[], Any]] = [call, _own(conversion, arrays)]
-        onnx = _onnx(conversion, arrays, Path(folder) / "model.onnx")
+        assert isinstance(conversion.source, TorchSource)
+        arrays, own = conversion.source.arguments(rows), conversion.source.call
+        assert isinstance(own, ModuleCall)
+        contestants: list[Callable[[], Any]] = [call, lambda: own(arrays)]
+        onnx = _onnx(own, arrays, Path(folder) / "model.onnx")
         times = _in_turns([*contestants, *([onnx] if onnx else [])], rounds)
     return Row(
         library,
@@ -129,33 +134,25 @@ def _engine(session: _native.Session, rows: Mapping[Domain, Packed], n: int) -> 
     return lambda: session.score(*request, offsets, keys, **candidate)[0]  # type: ignore[arg-type]
 
 
-def _own(conversion: Conversion, arrays: Mapping[str, NDArray[Any]]) -> Callable[[], Any]:
-    call = conversion.source._call  # type: ignore[attr-defined]
-    return lambda: call(arrays)
+class _OneByOne(torch.nn.Module):
+    """A source model that takes its arguments as tensors one by one, as exporters want it."""
 
-
-class _Positional(torch.nn.Module):
-    """A model that takes a dict, or one matrix, with tensors one by one, as exporters want it."""
-
-    def __init__(self, call: Any, names: Sequence[str]) -> None:
+    def __init__(self, call: ModuleCall) -> None:
         super().__init__()
-        self.arguments, self.names = call.func.__self__, tuple(names)
-        (self.inner,) = call.args
+        self.module, self.arguments = call
 
     def forward(self, *tensors: torch.Tensor) -> Any:
         """The model's outputs, without names."""
-        tree = torch.utils._pytree.tree_unflatten(list(tensors), self.arguments._spec)
-        found = self.inner(**tree) if self.arguments._keywords else self.inner(*tree)
-        return tuple(torch.utils._pytree.tree_leaves(found))
+        return tuple(torch.utils._pytree.tree_leaves(self.arguments.give(self.module, tensors)))
 
 
-def _onnx(conversion: Conversion, arrays: Mapping[str, NDArray[Any]], path: Path) -> Callable[[], Any] | None:
+def _onnx(call: ModuleCall, arrays: Mapping[str, NDArray[Any]], path: Path) -> Callable[[], Any] | None:
     import onnxruntime
 
     names = list(arrays)
-    module = _Positional(conversion.source._call, names).eval()  # type: ignore[attr-defined]
     tensors = tuple(torch.from_numpy(np.ascontiguousarray(a)) for a in arrays.values())
     axes = {name: {0: "n"} for name in names}
+    module = _OneByOne(call).eval()
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of the exporter
@@ -194,17 +191,10 @@ def _flops(graph: Graph) -> int:
             [graph.width(v) for v in node.inputs],
             graph.width(node.output),
             {role: graph.weights[w].shape for role, w in node.weights.items()},
-            {name: node.attr(name) for name in node_attrs(node.op)},
+            {name: node.attr(name) for name in OPS[node.op].attrs},
         )
         for node in graph.nodes
     )
-
-
-def node_attrs(op: str) -> Sequence[str]:
-    """Names of an operator's attributes."""
-    from fastmtr.operators import OPS
-
-    return list(OPS[op].attrs)
 
 
 def table(rows: Sequence[Row], *, n: int) -> str:

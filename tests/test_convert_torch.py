@@ -525,6 +525,9 @@ def test_the_model_is_left_as_it_is_and_samples_are_packed() -> None:
     ids = conversion.sample["request"].ids
     at = inputs["history"].offset
     np.testing.assert_array_equal(ids[:, at : at + LENGTH], sample()["history"])
-    pack = conversion.source._inputs.pack
-    with pytest.raises(SchemaError, match="argument 'history' must have the shape"):
-        pack({**sample(), "history": np.zeros((3, 2))})
+    users = {"user": np.array([3, 4]), "history": np.zeros((2, LENGTH), int)}
+    assert conversion.pack("request", users).ids[:, inputs["user"].offset].tolist() == [3, 4]
+    with pytest.raises(SchemaError, match=r"input 'history' must have the shape \(2, 6\), found \(3, 2\)"):
+        conversion.pack("request", users | {"history": np.zeros((3, 2))})
+    with pytest.raises(SchemaError, match="input 'price' of the item is missing"):
+        conversion.pack("item", {"item": [1]})

@@ -17,7 +17,7 @@ from fastmtr.errors import ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Input, Node, Packed
 from fastmtr.graph.structure import Kind
 
-__all__ = ["ModelInputs"]
+__all__ = ["ModelInputs", "pack"]
 
 _DOMAINS: dict[str, Domain] = {
     "user": "request",
@@ -181,31 +181,12 @@ class ModelInputs:
 
     # ---- packing -----------------------------------------------------------------------------------------------------
 
-    def pack(self, arrays: Mapping[str, ArrayLike] | None = None) -> dict[Domain, Packed]:
-        """Arguments of the model (None: the sample) as the packed inputs of each domain that the graph has inputs of.
-
-        Raises
-        ------
-        SchemaError
-            An argument is missing or has another shape than in the sample.
-        """
-        given = self.arrays if arrays is None else {name: np.asarray(array) for name, array in arrays.items()}
-        for name, array in self.arrays.items():
-            if name not in given or given[name].shape[1:] != array.shape[1:]:
-                found = given[name].shape if name in given else "nothing"
-                raise SchemaError(f"argument {name!r} must have the shape (N, *{array.shape[1:]}), found {found}")
-        n = len(next(iter(given.values())))
-        blocks = {p.name: given[p.argument].reshape(n, -1)[:, p.start : p.start + p.width] for p in self._pieces}
-        packed: dict[Domain, Packed] = {}
-        for domain in dict.fromkeys(i.domain for i in self.inputs):
-            here = [i for i in self.inputs if i.domain == domain]
-            widths = [max((i.offset + i.width for i in here if i.kind == kind), default=0) for _, kind in _KINDS]
-            matrices = Packed(np.zeros((n, widths[0]), np.int32), np.zeros((n, widths[1]), np.float32))
-            for i in here:
-                if (block := blocks.get(_plain(i.name))) is not None:
-                    getattr(matrices, i.kind)[:, i.offset : i.offset + i.width] = block
-            packed[domain] = matrices
-        return packed
+    def pack(self) -> dict[Domain, Packed]:
+        """The sample as the packed inputs of each domain that the graph has inputs of."""
+        blocks = {p.name: self._block(p) for p in self._pieces}
+        blank = np.zeros((len(next(iter(self.arrays.values()))), 1))
+        given = {i.name: blocks.get(_plain(i.name), np.broadcast_to(blank, (len(blank), i.width))) for i in self.inputs}
+        return {domain: pack(self.inputs, domain, given) for domain in dict.fromkeys(i.domain for i in self.inputs)}
 
     def unpack(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
         """The model's arguments from packed inputs; zeros where the graph does not read them."""
@@ -227,6 +208,38 @@ class ModelInputs:
     def _block(self, piece: _Piece) -> NDArray[Any]:
         array = self.arrays[piece.argument]
         return array.reshape(len(array), -1)[:, piece.start : piece.start + piece.width]
+
+
+def pack(inputs: Sequence[Input], domain: Domain, arrays: Mapping[str, ArrayLike]) -> Packed:
+    """Arrays by the names of inputs as the packed inputs of a domain.
+
+    Parameters
+    ----------
+    inputs : sequence of Input
+        Of a graph.
+    domain : {"request", "item", "candidate"}
+    arrays : mapping of str to array of shape (N,) or (N, width)
+        One for each input of the domain.
+
+    Raises
+    ------
+    SchemaError
+        An input is missing or has the wrong shape.
+    """
+    here = [i for i in inputs if i.domain == domain]
+    named = {_plain(name): np.asarray(array) for name, array in arrays.items()}
+    widths = [max((i.offset + i.width for i in here if i.kind == kind), default=0) for _, kind in _KINDS]
+    n = len(next(iter(named.values()), ()))
+    matrices = Packed(np.zeros((n, widths[0]), np.int32), np.zeros((n, widths[1]), np.float32))
+    for i in here:
+        name = _plain(i.name)
+        if name not in named:
+            raise SchemaError(f"input {name!r} of the {domain} is missing; found {list(arrays)}")
+        block = named[name]
+        if block.shape != (n, i.width) and (i.width, block.shape) != (1, (n,)):
+            raise SchemaError(f"input {name!r} must have the shape ({n}, {i.width}), found {block.shape}")
+        getattr(matrices, i.kind)[:, i.offset : i.offset + i.width] = block.reshape(n, i.width)
+    return matrices
 
 
 def _cut(arrays: Mapping[str, NDArray[Any]], columns: Mapping[str, int | tuple[int, int]] | None) -> Sequence[_Piece]:

@@ -67,6 +67,24 @@ class Conversion:
     sample: Mapping[Domain, Packed] | None = None
     notes: tuple[str, ...] = ()
 
+    def pack(self, domain: Domain, arrays: Mapping[str, ArrayLike]) -> Packed:
+        """Other rows of the model's inputs, such as a catalogue's, as :class:`~fastmtr.Ranker` and bundles take them.
+
+        Parameters
+        ----------
+        domain : {"request", "item", "candidate"}
+        arrays : mapping of str to array of shape (N,) or (N, width)
+            One for each input of this domain, by name; ids are as the model takes them.
+
+        Raises
+        ------
+        SchemaError
+            An input is missing or has the wrong shape.
+        """
+        from fastmtr.convert.inputs import pack
+
+        return pack(self.graph.inputs, domain, arrays)
+
 
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Options:

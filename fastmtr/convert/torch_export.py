@@ -7,8 +7,7 @@ import inspect
 import operator
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -27,7 +26,7 @@ from fastmtr.convert.values import Raw, Rows
 from fastmtr.errors import ConversionError
 from fastmtr.graph.structure import Role
 
-__all__ = ["Arguments", "convert_model", "convert_module"]
+__all__ = ["Arguments", "ModuleCall", "convert_model", "convert_module"]
 
 _ROWS = 61
 """The size of the batch while a model is traced: a prime that is unlikely to be a size of anything else."""
@@ -77,7 +76,7 @@ def convert_module(
     made = {node.output for node in graph.nodes}
     compared = source(
         f"torch.export of {name}",
-        partial(arguments.call, module),
+        ModuleCall(module, arguments),
         inputs,
         translation.outputs,
         program=program.graph_module,
@@ -112,7 +111,7 @@ class Arguments:
         self.arrays: dict[str, NDArray[Any]] = {}
         for path, leaf in leaves:
             self.arrays[self._name(path, parameters)] = _array(leaf)
-        self.example = self.tree({name: _resized(array) for name, array in self.arrays.items()})
+        self.example = self._tree([torch.from_numpy(_resized(array)) for array in self.arrays.values()])
 
     def _name(self, path: Sequence[Any], parameters: Sequence[str]) -> str:
         keys = [str(getattr(key, "key", getattr(key, "idx", key))) for key in path]
@@ -123,22 +122,31 @@ class Arguments:
         at = int(keys[0])
         return parameters[at] if at < len(parameters) else f"input{at}"
 
-    def tree(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
-        """Arrays of these names as what the module takes: a tuple of arguments, or a dict of them."""
-        return pytree.tree_unflatten(
-            [torch.from_numpy(np.ascontiguousarray(arrays[n])) for n in self.arrays], self._spec
-        )
+    def _tree(self, tensors: Sequence[torch.Tensor]) -> Any:
+        return pytree.tree_unflatten(list(tensors), self._spec)
 
-    def call(self, module: nn.Module, arrays: Mapping[str, NDArray[Any]]) -> Any:
-        """The module's outputs."""
-        tree = self.tree(arrays)
-        with torch.inference_mode():
-            return module(**tree) if self._keywords else module(*tree)
+    def give(self, module: nn.Module, tensors: Sequence[torch.Tensor]) -> Any:
+        """The module's outputs for tensors in the order of :attr:`arrays`."""
+        tree = self._tree(tensors)
+        return module(**tree) if self._keywords else module(*tree)
 
     def export(self, module: nn.Module) -> ExportedProgram:
         """The module as a program for :data:`_ROWS` rows."""
         args, kwargs = ((), self.example) if self._keywords else (tuple(self.example), {})
         return torch.export.export(module, args, kwargs, strict=False)
+
+
+class ModuleCall(NamedTuple):
+    """A module and what it takes: calls it with arrays by name."""
+
+    module: nn.Module
+    arguments: Arguments
+
+    def __call__(self, arrays: Mapping[str, NDArray[Any]]) -> Any:
+        """The module's outputs."""
+        tensors = [torch.from_numpy(np.ascontiguousarray(arrays[name])) for name in self.arguments.arrays]
+        with torch.inference_mode():
+            return self.arguments.give(self.module, tensors)
 
 
 def _array(leaf: Any) -> NDArray[Any]:
@@ -157,7 +165,7 @@ def _resized(array: NDArray[Any]) -> NDArray[Any]:
 
 def _exported(module: nn.Module, arguments: Arguments) -> ExportedProgram:
     try:
-        arguments.call(module, {name: _resized(array) for name, array in arguments.arrays.items()})
+        ModuleCall(module, arguments)({name: _resized(array) for name, array in arguments.arrays.items()})
     except Exception as error:  # whatever a forward may raise
         raise ConversionError(
             f"the {type(module).__name__} itself cannot score the sample: {type(error).__name__}: {error}"

@@ -67,9 +67,18 @@ class TorchSource:
         """Where the graph comes from."""
         return self._name
 
+    def arguments(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
+        """What the module takes, by name, from packed inputs."""
+        return self._inputs.unpack(packed)
+
+    @property
+    def call(self) -> Callable[[Mapping[str, NDArray[Any]]], Any]:
+        """Gives the module's outputs for its arguments."""
+        return self._call
+
     def score(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
         """The module's outputs by the names that the graph gives them, shape (N, width)."""
-        arrays = self._inputs.unpack(packed)
+        arrays = self.arguments(packed)
         n = len(next(iter(arrays.values())))
         if n == 1:  # some modules squeeze a batch of one row away
             arrays = {name: np.repeat(array, 2, axis=0) for name, array in arrays.items()}
@@ -84,7 +93,7 @@ class TorchSource:
 
     def layers(self, packed: Mapping[Domain, Packed]) -> dict[str, NDArray[Any]]:
         """The module's inner values by the names that the graph gives them, shape (N, width)."""
-        arrays = self._inputs.unpack(packed)
+        arrays = self.arguments(packed)
         n = len(next(iter(arrays.values())))
         parts: dict[str, list[NDArray[Any]]] = {}
         for start in range(0, n, self._rows):
