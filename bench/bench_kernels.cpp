@@ -151,6 +151,32 @@ void product_int8(const Kernels& kernels, double peak, size_t rows, size_t group
               rows, groups, n, k, seconds * 1e6, ops / seconds * 1e-9, ops / seconds * 1e-9 / peak);
 }
 
+// And with x = relu(request row + stored item row) made on the way.
+void product_of_gathered(const Kernels& kernels, size_t rows, size_t groups, size_t n, size_t k, size_t table_bytes) {
+  const size_t width = groups * k, items = table_bytes / 4 / width;
+  Floats table(items * width), request(width), w(groups * n * k), out(rows * groups * n),
+      packed(kernels.int8.packed_bytes(groups, n, k) / 4);
+  kernels.int8.pack(w.data, groups, n, k, packed.data);
+  std::mt19937 random(2);
+  std::vector<uint32_t> picks(1 << 15);
+  for (auto& p : picks) p = static_cast<uint32_t>(random() % items);
+  size_t next = 0;
+  const double seconds = seconds_of_best([&] {
+    const Rows addends[2] = {{request.data, 0, nullptr}, {table.data, width, picks.data() + next}};
+    next = next + 2 * rows <= picks.size() ? next + rows : 0;
+    AffineArgs source = {}, args = {};
+    source.rows = args.rows = rows;
+    source.groups = 1, source.n = width, source.addends = addends, source.n_addends = 2;
+    source.activation = args.activation = Activation::relu;
+    args.groups = groups, args.n = n, args.k = k;
+    args.out = {out.data, groups * n};
+    kernels.int8.affine(&args, packed.data, &source);
+  });
+  const double ops = 2.0 * static_cast<double>(rows * groups * n * k);
+  std::printf("  8 bits  M=%-4zu G=%zu N=%-5zu K=%-4zu of rows gathered out of %4zu MiB %9.2f us  %6.1f Gop/s\n", rows,
+              groups, n, k, table_bytes >> 20, seconds * 1e6, ops / seconds * 1e-9);
+}
+
 // relu(request row + stored item row): what the first layer of an expert is once it is split.
 void gather(const Kernels& kernels, size_t rows, size_t width, size_t table_bytes) {
   const size_t items = table_bytes / 4 / width;
@@ -213,6 +239,8 @@ void run(const Kernels& kernels) {
   for (size_t rows : {1, 14, 64, 256}) product_int8(kernels, peak, rows, 8, 128, 256);
   for (size_t rows : {1, 64}) product_int8(kernels, peak, rows, 3, 64, 128);
   for (size_t rows : {1, 64}) product_int8(kernels, peak, rows, 1, 256, 512);
+  for (size_t rows : {64, 256}) product_of_gathered(kernels, rows, 8, 128, 256, size_t{1} << 30);
+  product_of_gathered(kernels, 256, 1, 256, 512, size_t{256} << 20);
   for (size_t width : {16, 512, 2048}) gather(kernels, 64, width, size_t{1} << 30);
   gather(kernels, 64, 2048, size_t{8} << 20);
   embedding(kernels, 64, 8, 16, size_t{512} << 20);
