@@ -76,7 +76,8 @@ struct AffineArgs {
 // act(d s (sum - z sum of w) + b + addends): equal bits everywhere but for the activation's own rounding. A row of x
 // that is not finite gives NaN.
 struct Int8Kernels {
-  size_t most_k;  // k of at most so many columns
+  size_t most_k;         // k of at most so many columns
+  size_t most_source_k;  // with a source
   size_t (*packed_bytes)(size_t groups, size_t n, size_t k);
   void (*pack)(const float* w, size_t groups, size_t n, size_t k, void* dst);  // dst 64-byte aligned
   // `packed` is by pack() of this table; args->packed is not read. With `source`, x is what that affine without product

@@ -211,6 +211,7 @@ int64_t Program::source_of(size_t step) const {
   for (const PlanOutput& output : plan_.outputs)
     if (overlap(output.operand, x)) return -1;
   if (source < 0) return -1;
+  if (plan_.steps[step].k > kernels_.int8.most_source_k) return -1;
   const Step& found = steps_[static_cast<size_t>(source)];
   for (size_t j = 0; j < found.n_inputs; ++j)
     if (ports_[found.first_input + j].space == Space::tile) return -1;  // its memory may be another's by then

@@ -14,6 +14,8 @@ constexpr size_t kTogether = sizeof(int32_t) / sizeof(Signed8);
 constexpr size_t kMostK8 = 2048;
 // Rows of the block lie an odd number of cache lines apart: see kXStride.
 constexpr size_t kStride8 = kMostK8 + 64 / sizeof(Unsigned8);
+constexpr size_t kMostMade = 512;  // k of rows that are made on the way
+constexpr size_t kMadeStride = kMostMade + kLineFloats;
 constexpr float kLevels = 255.0f;
 constexpr float kLeastRange = 1e-30f;  // a row of smaller numbers is taken for zeros: 255 / range must not overflow
 
@@ -85,42 +87,53 @@ struct Quantised {
 
 typedef Unsigned8 V8 __attribute__((vector_size(W * sizeof(Unsigned8))));
 
-// A row: x[i] is nearly scale * (to[i] - zero).
-FASTMTR_INLINE Quantised quantise(const float* x, size_t k, Unsigned8* to) {
-  // Not negative: floats order as signed integers. Negative: the lowest is the largest unsigned integer. In both orders
-  // what is not finite comes last.
+// The least and the largest number of a row, and 0, as bits: in these orders what is not finite comes last.
+struct Range {
+  uint32_t high, low;  // of those that are not negative, as signed integers; of the negative, as unsigned ones
+};
+
+FASTMTR_INLINE uint32_t largest_lane(U x) {
+  alignas(64) uint32_t lanes[W];
+  memcpy(lanes, &x, sizeof x);
+  uint32_t largest = 0;
+  for (size_t i = 0; i < W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
+
+FASTMTR_INLINE Range range_of(const float* x, size_t k) {
   S high = {};
   U low = {};
-  for (size_t i = 0; i < k; i += W) {
-    const U v = bits(load_part(x + i, less(W, k - i)));
-    high = (S)v > high ? (S)v : high;
-    low = v > low ? v : low;
+  const size_t whole = k / W * W;
+#pragma GCC unroll 4
+  for (size_t i = 0; i < whole; i += W) {
+    high = max_signed(high, (S)bits(load(x + i)));
+    low = max_unsigned(low, bits(load(x + i)));
   }
-  alignas(64) int32_t highs[W];
-  alignas(64) uint32_t lows[W];
-  memcpy(highs, &high, sizeof high);
-  memcpy(lows, &low, sizeof low);
-  int32_t highest = 0;
-  uint32_t lowest = 0;
-  for (size_t i = 0; i < W; ++i) {
-    highest = highs[i] > highest ? highs[i] : highest;
-    lowest = lows[i] > lowest ? lows[i] : lowest;
+  if (whole < k) {
+    high = max_signed(high, (S)bits(load_n(x + whole, k - whole)));
+    low = max_unsigned(low, bits(load_n(x + whole, k - whole)));
   }
+  return {largest_lane((U)high), largest_lane(low)};
+}
+
+// A row: x[i] is nearly scale * (to[i] - zero).
+FASTMTR_INLINE Quantised quantise(const float* x, size_t k, const Range& found, Unsigned8* to) {
   float largest, least = 0;
-  memcpy(&largest, &highest, sizeof largest);
-  if (lowest >> 31) memcpy(&least, &lowest, sizeof least);
+  memcpy(&largest, &found.high, sizeof largest);
+  if (found.low >> 31) memcpy(&least, &found.low, sizeof least);
   const float range = largest - least;
   const bool finite = range < kInfinity;
   const float inverse = finite && range > kLeastRange ? kLevels / range : 0.0f;
   const float zero = (-least * inverse + kRound) - kRound;
-
   const F shift = set1(kRound + zero), top = set1(kRound + kLevels);
-  for (size_t i = 0; i < k; i += W) {
-    F v = load_part(x + i, less(W, k - i)) * inverse + shift;
-    if (!finite) v = shift;  // a NaN has bits of its own
-    const V8 q = __builtin_convertvector(bits(min(top, v)) & 255u, V8);
+  const auto put = [&](size_t i, F v) {  // of a NaN any byte will do: the scale is NaN
+    const V8 q = __builtin_convertvector(bits(min(top, v * inverse + shift)) & 255u, V8);
     memcpy(to + i, &q, sizeof q);
-  }
+  };
+  const size_t whole = k / W * W;
+#pragma GCC unroll 4
+  for (size_t i = 0; i < whole; i += W) put(i, load(x + i));
+  if (whole < k) put(whole, load_n(x + whole, k - whole));
   return {finite ? range / kLevels : __builtin_nanf(""), (int32_t)zero};
 }
 
@@ -217,16 +230,23 @@ FASTMTR_INLINE void multiply_rows_int8(const AffineArgs& args, const Block8& b, 
   if constexpr (MR > 1) multiply_rows_int8<MR - 1>(args, b, column, end, rows);
 }
 
-// Row r of x, columns of the group.
-FASTMTR_INLINE Quantised quantise_row(const AffineArgs& args, const AffineArgs* source, size_t g, size_t r,
-                                      Unsigned8* to) {
-  const size_t first = g * args.k;
-  if (!source) return quantise(row(args.x, r) + first, args.k, to);
-  alignas(64) float x[kMostK8];
-  AffineArgs made = *source;
-  made.out = {x - first, 0};
-  finish(made, r, 1, {nullptr, 0, nullptr}, {first, args.k, kBlockRows});
-  return quantise(x, args.k, to);
+// Rows begin .. end of x, columns of group g. Each pass over all rows: the next row does not wait for this one's range.
+__attribute__((noinline)) void quantise_rows(const AffineArgs& args, const AffineArgs* source, size_t g, size_t begin,
+                                             size_t end, Unsigned8* to, Quantised* quantised) {
+  const size_t first = g * args.k, count = end - begin;
+  alignas(64) float made[kBlockRows * kMadeStride];
+  const float* x[kBlockRows];
+  if (source) {
+    AffineArgs some = *source;
+    some.out = {made - first - begin * kMadeStride, kMadeStride};
+    finish(some, begin, count, {nullptr, 0, nullptr}, {first, args.k, kBlockRows});
+  }
+  Range ranges[kBlockRows];
+  for (size_t r = 0; r < count; ++r) {
+    x[r] = source ? made + r * kMadeStride : row(args.x, begin + r) + first;
+    ranges[r] = range_of(x[r], args.k);
+  }
+  for (size_t r = 0; r < count; ++r) quantised[r] = quantise(x[r], args.k, ranges[r], to + r * kStride8);
 }
 
 inline void affine_int8(const AffineArgs* pointer, const void* packed, const AffineArgs* source) {
@@ -244,8 +264,7 @@ inline void affine_int8(const AffineArgs* pointer, const void* packed, const Aff
       for (size_t i = 0, begin = 0; i < blocks; ++i) {  // of equal size, give or take one row
         const size_t end = args.rows * (i + 1) / blocks;
         for (size_t g = g0; g < less(g0 + groups, args.groups); ++g) {
-          for (size_t r = begin; r < end; ++r)
-            rows[r - begin] = quantise_row(args, source, g, r, x + (r - begin) * kStride8);
+          quantise_rows(args, source, g, begin, end, x, rows);
           const Block8 b = {g, begin, group_of(packed, g, args.n, args.k), x, rows};
           multiply_rows_int8(args, b, column, less(column + chunk, args.n), end - begin);
         }
@@ -253,7 +272,7 @@ inline void affine_int8(const AffineArgs* pointer, const void* packed, const Aff
       }
 }
 
-constexpr Int8Kernels int8_kernels() { return {kMostK8, packed_bytes_int8, pack_int8, affine_int8}; }
+constexpr Int8Kernels int8_kernels() { return {kMostK8, kMostMade, packed_bytes_int8, pack_int8, affine_int8}; }
 
 }  // namespace
 }  // namespace fastmtr

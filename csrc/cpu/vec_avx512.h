@@ -56,6 +56,9 @@ FASTMTR_INLINE float max_lanes(F x) {
   return max_lanes_256(_mm256_max_ps(_mm512_castps512_ps256(x), _mm512_extractf32x8_ps(x, 1)));
 }
 
+FASTMTR_INLINE S max_signed(S a, S b) { return (S)_mm512_max_epi32((__m512i)a, (__m512i)b); }
+FASTMTR_INLINE U max_unsigned(U a, U b) { return (U)_mm512_max_epu32((__m512i)a, (__m512i)b); }
+
 #if defined(__AVX512VNNI__)
 typedef uint8_t Unsigned8;
 typedef int8_t Signed8;

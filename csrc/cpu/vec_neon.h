@@ -61,6 +61,9 @@ FASTMTR_INLINE uint32_t nonzero_lanes(F x) {
 FASTMTR_INLINE float sum_lanes(F x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 FASTMTR_INLINE float max_lanes(F x) { return vmaxvq_f32((float32x4_t)x); }
 
+FASTMTR_INLINE S max_signed(S a, S b) { return a > b ? a : b; }
+FASTMTR_INLINE U max_unsigned(U a, U b) { return a > b ? a : b; }
+
 typedef int16_t Unsigned8, Signed8;
 FASTMTR_INLINE S dot(S sum, S x, S w) { return dot_of_pairs(sum, x, w); }
 

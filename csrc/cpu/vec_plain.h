@@ -84,6 +84,9 @@ FASTMTR_INLINE float max_lanes(F x) {
   return x[0];
 }
 
+FASTMTR_INLINE S max_signed(S a, S b) { return a > b ? a : b; }
+FASTMTR_INLINE U max_unsigned(U a, U b) { return a > b ? a : b; }
+
 typedef int16_t Unsigned8, Signed8;
 FASTMTR_INLINE S dot(S sum, S x, S w) {
 #if defined(__SSE2__) && FASTMTR_PLAIN_LANES == 4
