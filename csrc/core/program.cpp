@@ -187,8 +187,10 @@ void Program::choose_int8(const std::vector<bool>& needed) {
     at += round_up(k.packed_bytes(plan.groups, plan.n, plan.k), kAlign);
     step.source = source_of(i);
     if (step.source < 0) continue;
+    const Step& source = steps_[static_cast<size_t>(step.source)];
     made_on_the_way[static_cast<size_t>(step.source)] = true;
-    max_inputs_ = std::max<size_t>(max_inputs_, step.n_inputs + steps_[static_cast<size_t>(step.source)].n_inputs);
+    max_inputs_ = std::max<size_t>(max_inputs_, step.n_inputs + source.n_inputs);
+    untouched_floats_ = std::max(untouched_floats_, source.out.stride);
   }
   for (const uint32_t i : active_[static_cast<int>(Domain::candidate)])
     if (!made_on_the_way[i]) active_int8_.push_back(i);

@@ -97,6 +97,8 @@ class Program {
     return floats_a_row_[static_cast<int>(domain)] * round_up(rows, kLine);
   }
   size_t floats_a_row(Domain domain) const { return floats_a_row_[static_cast<int>(domain)]; }
+  // Of a candidate's: without the widest buffer that 8 bits leave untouched.
+  size_t busy_floats_a_candidate() const { return floats_a_row(Domain::candidate) - untouched_floats_; }
 
   // Runs the steps of that domain that task and stored item values need; or those in `only` (positions of steps of the
   // plan). After those of the item domain, tables of other encodings are written; FMTR_ERROR_SCHEMA where a value does
@@ -142,6 +144,7 @@ class Program {
   std::vector<uint32_t> active_int8_;       // of steps_, of candidates, without those that another makes on the way
   std::vector<std::vector<uint32_t>> output_steps_;
   size_t floats_a_row_[kDomains] = {};
+  size_t untouched_floats_ = 0;
   size_t max_inputs_ = 1;
   bool reads_items_ = false;
   Aligned<float> packed_;

@@ -42,7 +42,7 @@ Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t 
   const Program& program = model_->program();
   const Plan& plan = model_->plan();
   for (const uint32_t t : plan.tasks) tasks_.push_back(program.port(plan.outputs[t].operand, Domain::candidate));
-  tile_ = tile_rows(program.floats_a_row(Domain::candidate), tile);
+  tile_ = tile_rows(program.busy_floats_a_candidate(), tile);
   workers_.resize(std::max<uint32_t>(threads, 1));
   for (Worker& worker : workers_) {
     worker.request_tile = Aligned<float>(program.tile_floats(Domain::request, kRequestTile));
