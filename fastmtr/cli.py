@@ -115,6 +115,19 @@ def _parser() -> argparse.ArgumentParser:
     weight: dict[str, Any] = {"action": "append", "default": [], "type": _weight, "metavar": "TASK=W"}
     recompile.add_argument("--weight", **weight, help="of the fusion; repeat it")
 
+    convert = command("convert", _convert, "Convert a trained model of another library, and compare its scores.")
+    convert.add_argument("model", metavar="MODEL", help="an ONNX file, or module:name of a Python model")
+    _out(convert, required=True)
+    convert.add_argument("--sample", **file, help="rows as the model takes them: arrays in an .npz or .npy file")
+    convert.add_argument("--schema", **file, help="JSON of a schema; says what each input is a function of")
+    many: dict[str, Any] = {"action": "append", "default": []}
+    convert.add_argument("--input", **many, metavar="NAME=ENTITY", help="user, context, item or candidate; repeat it")
+    convert.add_argument("--column", **many, metavar="NAME=FROM[:TO]", help="of a packed matrix; repeat it")
+    convert.add_argument("--task", **many, metavar="NAME", help="of each output in order; repeat it")
+    convert.add_argument("--logits", action="store_true", help="the model ends before the sigmoid")
+    convert.add_argument("--users", metavar="ARRAY", help="of the sample: the key of each row's user")
+    convert.add_argument("--items", metavar="ARRAY", help="of the sample: the key of each row's item")
+
     info = command("info", _info, "What the engine can use here, and what is in a bundle.")
     info.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE")
     info.add_argument("--json", action="store_true", help="for programs")
@@ -328,6 +341,41 @@ def _compile(options: argparse.Namespace) -> None:
         overwrite=options.overwrite,
     )
     print(f"wrote {made}")
+
+
+def _convert(options: argparse.Namespace) -> None:
+    import warnings
+
+    from fastmtr.bundle import open_bundle
+    from fastmtr.convert import command, convert
+    from fastmtr.convert.guard import ModelWarning
+    from fastmtr.schema import Schema
+
+    inputs = dict(command.pair(text) for text in options.input) or None
+    sample = None if options.sample is None else command.load_sample(options.sample)
+    sample, keys = command.split_keys(sample, {"groups": options.users, "items": options.items}, inputs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ModelWarning)  # they are told below
+        path = convert(
+            command.load_model(options.model),
+            schema=None if options.schema is None else Schema.from_json(options.schema.read_bytes()),
+            inputs=inputs,
+            sample=sample,
+            columns=dict(command.columns(text) for text in options.column) or None,
+            tasks=options.task or None,
+            logits=options.logits,
+            out=options.out,
+            item_memory=options.item_memory,
+            overwrite=options.overwrite,
+            **keys,
+        )
+    report = open_bundle(path).metadata["conversion"]
+    for line in (*report["notes"], *(f"warning: {text}" for text in report["warnings"])):
+        print(line)
+    worst = max(report["outputs"], key=lambda output: output["engine"])
+    rows = sum(report["examples"].values())
+    print(f"greatest difference from {report['source']}: {worst['engine']:.1e} ({worst['name']}), over {rows} rows")
+    print(f"wrote {path}")
 
 
 def _info(options: argparse.Namespace) -> None:
