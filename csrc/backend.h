@@ -12,7 +12,8 @@
 namespace fastmtr {
 
 enum class Activation : int32_t {
-  none, relu, leaky_relu, prelu, elu, sigmoid, tanh, silu, gelu, gelu_tanh, softplus, exp
+  none, relu, leaky_relu, prelu, elu, sigmoid, tanh, silu, gelu, gelu_tanh, softplus, exp,
+  selu, mish, relu6, hard_sigmoid, hard_swish, softsign, log, sqrt, abs
 };
 enum class Binary : int32_t { add, sub, mul, div, max, min };
 enum class Reduce : int32_t { sum, mean, max };
@@ -70,6 +71,23 @@ struct AffineArgs {
   Out out;                  // never overlaps an input
 };
 
+// A row's own matrices: out [outer, m, n] = a [outer, m, k] times b [outer, k, n], or b [outer, n, k] with transpose_b.
+struct MatmulArgs {
+  size_t rows;
+  size_t outer, m, k, n;
+  int32_t transpose_b;
+  Rows a, b;
+  Out out;
+};
+
+// Blocks of `inner` columns in another order: out is [outer, m, n, inner], and its block (o, i, j) is the columns of x
+// that begin with o * outer_step + i * m_step + j * n_step - before; zeros where x, `width` columns, has none there.
+struct Arrangement {
+  size_t outer, m, n, inner;
+  size_t outer_step, m_step, n_step;
+  size_t before, width;  // multiples of inner, as the steps are
+};
+
 // Products in 8 bits. Weights are one signed byte each with a scale an output column, s = max |w| / 127; a row of x (of
 // a group) is quantised when it is read: q = round(x / d) + z in 0 .. 255 with d = (max(x, 0) - min(x, 0)) / 255 and z
 // = round(-min(x, 0) / d), which is 0 after a ReLU. Sums are exact 32-bit integers on every instruction set, and out =
@@ -102,9 +120,21 @@ struct Kernels {
   void (*binary)(size_t rows, size_t width, Binary fn, Rows a, int32_t a_scalar, Rows b, int32_t b_scalar, Out out);
   void (*scale_shift)(size_t rows, size_t width, Rows x, const float* scale, const float* shift, Out out);
   void (*reduce)(size_t rows, size_t outer, size_t axis, size_t inner, Reduce fn, Rows x, Out out);
-  void (*layer_norm)(size_t rows, size_t width, float eps, const float* scale, const float* shift, Rows x, Out out);
-  void (*l2_normalize)(size_t rows, size_t width, float eps, Rows x, Out out);
+  // Over each run of `size` columns; scale and shift are of a run.
+  void (*layer_norm)(size_t rows, size_t width, size_t size, float eps, const float* scale, const float* shift, Rows x,
+                     Out out);
+  void (*l2_normalize)(size_t rows, size_t width, size_t size, float eps, Rows x, Out out);
   void (*dot)(size_t rows, size_t width, Rows a, Rows b, Out out);
+  void (*matmul)(const MatmulArgs* args);
+  void (*arrange)(size_t rows, const Arrangement* order, Rows x, Out out);
+  // 0 where the id is the padding, else 1.
+  void (*present)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Out out);
+  // x [n_ids, inner], but `value` in the blocks whose id is the padding.
+  void (*mask)(size_t rows, size_t n_ids, size_t inner, IdRows ids, int64_t padding, float value, Rows x, Out out);
+  // One step of a gated recurrent unit. of_x and of_state [3, hidden] are the products with their biases, gates in the
+  // order r, z, n; `state` becomes the next one and is written to `out` (data NULL: nowhere). A row whose id (data
+  // NULL: none has one) is the padding keeps its state, and `out` gets zeros.
+  void (*gru_step)(size_t rows, size_t hidden, Rows of_x, Rows of_state, IdRows ids, int64_t padding, Out state, Out out);
   // Ids are checked by the engine before. padding < 0: none. Table [v, dim], row-major.
   void (*embedding)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out);
   void (*embedding_bag)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const float* table, size_t dim, Out out);

@@ -243,7 +243,7 @@ def _rows_of(graph: Graph, i: Input) -> int:
 
 # ---- models ----------------------------------------------------------------------------------------------------------
 
-MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross")
+MODELS = ("shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross", "history")
 Model = Literal["shared_bottom", "mmoe", "ple", "esmm", "two_tower", "cross", "history"]
 
 MODEL_INPUTS = (

@@ -12,7 +12,7 @@ from cases import DOMAINS, OF_POSITIVE, Weights
 from fastmtr.graph import Domain, Graph, GraphBuilder, Input
 from fastmtr.operators import ACTIVATIONS
 
-__all__ = ["EXACT", "FIRST", "random_graph", "random_graphs"]
+__all__ = ["EXACT", "random_graph", "random_graphs"]
 
 _BOUNDED = ("tanh", "sigmoid")
 
@@ -303,7 +303,6 @@ _GROW = (
     *("scale_shift", "batch_norm", "reduce", "layer_norm", "l2_normalize", "dot", "repeat", "transpose", "matmul"),
     *("present", "mask", "gru", "conv1d", "stepped", "stepped", "cross", "fm", "dice", "attention", "product"),
 )
-FIRST = _GROW[:16]  # until the engine executes plans of version 2
 EXACT = tuple(name for name in _GROW if name not in ("scale_shift", "batch_norm", "dice"))
 
 

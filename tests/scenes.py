@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pytest
 from numpy.typing import NDArray
 
 from cases import fill
 from error_bounds import error_bounds, gamma
 from fastmtr._native import Model, Session
 from fastmtr.bundle import Catalogue, write_bundle
-from fastmtr.errors import BundleError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.reference import evaluate, fuse
 from fastmtr.schema import Feature, Schema, Task
@@ -78,19 +76,14 @@ class Scene:
         features = (Feature(name="any", entity="user", kind="numeric"),)
         tasks = tuple(Task(name=t) for t in self.graph.tasks)
         with tempfile.TemporaryDirectory() as folder:
-            try:
-                path = write_bundle(
-                    Path(folder) / "bundle",
-                    schema=Schema(user="user", item="item", features=features, tasks=tasks),
-                    graph=self.graph,
-                    catalogue=Catalogue(self.keys, self.packed["item"]),
-                    fusion=self.fusion,
-                    item_memory=item_memory,
-                )
-            except BundleError as error:  # until the engine executes plans of version 2
-                if "plan_version is 2" not in str(error):
-                    raise
-                pytest.skip("the engine does not execute plans of version 2")
+            path = write_bundle(
+                Path(folder) / "bundle",
+                schema=Schema(user="user", item="item", features=features, tasks=tasks),
+                graph=self.graph,
+                catalogue=Catalogue(self.keys, self.packed["item"]),
+                fusion=self.fusion,
+                item_memory=item_memory,
+            )
             yield str(path)
 
     @property

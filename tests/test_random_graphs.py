@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade import ISAS
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cases import fill
@@ -15,7 +15,7 @@ from fastmtr.compiler import compile_graph
 from fastmtr.graph import Graph
 from fastmtr.operators import ACTIVATIONS, OPS
 from fastmtr.reference import evaluate, evaluate_plan
-from random_graphs import FIRST, random_graph, random_graphs
+from random_graphs import random_graph, random_graphs
 from scenes import N_ITEMS, Scene
 
 MEMORIES = ("auto", 0)
@@ -81,14 +81,10 @@ def test_compiled(item_memory: Any, graph: Graph, n: int) -> None:
 
 # ---- the engine ------------------------------------------------------------------------------------------------------
 
-# Until the engine executes plans of version 2, nodes of the first version alone.
-engine_graphs = random_graphs(grow=FIRST).filter(lambda graph: compile_graph(graph).plan["plan_version"] == 1)
-engine_settings = settings(deadline=None, suppress_health_check=[HealthCheck.filter_too_much, HealthCheck.too_slow])
 
-
-@settings(engine_settings, max_examples=100)
+@settings(deadline=None, max_examples=100)
 @given(
-    graph=engine_graphs,
+    graph=random_graphs(),
     item_memory=st.sampled_from(MEMORIES),
     tile=st.sampled_from([0, 1, 3]),
     n=st.sampled_from([0, 1, 7]),
@@ -100,8 +96,8 @@ def test_executed(graph: Graph, item_memory: Any, tile: int, n: int) -> None:
             scene.check_engine(path, isa=isa, tile=tile)
 
 
-@settings(engine_settings, max_examples=40)
-@given(graph=engine_graphs, item_memory=st.sampled_from(MEMORIES), seed=st.integers(0, 99))
+@settings(deadline=None, max_examples=40)
+@given(graph=random_graphs(), item_memory=st.sampled_from(MEMORIES), seed=st.integers(0, 99))
 def test_bits_depend_on_nothing_else(graph: Graph, item_memory: Any, seed: int) -> None:
     """Number and order of candidates, tile and threads leave every bit as it is, on each instruction set."""
     n = 37

@@ -15,10 +15,19 @@ uint64_t activation_flops(Activation fn) {
     case Activation::none:
       return 0;
     case Activation::relu:
+    case Activation::sqrt:
+    case Activation::abs:
       return 1;
     case Activation::leaky_relu:
     case Activation::prelu:
+    case Activation::relu6:
       return 2;
+    case Activation::softsign:
+      return 3;
+    case Activation::hard_sigmoid:
+      return 4;
+    case Activation::hard_swish:
+      return 5;
     default:
       return kTranscendental;
   }
@@ -26,11 +35,13 @@ uint64_t activation_flops(Activation fn) {
 
 // Of the dense weights, which are read once a tile of rows.
 uint64_t weight_bytes(const PlanStep& step, bool in_int8) {
-  const uint64_t width = step.output.width;
+  const uint64_t columns = step.groups * step.n;  // of a step, or of a run
   uint64_t floats = 0, bytes = 0;
-  if (step.w != nullptr) (in_int8 ? bytes : floats) += step.groups * step.n * step.k;
-  if (in_int8) floats += width;  // a scale a column
-  for (const float* each : {step.b, step.slope, step.scale, step.shift}) floats += each == nullptr ? 0 : width;
+  if (step.w != nullptr) (in_int8 ? bytes : floats) += columns * step.k;
+  if (step.w_state != nullptr) floats += columns * step.hidden;
+  if (in_int8) floats += columns;  // a scale a column
+  for (const float* each : {step.b, step.b_state, step.slope, step.scale, step.shift})
+    floats += each == nullptr ? 0 : columns;
   return floats * sizeof(float) + bytes;
 }
 
@@ -83,9 +94,19 @@ uint64_t step_flops(const PlanStep& step) {
       return 2 * step.inputs[0].width;
     case Op::embedding_bag:
       return step.inputs[0].width * width;
+    case Op::matmul:
+      return 2 * width * step.k;
+    case Op::gru:
+      return step.steps * step.hidden * (6 * (step.k + step.hidden) + 3 * (kTranscendental + 3));
+    case Op::conv1d:
+      return width * (2 * step.k + (step.b != nullptr));
     case Op::gather:
     case Op::copy:
     case Op::embedding:
+    case Op::repeat:
+    case Op::transpose:
+    case Op::present:
+    case Op::mask:
       return 0;  // they only move numbers
   }
   return 0;

@@ -10,22 +10,17 @@
 #include "core/intervals.h"
 #include "core/json.h"
 #include "core/plan_check.h"
+#include "core/plan_reader.h"
 #include "core/status.h"
 
 namespace fastmtr {
 
 namespace {
 
-constexpr int64_t kPlanVersion = 1;
-constexpr int64_t kMaxWidth = 1 << 20;  // columns of a buffer or a packed matrix
+constexpr int64_t kFirstVersion = 1, kPlanVersion = 2;  // of plan.json; each reads what those before it wrote
+constexpr int64_t kMaxWidth = 1 << 20;                  // columns of a buffer or a packed matrix
 constexpr size_t kMaxBuffers = 1 << 14;
 constexpr uint64_t kMaxColumns = 1 << 24;  // of all buffers together
-
-template <class Enum>
-struct Name {
-  std::string_view text;
-  Enum value;
-};
 
 constexpr Name<Domain> kDomainNames[] = {
     {"request", Domain::request}, {"item", Domain::item}, {"candidate", Domain::candidate}};
@@ -43,12 +38,35 @@ constexpr Name<Op> kOpNames[] = {{"gather", Op::gather},
                                  {"reduce", Op::reduce},
                                  {"layer_norm", Op::layer_norm},
                                  {"l2_normalize", Op::l2_normalize},
-                                 {"dot", Op::dot}};
-constexpr Name<Activation> kActivationNames[] = {
-    {"none", Activation::none},           {"relu", Activation::relu},         {"leaky_relu", Activation::leaky_relu},
-    {"prelu", Activation::prelu},         {"elu", Activation::elu},           {"sigmoid", Activation::sigmoid},
-    {"tanh", Activation::tanh},           {"silu", Activation::silu},         {"gelu", Activation::gelu},
-    {"gelu_tanh", Activation::gelu_tanh}, {"softplus", Activation::softplus}, {"exp", Activation::exp}};
+                                 {"dot", Op::dot},
+                                 {"repeat", Op::repeat},
+                                 {"transpose", Op::transpose},
+                                 {"matmul", Op::matmul},
+                                 {"present", Op::present},
+                                 {"mask", Op::mask},
+                                 {"gru", Op::gru},
+                                 {"conv1d", Op::conv1d}};
+constexpr Name<Activation> kActivationNames[] = {{"none", Activation::none},
+                                                 {"relu", Activation::relu},
+                                                 {"leaky_relu", Activation::leaky_relu},
+                                                 {"prelu", Activation::prelu},
+                                                 {"elu", Activation::elu},
+                                                 {"sigmoid", Activation::sigmoid},
+                                                 {"tanh", Activation::tanh},
+                                                 {"silu", Activation::silu},
+                                                 {"gelu", Activation::gelu},
+                                                 {"gelu_tanh", Activation::gelu_tanh},
+                                                 {"softplus", Activation::softplus},
+                                                 {"exp", Activation::exp},
+                                                 {"selu", Activation::selu},
+                                                 {"mish", Activation::mish},
+                                                 {"relu6", Activation::relu6},
+                                                 {"hard_sigmoid", Activation::hard_sigmoid},
+                                                 {"hard_swish", Activation::hard_swish},
+                                                 {"softsign", Activation::softsign},
+                                                 {"log", Activation::log},
+                                                 {"sqrt", Activation::sqrt},
+                                                 {"abs", Activation::abs}};
 constexpr Name<Binary> kBinaryNames[] = {{"add", Binary::add}, {"sub", Binary::sub}, {"mul", Binary::mul},
                                          {"div", Binary::div}, {"max", Binary::max}, {"min", Binary::min}};
 constexpr Name<Reduce> kReduceNames[] = {{"sum", Reduce::sum}, {"mean", Reduce::mean}, {"max", Reduce::max}};
@@ -59,103 +77,7 @@ enum class Dtype : uint8_t { i32, f32, f16, i8 };
 constexpr Name<Dtype> kDtypeNames[] = {
     {"i32", Dtype::i32}, {"f32", Dtype::f32}, {"f16", Dtype::f16}, {"i8", Dtype::i8}};
 constexpr Name<bool> kFusionNames[] = {{"sum", false}, {"product", true}};
-
-template <class Enum, size_t N>
-const char* name_of(const Name<Enum> (&names)[N], Enum value) {
-  for (const auto& name : names)
-    if (name.value == value) return name.text.data();
-  return "?";
-}
-
-// An object of the plan, with the place it stands for messages. Members that nobody asked for are refused by finish().
-class Reader {
- public:
-  Reader(const Json& json, std::string where) : json_(json), where_(std::move(where)) {
-    if (json.kind != Json::Kind::object) refuse(say("expected an object, found ", json.kind_name()));
-  }
-
-  [[noreturn]] void refuse(std::string_view problem) const {
-    fail(FMTR_ERROR_BUNDLE, "plan.json: ", where_, ": ", problem);
-  }
-  const std::string& where() const { return where_; }
-  void rename(std::string where) { where_ = std::move(where); }
-
-  // NULL when it is not there or is null.
-  const Json* optional(std::string_view key) {
-    if (std::find(asked_.begin(), asked_.end(), key) == asked_.end()) asked_.push_back(key);
-    const Json* found = json_.find(key);
-    return found == nullptr || found->kind == Json::Kind::null ? nullptr : found;
-  }
-  const Json& required(std::string_view key) {
-    const Json* found = optional(key);
-    if (found == nullptr) refuse(say("'", key, "' is missing"));
-    return *found;
-  }
-
-  std::string text(std::string_view key) {
-    const Json& found = required(key);
-    expect(found, Json::Kind::string, key, "text");
-    if (found.string.empty()) refuse(say("'", key, "' is empty"));
-    return found.string;
-  }
-  int64_t whole(std::string_view key, int64_t least, int64_t most) {
-    const Json& found = required(key);
-    if (!found.integer || found.whole < least || found.whole > most)
-      refuse(say("'", key, "' must be a whole number ", least, " .. ", most, ", found ",
-                 found.integer                      ? say(found.whole)
-                 : found.kind == Json::Kind::number ? say(found.number)
-                                                    : found.kind_name()));
-    return found.whole;
-  }
-  bool boolean(std::string_view key, bool otherwise) {
-    const Json* found = optional(key);
-    if (found == nullptr) return otherwise;
-    expect(*found, Json::Kind::boolean, key, "true or false");
-    return found->boolean;
-  }
-  float real(std::string_view key) { return real(required(key), key); }
-  float real(const Json& found, std::string_view key) const {
-    expect(found, Json::Kind::number, key, "a number");
-    const float value = static_cast<float>(found.number);
-    if (!std::isfinite(value)) refuse(say("'", key, "' is beyond float32: ", found.number));
-    return value;
-  }
-  const std::vector<Json>& list(std::string_view key) {
-    const Json& found = required(key);
-    expect(found, Json::Kind::array, key, "a list");
-    return found.array;
-  }
-  template <class Enum, size_t N>
-  Enum choice(std::string_view key, const Name<Enum> (&names)[N]) {
-    const std::string found = text(key);
-    for (const auto& name : names)
-      if (name.text == found) return name.value;
-    std::string known;
-    for (const auto& name : names) known += say(known.empty() ? "" : ", ", name.text);
-    refuse(say("'", key, "' is ", quote(found), ", expected one of ", known));
-  }
-  Reader object(std::string_view key) { return {required(key), say(where_, ", ", key)}; }
-
-  void finish() const {
-    for (const auto& [name, value] : json_.object)
-      if (std::find(asked_.begin(), asked_.end(), name) == asked_.end())
-        refuse(say("unknown member ", quote(name), "; this version knows ", known()));
-  }
-
- private:
-  void expect(const Json& found, Json::Kind kind, std::string_view key, std::string_view what) const {
-    if (found.kind != kind) refuse(say("'", key, "' must be ", what, ", found ", found.kind_name()));
-  }
-  std::string known() const {
-    std::string out;
-    for (const auto& key : asked_) out += say(out.empty() ? "" : ", ", key);
-    return out.empty() ? "none here" : out;
-  }
-
-  const Json& json_;
-  std::string where_;
-  std::vector<std::string_view> asked_;
-};
+constexpr Name<bool> kGruOutputNames[] = {{"last", false}, {"all", true}};
 
 class PlanReader {
  public:
@@ -164,11 +86,12 @@ class PlanReader {
   Plan read() {
     const Json& version = top_.required("plan_version");
     if (!version.integer) top_.refuse(say("'plan_version' must be a whole number, found ", version.kind_name()));
-    if (version.whole != kPlanVersion)
-      top_.refuse(
-          say("plan_version is ", version.whole, "; fastmtr ", fmtr_version(), " executes version ", kPlanVersion,
-              version.whole > kPlanVersion ? ": install a newer fastmtr, or compile the bundle again with this one"
-                                           : ": compile the bundle again"));
+    if (version.whole < kFirstVersion || version.whole > kPlanVersion)
+      top_.refuse(say("plan_version is ", version.whole, "; fastmtr ", fmtr_version(), " executes versions ",
+                      kFirstVersion, " to ", kPlanVersion,
+                      version.whole > kPlanVersion
+                          ? ": install a newer fastmtr, or compile the bundle again with this one"
+                          : ": compile the bundle again"));
     read_buffers();
     read_inputs();
     read_steps();
@@ -325,36 +248,131 @@ class PlanReader {
       weights.refuse("'slope' belongs to activation 'prelu'");
   }
 
+  static uint64_t count(Reader& attrs, std::string_view key) {
+    return static_cast<uint64_t>(attrs.whole(key, 1, kMaxWidth));
+  }
+  static uint64_t count(Reader& attrs, std::string_view key, uint64_t otherwise) {
+    return attrs.optional(key) != nullptr ? count(attrs, key) : otherwise;
+  }
+
   void read_affine(Reader& at, Reader& attrs, Reader& weights, PlanStep& step) {
-    step.groups = attrs.optional("groups") != nullptr ? static_cast<uint64_t>(attrs.whole("groups", 1, kMaxWidth)) : 1;
+    step.groups = count(attrs, "groups", 1);
+    step.steps = count(attrs, "steps", 1);
     const bool shared_x = attrs.boolean("shared_x", false);
     const Tensor* w = weight(weights, "w");
     step.has_x = attrs.boolean("has_x", w != nullptr);
     if (step.has_x != (w != nullptr))
       at.refuse(step.has_x ? "has an x but no weight 'w'" : "has a weight 'w' but no x");
     if (step.has_x && step.inputs.empty()) at.refuse("has_x is true, but there is no input");
-    if (step.output.width % step.groups != 0)
-      at.refuse(say("output width ", step.output.width, " is no multiple of the ", step.groups, " groups"));
-    step.n = step.output.width / step.groups;
+    const uint64_t width = part(at, "output", step.output.width, step.steps, "steps");
+    step.n = part(at, "output", width, step.groups, "groups");
     if (step.has_x) {
-      const uint64_t parts = shared_x ? 1 : step.groups;
-      const uint64_t width = step.inputs[0].width;
-      if (width % parts != 0) at.refuse(say("x has width ", width, ", no multiple of the ", parts, " groups"));
-      step.k = width / parts;
+      const uint64_t of_step = part(at, "x", step.inputs[0].width, step.steps, "steps");
+      step.k = part(at, "x", of_step, shared_x ? 1 : step.groups, "groups");
       const std::vector<uint64_t> grouped{step.groups, step.n, step.k}, plain{step.n, step.k};
       if (w->shape != grouped && (step.groups != 1 || w->shape != plain))
         weights.refuse(say("'w' has shape ", w->shape_text(), ", expected ", shape_list({step.groups, step.n, step.k}),
-                           " = [groups, output width / groups, x columns a group]"));
+                           " = [groups, output columns a group, x columns a group]"));
       step.w = reinterpret_cast<const float*>(w->data);
     }
-    step.b = vector(weights, "b", step.output.width, false);
+    step.b = vector(weights, "b", width, false);
     if (step.inputs.empty() && step.b == nullptr) at.refuse("has no x, no addend and no 'b'");
-    read_activation(attrs, weights, step, step.output.width, false);
+    read_activation(attrs, weights, step, width, false);
     if (shared_x ||
         !step.has_x) {  // one product with the groups' columns side by side: the same weights in the same order
       step.groups = 1;
-      step.n = step.output.width;
+      step.n = width;
     }
+  }
+
+  // Columns of each of so many equal parts.
+  static uint64_t part(const Reader& at, std::string_view what, uint64_t width, uint64_t parts, std::string_view name) {
+    if (width % parts != 0)
+      at.refuse(say(what, " has width ", width, ", which is no multiple of the ", parts, " ", name));
+    return width / parts;
+  }
+
+  // Scale and shift are of a run of columns.
+  void read_norm(Reader& at, Reader& attrs, PlanStep& step) {
+    step.eps = attrs.real("eps");
+    step.n = count(attrs, "size", step.output.width);
+    part(at, "output", step.output.width, step.n, "columns of a run");
+  }
+
+  static uint64_t steps_width(const Reader& at, const PlanStep& step) {
+    if (step.inputs.empty()) at.refuse("has no inputs, expected x first");
+    return part(at, "x", step.inputs[0].width, step.steps, "steps");
+  }
+
+  const float* matrix(Reader& weights, std::string_view role, uint64_t n, uint64_t k) {
+    const Tensor* tensor = weight(weights, role);
+    if (tensor == nullptr) weights.refuse(say("'", role, "' is missing"));
+    if (tensor->shape != std::vector<uint64_t>{n, k})
+      weights.refuse(say("'", role, "' has shape ", tensor->shape_text(), ", expected ", shape_list({n, k})));
+    return reinterpret_cast<const float*>(tensor->data);
+  }
+
+  void read_gru(Reader& at, Reader& attrs, Reader& weights, PlanStep& step) {
+    step.steps = count(attrs, "steps");
+    step.hidden = count(attrs, "hidden");
+    step.all_states = attrs.choice("output", kGruOutputNames);
+    step.k = steps_width(at, step);
+    step.n = 3 * step.hidden;
+    step.w = matrix(weights, "w_x", step.n, step.k);
+    step.w_state = matrix(weights, "w_h", step.n, step.hidden);
+    step.b = vector(weights, "b_x", step.n, false);
+    step.b_state = vector(weights, "b_h", step.n, false);
+    read_padding(attrs, step);
+    if (step.inputs.size() > 1 && step.padding < 0) attrs.refuse("'padding' is missing, the id of a step to leave out");
+    if (step.inputs.size() == 1 && step.padding >= 0) attrs.refuse("'padding' has no meaning without ids as input 1");
+    check_workspace(at, step);
+  }
+
+  void read_conv1d(Reader& at, Reader& attrs, Reader& weights, PlanStep& step) {
+    const uint64_t steps = count(attrs, "steps"), stride = count(attrs, "stride", 1),
+                   dilation = count(attrs, "dilation", 1);
+    const uint64_t padding =
+        attrs.optional("padding") != nullptr ? static_cast<uint64_t>(attrs.whole("padding", 0, kMaxWidth)) : 0;
+    step.steps = steps;
+    const uint64_t channels = steps_width(at, step);
+    const Tensor* w = weight(weights, "w");
+    if (w == nullptr) weights.refuse("'w' is missing");
+    if (w->shape.size() != 3 || w->shape[0] == 0 || w->shape[1] != channels || w->shape[2] == 0)
+      weights.refuse(say("'w' has shape ", w->shape_text(), ", expected [outputs, ", channels, ", kernel]"));
+    const uint64_t kernel = w->shape[2], there = steps + 2 * padding;
+    if (kernel > there || dilation * (kernel - 1) >= there)
+      at.refuse(say("a kernel of ", kernel, " with dilation ", dilation, " reaches beyond the ", steps, " steps and ",
+                    2 * padding, " of padding"));
+    step.n = w->shape[0];
+    step.k = kernel * channels;
+    step.steps = (there - dilation * (kernel - 1) - 1) / stride + 1;
+    step.order = {1,
+                  step.steps,
+                  kernel,
+                  channels,
+                  0,
+                  stride * channels,
+                  dilation * channels,
+                  padding * channels,
+                  steps * channels};
+    step.b = vector(weights, "b", step.n, false);
+    if (step.output.width / step.steps != step.n || step.output.width % step.steps != 0)
+      at.refuse(say("output has width ", step.output.width, ", expected ", step.n, " for each of ", step.steps,
+                    " positions of the kernel"));
+    check_workspace(at, step);
+    // From [outputs, channels, kernel] to the order of a window's columns.
+    const auto* from = reinterpret_cast<const float*>(w->data);
+    auto to = std::make_unique<float[]>(step.n * step.k);
+    for (uint64_t o = 0; o < step.n; ++o)
+      for (uint64_t c = 0; c < channels; ++c)
+        for (uint64_t i = 0; i < kernel; ++i) to[(o * kernel + i) * channels + c] = *from++;
+    step.w = to.get();
+    plan_.rearranged.push_back(std::move(to));
+  }
+
+  static void check_workspace(const Reader& at, const PlanStep& step) {
+    if (step.workspace() > static_cast<uint64_t>(kMaxWidth))
+      at.refuse(say("needs ", step.workspace(), " columns of workspace, at most ", kMaxWidth, " are given"));
   }
 
   void read_steps() {
@@ -401,31 +419,67 @@ class PlanReader {
           read_affine(at, attrs, weights, step);
           break;
         case Op::activation:
+          step.n = width;
           read_activation(attrs, weights, step, width, true);
           break;
         case Op::softmax:
-          step.n = static_cast<uint64_t>(attrs.whole("size", 1, kMaxWidth));
+          step.n = count(attrs, "size");
           break;
         case Op::binary:
           step.binary = attrs.choice("fn", kBinaryNames);
           break;
         case Op::scale_shift:
+          step.n = width;
           step.scale = vector(weights, "scale", width, true);
           step.shift = vector(weights, "shift", width, true);
           break;
         case Op::reduce:
           step.reduce = attrs.choice("fn", kReduceNames);
-          step.outer = static_cast<uint64_t>(attrs.whole("outer", 1, kMaxWidth));
-          step.axis = static_cast<uint64_t>(attrs.whole("axis", 1, kMaxWidth));
-          step.inner = static_cast<uint64_t>(attrs.whole("inner", 1, kMaxWidth));
+          step.outer = count(attrs, "outer");
+          step.axis = count(attrs, "axis");
+          step.inner = count(attrs, "inner");
           break;
         case Op::layer_norm:
-          step.eps = attrs.real("eps");
-          step.scale = vector(weights, "scale", width, false);
-          step.shift = vector(weights, "shift", width, false);
+          read_norm(at, attrs, step);
+          step.scale = vector(weights, "scale", step.n, false);
+          step.shift = vector(weights, "shift", step.n, false);
           break;
         case Op::l2_normalize:
-          step.eps = attrs.real("eps");
+          read_norm(at, attrs, step);
+          break;
+        case Op::repeat: {
+          const uint64_t outer = count(attrs, "outer", 1), times = count(attrs, "times");
+          const uint64_t inner = part(at, "output", part(at, "output", width, outer, "outer"), times, "times");
+          step.order = {outer, times, 1, inner, inner, 0, 0, 0, outer * inner};
+          break;
+        }
+        case Op::transpose: {
+          const uint64_t outer = count(attrs, "outer", 1), a = count(attrs, "a"), b = count(attrs, "b"),
+                         inner = count(attrs, "inner", 1);
+          if (product({outer, a, b, inner}) != width)
+            at.refuse(say("output has width ", width, ", expected outer ", outer, " times a ", a, " times b ", b,
+                          " times inner ", inner));
+          step.order = {outer, b, a, inner, a * b * inner, inner, b * inner, 0, width};
+          break;
+        }
+        case Op::matmul:
+          step.outer = count(attrs, "outer", 1);
+          step.m = count(attrs, "m");
+          step.k = count(attrs, "k");
+          step.n = count(attrs, "n");
+          step.transpose_b = attrs.boolean("transpose_b", false);
+          break;
+        case Op::mask:
+          if (attrs.optional("value") != nullptr) step.value = attrs.real("value");
+          [[fallthrough]];
+        case Op::present:
+          step.padding = attrs.whole("padding", 0, std::numeric_limits<int32_t>::max());
+          break;
+        case Op::gru:
+          read_gru(at, attrs, weights, step);
+          break;
+        case Op::conv1d:
+          read_conv1d(at, attrs, weights, step);
           break;
       }
       attrs.finish();

@@ -4,6 +4,8 @@
 #define FASTMTR_CORE_PLAN_H
 
 #include <cstdint>
+#include <initializer_list>
+#include <memory>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -30,7 +32,14 @@ enum class Op : uint8_t {
   reduce,
   layer_norm,
   l2_normalize,
-  dot
+  dot,
+  repeat,
+  transpose,
+  matmul,
+  present,
+  mask,
+  gru,
+  conv1d
 };
 
 enum class Role : uint8_t { task, request, item };
@@ -68,18 +77,47 @@ struct PlanStep {
   Operand output;
 
   bool has_x = false;
-  uint64_t groups = 1, n = 0, k = 0;        // affine; n also: softmax size, embedding dimension
-  uint64_t outer = 0, axis = 0, inner = 0;  // reduce
+  // Products: affine, gru (of x: n = 3 hidden), conv1d (of a window: k = kernel times channels), matmul. n also: the
+  // size of what softmax and norms run over, embedding dimension, columns of scale_shift and activation.
+  uint64_t groups = 1, n = 0, k = 0;
+  uint64_t m = 0;                           // matmul
+  uint64_t steps = 1;                       // affine, gru, conv1d: products of a row, side by side
+  uint64_t outer = 0, axis = 0, inner = 0;  // reduce; outer also: matmul
+  uint64_t hidden = 0;                      // gru
+  Arrangement order{};                      // repeat, transpose, conv1d: its windows side by side
+  bool transpose_b = false;                 // matmul
+  bool all_states = false;                  // gru
   Activation activation = Activation::none;
   Binary binary = Binary::add;
   Reduce reduce = Reduce::sum;
   Pooling pooling = Pooling::sum;
-  float alpha = 0, eps = 0;
+  float alpha = 0, eps = 0, value = 0;
   int64_t padding = -1;
 
   // Into the mapped weights; NULL where the step has none.
   const float *w = nullptr, *b = nullptr, *slope = nullptr, *table = nullptr, *scale = nullptr, *shift = nullptr;
+  const float *w_state = nullptr, *b_state = nullptr;  // gru; w and b are those of x
+
+  // conv1d: a window is columns of x as they lie. (Without padding none reaches beyond x.)
+  bool windows_in_place() const { return order.before == 0 && order.n_step == order.inner; }
+
+  // gru: steps whose products with x are made together.
+  uint64_t steps_at_once() const { return steps < 8 ? steps : 8; }
+
+  // Floats a row that it needs while it runs.
+  uint64_t workspace() const {
+    if (op == Op::gru) return steps_at_once() * n + n + hidden;
+    return op == Op::conv1d && !windows_in_place() ? steps * k : 0;
+  }
 };
+
+// The product of factors of at most 2^20; where it is beyond 2^20, some number beyond it, without overflow.
+inline uint64_t product(std::initializer_list<uint64_t> factors) {
+  uint64_t result = 1;
+  for (const uint64_t factor : factors)
+    if (result <= uint64_t{1} << 20) result *= factor;
+  return result;
+}
 
 struct PlanOutput {
   std::string name;
@@ -101,6 +139,7 @@ struct Plan {
   std::vector<uint32_t> tasks;  // positions among the outputs
   Fusion fusion;
   uint64_t ids_width[kDomains] = {}, dense_width[kDomains] = {};  // of the packed matrices
+  std::vector<std::unique_ptr<float[]>> rearranged;               // weights in an order other than the file's
 
   // Throws FMTR_ERROR_ARGUMENT naming those there are.
   const PlanOutput& output(std::string_view name, Role role) const;

@@ -81,7 +81,8 @@ class StepChecker {
     const Operand& operand = step.inputs[i];
     const bool gathers = step.op == Op::gather || (step.op == Op::affine && !(step.has_x && i == 0));
     check_reach(step, i, gathers);
-    const bool takes_ids = step.op == Op::embedding || step.op == Op::embedding_bag;
+    const bool takes_ids = step.op == Op::embedding || step.op == Op::embedding_bag || step.op == Op::present ||
+                           ((step.op == Op::mask || step.op == Op::gru) && i == 1);
     const bool takes_any = step.op == Op::gather || step.op == Op::copy;
     if (!takes_any && buffer_of(operand).ids != takes_ids)
       refuse("input ", i, " is ", describe(plan_, operand), " of dtype ",
@@ -132,6 +133,25 @@ class StepChecker {
       refuse("padding is ", step.padding, ", but the table has ", step.k, " rows");
   }
 
+  void check_addends(const PlanStep& step) const {
+    const uint64_t whole = step.output.width, one = whole / step.steps;
+    bool any_whole = step.has_x || step.steps == 1;
+    for (size_t i = step.has_x; i < step.inputs.size(); ++i) {
+      const uint64_t width = step.inputs[i].width;
+      if (width != whole && width != one)
+        refuse("addend (input ", i, ") has width ", width, ", expected the output's ", whole,
+               step.steps > 1 ? say(", or ", one, " that stand for each step") : "");
+      any_whole = any_whole || width == whole;
+    }
+    if (!any_whole) refuse("has no x, and no addend of the output's width ", whole);
+  }
+
+  void expect_matrices(const PlanStep& step, size_t i, uint64_t rows, uint64_t columns, std::string_view what) const {
+    if (product({step.outer, rows, columns}) != step.inputs[i].width)
+      refuse("input ", i, " has width ", step.inputs[i].width, ", expected outer ", step.outer, " times ", rows,
+             " times ", columns, " = outer times ", what);
+  }
+
   void check(const PlanStep& step) {
     const auto width = [&](size_t i) { return step.inputs[i].width; };
     switch (step.op) {
@@ -141,8 +161,13 @@ class StepChecker {
       case Op::affine:
         expect_inputs(step, 0, SIZE_MAX);
         break;
+      case Op::gru:
+        expect_inputs(step, 1, 2);
+        break;
       case Op::binary:
       case Op::dot:
+      case Op::matmul:
+      case Op::mask:
         expect_inputs(step, 2, 2);
         break;
       default:
@@ -161,7 +186,32 @@ class StepChecker {
       case Op::scale_shift:
       case Op::layer_norm:
       case Op::l2_normalize:
+      case Op::transpose:
+      case Op::present:
         expect_width(step, width(0), "its input's");
+        break;
+      case Op::repeat:
+        expect_width(step, width(0) * step.order.m, "input times times");
+        break;
+      case Op::mask:
+        if (width(0) % width(1) != 0)
+          refuse("x has width ", width(0), ", which is no multiple of the ", width(1), " ids");
+        expect_width(step, width(0), "x's");
+        break;
+      case Op::matmul:
+        expect_matrices(step, 0, step.m, step.k, "m times k");
+        expect_matrices(step, 1, step.k, step.n, "k times n");
+        if (product({step.outer, step.m, step.n}) != step.output.width)
+          refuse("output has width ", step.output.width, ", expected outer ", step.outer, " times m ", step.m,
+                 " times n ", step.n);
+        break;
+      case Op::gru:
+        if (step.inputs.size() > 1 && width(1) != step.steps)
+          refuse("there are ", width(1), " ids for ", step.steps, " steps");
+        expect_width(step, step.hidden * (step.all_states ? step.steps : 1),
+                     step.all_states ? "hidden times steps" : "hidden");
+        break;
+      case Op::conv1d:  // as it was read
         break;
       case Op::embedding:
         check_ids(step);
@@ -172,9 +222,7 @@ class StepChecker {
         expect_width(step, step.n, "table columns");
         break;
       case Op::affine:
-        for (size_t i = step.has_x; i < step.inputs.size(); ++i)
-          if (width(i) != step.output.width)
-            refuse("addend (input ", i, ") has width ", width(i), ", expected the output's ", step.output.width);
+        check_addends(step);
         break;
       case Op::softmax:
         if (width(0) % step.n != 0) refuse("input has width ", width(0), ", no multiple of size ", step.n);

@@ -44,8 +44,20 @@ struct Life {
 // the last layers stay in fp32, and so does all that is not computed for each candidate.
 bool pays_in_int8(const PlanStep& step, size_t most_k) {
   constexpr uint64_t kLeastK = 64, kLeastN = 32;
-  return step.w != nullptr && step.domain == Domain::candidate && step.k >= kLeastK && step.k <= most_k &&
-         step.n >= kLeastN;
+  return step.op == Op::affine && step.w != nullptr && step.steps == 1 && step.domain == Domain::candidate &&
+         step.k >= kLeastK && step.k <= most_k && step.n >= kLeastN;
+}
+
+// The rows from so many columns on.
+Rows from_column(Rows x, size_t columns) {
+  const auto* bytes = reinterpret_cast<const unsigned char*>(x.data) + columns * encoded_bytes(x.encoding);
+  x.data = reinterpret_cast<const float*>(bytes);
+  return x;
+}
+
+// What one row (of f32) holds, as rows so many columns apart.
+Rows within_row(const Rows& x, size_t r, size_t stride) {
+  return {x.data + (x.gather == nullptr ? r : x.gather[r]) * x.stride, stride, nullptr};
 }
 
 bool overlap(const Operand& a, const Operand& b) {
@@ -79,7 +91,7 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
       if (needed[i] && from.domain == Domain::candidate && plan.buffers[input.buffer].domain == Domain::item)
         reads_items_ = true;
     }
-    max_inputs_ = std::max(max_inputs_, from.inputs.size());
+    max_inputs_ = std::max(max_inputs_, from.inputs.size() * (from.steps > 1 ? 2 : 1));
     if (needed[i]) active_[static_cast<int>(from.domain)].push_back(static_cast<uint32_t>(i));
     steps_.push_back(step);
   }
@@ -146,24 +158,41 @@ void Program::lay_out(const std::vector<bool>& needed) {
     placed[domain].push_back(b);
     floats_a_row_[domain] = std::max(floats_a_row_[domain], at + stride_[b]);
   }
+
+  for (const PlanStep& step : plan_.steps) {
+    Port& port = workspace_[static_cast<int>(step.domain)];
+    port.stride = std::max<size_t>(port.stride, round_up(step.workspace(), kLine));
+  }
+  for (const Domain domain : {Domain::request, Domain::item, Domain::candidate}) {
+    Port& port = workspace_[static_cast<int>(domain)];
+    port.space = domain == Domain::request ? Space::request_tile : Space::tile;
+    port.place = floats_a_row_[static_cast<int>(domain)];
+    floats_a_row_[static_cast<int>(domain)] += port.stride;
+  }
 }
 
 void Program::pack() {
   std::map<std::tuple<const float*, uint64_t, uint64_t, uint64_t>, size_t> places;
   size_t total = 0;
+  const auto reserve = [&](const float* w, uint64_t groups, uint64_t n, uint64_t k) {
+    if (w != nullptr && places.emplace(std::tuple(w, groups, n, k), total).second)
+      total += round_up(kernels_.packed_floats(groups, n, k), kLine);
+  };
   for (const PlanStep& step : plan_.steps) {
-    if (step.w == nullptr) continue;
-    if (places.emplace(std::tuple(step.w, step.groups, step.n, step.k), total).second)
-      total += round_up(kernels_.packed_floats(step.groups, step.n, step.k), kLine);
+    reserve(step.w, step.groups, step.n, step.k);
+    reserve(step.w_state, 1, step.n, step.hidden);
   }
   packed_ = Aligned<float>(total);
   for (const auto& [key, place] : places) {
     const auto& [w, groups, n, k] = key;
     kernels_.pack(w, groups, n, k, packed_.data() + place);
   }
-  for (Step& step : steps_)
-    if (step.plan->w != nullptr)
-      step.packed = packed_.data() + places.at(std::tuple(step.plan->w, step.plan->groups, step.plan->n, step.plan->k));
+  for (Step& step : steps_) {
+    const PlanStep& plan = *step.plan;
+    if (plan.w != nullptr) step.packed = packed_.data() + places.at(std::tuple(plan.w, plan.groups, plan.n, plan.k));
+    if (plan.w_state != nullptr)
+      step.packed_state = packed_.data() + places.at(std::tuple(plan.w_state, uint64_t{1}, plan.n, plan.hidden));
+  }
 }
 
 void Program::choose_int8(const std::vector<bool>& needed) {
@@ -366,12 +395,105 @@ AffineArgs Program::affine_args(const Step& step, Domain domain, size_t n, const
   return args;
 }
 
+// The product of each of a row's steps, whose x are x_step columns apart. The rows of a step go through the weights
+// together, or the steps of a row where there are more of them: an element's bits are the same.
+void Program::run_steps(const AffineArgs& all, size_t steps, size_t x_step, const Port* addends, Rows* room) const {
+  const size_t columns = all.groups * all.n;
+  const auto of_each_step = [&](size_t i) { return addends[i].width > columns; };
+  AffineArgs some = all;
+  some.addends = room;
+  bool plain = true;
+  for (size_t i = 0; i < all.n_addends; ++i) plain = plain && all.addends[i].encoding == Encoding::f32;
+  if (all.rows >= steps || !plain) {
+    for (size_t t = 0; t < steps; ++t) {
+      some.x = from_column(all.x, t * x_step);
+      for (size_t i = 0; i < all.n_addends; ++i)
+        room[i] = of_each_step(i) ? from_column(all.addends[i], t * columns) : all.addends[i];
+      some.out.data = all.out.data + t * columns;
+      kernels_.affine(&some);
+    }
+    return;
+  }
+  some.rows = steps;
+  for (size_t r = 0; r < all.rows; ++r) {
+    if (all.x.data != nullptr) some.x = within_row(all.x, r, x_step);
+    for (size_t i = 0; i < all.n_addends; ++i) room[i] = within_row(all.addends[i], r, of_each_step(i) ? columns : 0);
+    some.out = {all.out.data + r * all.out.stride, columns};
+    kernels_.affine(&some);
+  }
+}
+
+void Program::run_gru(const Step& step, Domain domain, size_t n, const Context& context) const {
+  const PlanStep& plan = *step.plan;
+  const Rows x = rows(ports_[step.first_input], domain, context);
+  const Rows place = rows(step.out, domain, context);
+  const Port& work = workspace_[static_cast<int>(domain)];
+  auto* of_x = const_cast<float*>(rows(work, domain, context).data);
+  float* of_state = of_x + plan.steps_at_once() * plan.n;
+  float* state = of_state + plan.n;
+  for (size_t r = 0; r < n; ++r) std::fill_n(state + r * work.stride, plan.hidden, 0.0f);
+
+  AffineArgs from_state{};
+  from_state.rows = n;
+  from_state.groups = 1;
+  from_state.n = plan.n;
+  from_state.k = plan.hidden;
+  from_state.x = {state, work.stride, nullptr};
+  from_state.packed = step.packed_state;
+  from_state.bias = plan.b_state;
+  from_state.out = {of_state, work.stride};
+  AffineArgs from_x = from_state;
+  from_x.k = plan.k;
+  from_x.packed = step.packed;
+  from_x.bias = plan.b;
+  from_x.out.data = of_x;
+
+  IdRows ids{};
+  if (step.n_inputs > 1) {
+    const Rows found = rows(ports_[step.first_input + 1], domain, context);
+    ids = {reinterpret_cast<const int32_t*>(found.data), found.stride};
+  }
+  Out out{const_cast<float*>(place.data), step.out.stride};
+  for (size_t t = 0; t < plan.steps; ++t) {
+    const size_t at = t % plan.steps_at_once();
+    if (at == 0) {
+      from_x.x = from_column(x, t * plan.k);
+      run_steps(from_x, std::min(plan.steps_at_once(), plan.steps - t), plan.k, nullptr, nullptr);
+    }
+    kernels_.affine(&from_state);
+    const IdRows here{ids.data == nullptr ? nullptr : ids.data + t, ids.stride};
+    const Out after{plan.all_states ? out.data + t * plan.hidden : nullptr, out.stride};
+    kernels_.gru_step(n, plan.hidden, {of_x + at * plan.n, work.stride, nullptr}, {of_state, work.stride, nullptr},
+                      here, plan.padding, {state, work.stride}, after);
+  }
+  if (!plan.all_states) kernels_.copy(n, plan.hidden, from_state.x, out);
+}
+
+void Program::run_conv1d(const Step& step, Domain domain, size_t n, const Context& context) const {
+  const PlanStep& plan = *step.plan;
+  AffineArgs args{};
+  args.rows = n;
+  args.groups = 1;
+  args.n = plan.n;
+  args.k = plan.k;
+  args.x = rows(ports_[step.first_input], domain, context);
+  args.packed = step.packed;
+  args.bias = plan.b;
+  args.out = {const_cast<float*>(rows(step.out, domain, context).data), step.out.stride};
+  if (plan.windows_in_place()) return run_steps(args, plan.steps, plan.order.m_step, nullptr, nullptr);
+  const Port& work = workspace_[static_cast<int>(domain)];
+  const Rows windows = rows(work, domain, context);
+  kernels_.arrange(n, &plan.order, args.x, {const_cast<float*>(windows.data), work.stride});
+  args.x = {windows.data, work.stride, nullptr};
+  run_steps(args, plan.steps, plan.k, nullptr, nullptr);
+}
+
 void Program::run_step(const Step& step, Domain domain, size_t n, const Context& context) const {
   const PlanStep& plan = *step.plan;
   const Kernels& k = kernels_;
   const auto in = [&](size_t i) { return rows(ports_[step.first_input + i], domain, context); };
-  const auto ids = [&] {
-    const Rows found = in(0);
+  const auto ids = [&](size_t i) {
+    const Rows found = in(i);
     return IdRows{reinterpret_cast<const int32_t*>(found.data), found.stride};
   };
   const auto in_width = [&](size_t i) { return ports_[step.first_input + i].width; };
@@ -389,14 +511,17 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
       k.copy(n, width, in(0), out);
       break;
     case Op::embedding:
-      k.embedding(n, in_width(0), ids(), plan.padding, plan.table, plan.n, out);
+      k.embedding(n, in_width(0), ids(0), plan.padding, plan.table, plan.n, out);
       break;
     case Op::embedding_bag:
-      k.embedding_bag(n, in_width(0), ids(), plan.padding, plan.pooling, plan.table, plan.n, out);
+      k.embedding_bag(n, in_width(0), ids(0), plan.padding, plan.pooling, plan.table, plan.n, out);
       break;
     case Op::affine: {
       const AffineArgs args = affine_args(step, domain, n, context, context.scratch);
-      if (step.packed_int8 == nullptr || context.exact) {
+      if (plan.steps > 1) {
+        const size_t x_step = plan.has_x ? in_width(0) / plan.steps : 0;
+        run_steps(args, plan.steps, x_step, &ports_[step.first_input + plan.has_x], context.scratch + args.n_addends);
+      } else if (step.packed_int8 == nullptr || context.exact) {
         k.affine(&args);
       } else if (step.source < 0) {
         k.int8.affine(&args, step.packed_int8, nullptr);
@@ -426,13 +551,34 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
       k.reduce(n, plan.outer, plan.axis, plan.inner, plan.reduce, in(0), out);
       break;
     case Op::layer_norm:
-      k.layer_norm(n, width, plan.eps, plan.scale, plan.shift, in(0), out);
+      k.layer_norm(n, width, plan.n, plan.eps, plan.scale, plan.shift, in(0), out);
       break;
     case Op::l2_normalize:
-      k.l2_normalize(n, width, plan.eps, in(0), out);
+      k.l2_normalize(n, width, plan.n, plan.eps, in(0), out);
       break;
     case Op::dot:
       k.dot(n, in_width(0), in(0), in(1), out);
+      break;
+    case Op::repeat:
+    case Op::transpose:
+      k.arrange(n, &plan.order, in(0), out);
+      break;
+    case Op::matmul: {
+      const MatmulArgs args{n, plan.outer, plan.m, plan.k, plan.n, plan.transpose_b, in(0), in(1), out};
+      k.matmul(&args);
+      break;
+    }
+    case Op::present:
+      k.present(n, width, ids(0), plan.padding, out);
+      break;
+    case Op::mask:
+      k.mask(n, in_width(1), width / in_width(1), ids(1), plan.padding, plan.value, in(0), out);
+      break;
+    case Op::gru:
+      run_gru(step, domain, n, context);
+      break;
+    case Op::conv1d:
+      run_conv1d(step, domain, n, context);
       break;
   }
 }

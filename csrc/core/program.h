@@ -50,8 +50,9 @@ struct Step {
   Port out;
   uint32_t first_input, n_inputs;  // in Program::ports
   const float* packed = nullptr;
-  const void* packed_int8 = nullptr;  // NULL: the step stays in fp32
-  int64_t source = -1;                // in 8 bits: the step that is made on the way; -1: none
+  const float* packed_state = nullptr;  // gru: of w_state
+  const void* packed_int8 = nullptr;    // NULL: the step stays in fp32
+  int64_t source = -1;                  // in 8 bits: the step that is made on the way; -1: none
 };
 
 // A stored item buffer that steps write: one row an item.
@@ -130,6 +131,9 @@ class Program {
   int64_t source_of(size_t step) const;
   AffineArgs affine_args(const Step& step, Domain domain, size_t rows, const Context& context, Rows* scratch) const;
   void encode(size_t rows, const Context& context) const;
+  void run_steps(const AffineArgs& all, size_t steps, size_t x_step, const Port* addends, Rows* room) const;
+  void run_gru(const Step& step, Domain domain, size_t rows, const Context& context) const;
+  void run_conv1d(const Step& step, Domain domain, size_t rows, const Context& context) const;
   void run_step(const Step& step, Domain domain, size_t rows, const Context& context) const;
 
   const Plan& plan_;
@@ -145,6 +149,7 @@ class Program {
   std::vector<std::vector<uint32_t>> output_steps_;
   size_t floats_a_row_[kDomains] = {};
   size_t untouched_floats_ = 0;
+  Port workspace_[kDomains] = {};  // for the step that runs
   size_t max_inputs_ = 1;
   bool reads_items_ = false;
   Aligned<float> packed_;

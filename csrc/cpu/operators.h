@@ -149,27 +149,30 @@ inline void reduce(size_t rows, size_t outer, size_t axis, size_t inner, Reduce 
 }
 
 // Mean first, then the variance around it: no cancellation.
-inline void layer_norm(size_t rows, size_t width, float eps, const float* scale, const float* shift, Rows x, Out out) {
-  const auto n = (float)width;
-  for (size_t r = 0; r < rows; ++r) {
-    const float* from = row(x, r);
-    const float mean = sum_over(width, [&](size_t i, size_t m) { return load_part(from + i, m); }) / n;
-    const float variance = sum_over(width,
-                                    [&](size_t i, size_t m) {
-                                      alignas(64) float lanes[W] = {};  // zeros, not -mean, beyond the row
-                                      const F d = load_part(from + i, m) - mean;
-                                      if (m == W) return d * d;
-                                      store_n(lanes, d * d, m);
-                                      return load(lanes);
-                                    }) /
-                           n;
-    const float factor = 1.0f / __builtin_sqrtf(variance + eps);
-    map(from, row(out, r), width, [&](F v, size_t i, size_t m) {
-      v = (v - mean) * factor;
-      if (scale) v = v * load_part(scale + i, m);
-      return shift ? v + load_part(shift + i, m) : v;
-    });
-  }
+inline void layer_norm_run(size_t n, float eps, const float* scale, const float* shift, const float* x, float* out) {
+  const auto count = (float)n;
+  const float mean = sum_over(n, [&](size_t i, size_t m) { return load_part(x + i, m); }) / count;
+  const float variance = sum_over(n,
+                                  [&](size_t i, size_t m) {
+                                    alignas(64) float lanes[W] = {};  // zeros, not -mean, beyond the run
+                                    const F d = load_part(x + i, m) - mean;
+                                    if (m == W) return d * d;
+                                    store_n(lanes, d * d, m);
+                                    return load(lanes);
+                                  }) /
+                         count;
+  const float factor = 1.0f / __builtin_sqrtf(variance + eps);
+  map(x, out, n, [&](F v, size_t i, size_t m) {
+    v = (v - mean) * factor;
+    if (scale) v = v * load_part(scale + i, m);
+    return shift ? v + load_part(shift + i, m) : v;
+  });
+}
+
+inline void layer_norm(size_t rows, size_t width, size_t size, float eps, const float* scale, const float* shift,
+                       Rows x, Out out) {
+  for (size_t r = 0; r < rows; ++r)
+    for (size_t i = 0; i < width; i += size) layer_norm_run(size, eps, scale, shift, row(x, r) + i, row(out, r) + i);
 }
 
 FASTMTR_INLINE float dot_row(const float* a, const float* b, size_t n) {
@@ -185,13 +188,14 @@ inline void dot(size_t rows, size_t width, Rows a, Rows b, Out out) {
   for (size_t r = 0; r < rows; ++r) row(out, r)[0] = dot_row(row(a, r), row(b, r), width);
 }
 
-inline void l2_normalize(size_t rows, size_t width, float eps, Rows x, Out out) {
-  for (size_t r = 0; r < rows; ++r) {
-    const float* from = row(x, r);
-    const float norm = __builtin_sqrtf(dot_row(from, from, width));
-    const float divisor = norm < eps ? eps : norm;  // a NaN stays
-    map(from, row(out, r), width, [divisor](F v, size_t, size_t) { return v / divisor; });
-  }
+inline void l2_normalize(size_t rows, size_t width, size_t size, float eps, Rows x, Out out) {
+  for (size_t r = 0; r < rows; ++r)
+    for (size_t i = 0; i < width; i += size) {
+      const float* from = row(x, r) + i;
+      const float norm = __builtin_sqrtf(dot_row(from, from, size));
+      const float divisor = norm < eps ? eps : norm;  // a NaN stays
+      map(from, row(out, r) + i, size, [divisor](F v, size_t, size_t) { return v / divisor; });
+    }
 }
 
 inline void activation(size_t rows, size_t width, Activation fn, float alpha, const float* slope, Rows x, Out out) {

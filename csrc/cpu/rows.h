@@ -63,6 +63,24 @@ inline void activate(const float* from, float* to, size_t n, Activation fn, floa
       return map(from, to, n, [](F x, size_t, size_t) { return softplus(x); });
     case Activation::exp:
       return map(from, to, n, [](F x, size_t, size_t) { return exp(x); });
+    case Activation::selu:
+      return map(from, to, n, [](F x, size_t, size_t) { return selu(x); });
+    case Activation::mish:
+      return map(from, to, n, [](F x, size_t, size_t) { return mish(x); });
+    case Activation::relu6:
+      return map(from, to, n, [](F x, size_t, size_t) { return relu6(x); });
+    case Activation::hard_sigmoid:
+      return map(from, to, n, [](F x, size_t, size_t) { return relu6(x + 3.0f) / 6.0f; });
+    case Activation::hard_swish:
+      return map(from, to, n, [](F x, size_t, size_t) { return x * relu6(x + 3.0f) / 6.0f; });
+    case Activation::softsign:
+      return map(from, to, n, [](F x, size_t, size_t) { return x / (abs(x) + 1.0f); });
+    case Activation::log:
+      return map(from, to, n, [](F x, size_t, size_t) { return log_or_nan(x); });
+    case Activation::sqrt:
+      return map(from, to, n, [](F x, size_t, size_t) { return sqrt(x); });
+    case Activation::abs:
+      return map(from, to, n, [](F x, size_t, size_t) { return abs(x); });
   }
 }
 

@@ -4,13 +4,15 @@
 
 #include "affine_int8.h"
 #include "operators.h"
+#include "sequence.h"
 
 namespace fastmtr {
 namespace {
 
 constexpr Kernels kernels_for(const char* isa) {
-  return {isa,    W,          packed_floats, pack, affine,    activation,    softmax, mixture, binary, scale_shift,
-          reduce, layer_norm, l2_normalize,  dot,  embedding, embedding_bag, copy,    encode,  fuse,   int8_kernels()};
+  return {isa,         W,         packed_floats, pack,         affine, activation, softmax,       mixture, binary,
+          scale_shift, reduce,    layer_norm,    l2_normalize, dot,    matmul,     arrange,       present, mask,
+          gru_step,    embedding, embedding_bag, copy,         encode, fuse,       int8_kernels()};
 }
 
 }  // namespace

@@ -27,6 +27,7 @@ namespace {
 FASTMTR_INLINE F fma(F a, F b, F c) { return _mm256_fmadd_ps(a, b, c); }
 FASTMTR_INLINE F min(F a, F b) { return _mm256_min_ps(a, b); }
 FASTMTR_INLINE F max(F a, F b) { return _mm256_max_ps(a, b); }
+FASTMTR_INLINE F sqrt(F x) { return _mm256_sqrt_ps(x); }
 
 FASTMTR_INLINE F load_n(const float* p, size_t n) {
   const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);

@@ -33,6 +33,7 @@ namespace {
 FASTMTR_INLINE F fma(F a, F b, F c) { return _mm512_fmadd_ps(a, b, c); }
 FASTMTR_INLINE F min(F a, F b) { return _mm512_min_ps(a, b); }
 FASTMTR_INLINE F max(F a, F b) { return _mm512_max_ps(a, b); }
+FASTMTR_INLINE F sqrt(F x) { return _mm512_sqrt_ps(x); }
 
 FASTMTR_INLINE __mmask16 first_lanes(size_t n) { return (__mmask16)((1u << n) - 1u); }
 FASTMTR_INLINE F load_n(const float* p, size_t n) { return _mm512_maskz_loadu_ps(first_lanes(n), p); }

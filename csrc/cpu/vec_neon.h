@@ -31,6 +31,7 @@ FASTMTR_INLINE F min(F a, F b) {
 FASTMTR_INLINE F max(F a, F b) {
   return (F)vbslq_f32(vcgtq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);
 }
+FASTMTR_INLINE F sqrt(F x) { return (F)vsqrtq_f32((float32x4_t)x); }
 
 FASTMTR_INLINE F load_n(const float* p, size_t n) {
   F x = zero();

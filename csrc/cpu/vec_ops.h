@@ -1,5 +1,5 @@
 // What every vector has in common, by the compilers' vector extensions. A vec_<isa>.h defines before this header the
-// types F (floats), U (uint32 bits) and S (int32), the lanes W, and afterwards fma, min, max, load_n, store_n,
+// types F (floats), U (uint32 bits) and S (int32), the lanes W, and afterwards fma, min, max, sqrt, load_n, store_n,
 // sum_lanes, max_lanes, from_halves and to_halves (binary16), widen (bytes to S); and for products in 8 bits max_signed
 // and max_unsigned, Unsigned8 and Signed8, the integers that hold them in memory, and dot(S sum, S x, S w): each lane
 // of x holds so many Unsigned8 as it has room for, w so many Signed8; their products are added to the lane, exactly.

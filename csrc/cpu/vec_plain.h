@@ -30,6 +30,10 @@ FASTMTR_INLINE F fma(F a, F b, F c) { return a * b + c; }
 // As x86 has them: b where either is NaN.
 FASTMTR_INLINE F min(F a, F b) { return a < b ? a : b; }
 FASTMTR_INLINE F max(F a, F b) { return a > b ? a : b; }
+FASTMTR_INLINE F sqrt(F x) {
+  for (size_t i = 0; i < W; ++i) x[i] = __builtin_sqrtf(x[i]);
+  return x;
+}
 
 // The first n lanes; zeros beyond.
 FASTMTR_INLINE F load_n(const float* p, size_t n) {

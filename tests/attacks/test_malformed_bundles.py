@@ -90,8 +90,11 @@ def add(**new: Any) -> Callable[[Plan], None]:
 
 
 PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
-    "version 0": (put("plan_version", 0), "plan_version is 0; fastmtr .* executes version 1: compile the bundle again"),
-    "version 2": (put("plan_version", 2), "executes version 1: install a newer fastmtr"),
+    "version 0": (
+        put("plan_version", 0),
+        "plan_version is 0; fastmtr .* executes versions 1 to 2: compile",
+    ),
+    "version 3": (put("plan_version", 3), "executes versions 1 to 2: install a newer fastmtr"),
     "version text": (put("plan_version", "1"), "'plan_version' must be a whole number, found text"),
     "no steps": (remove("", "steps"), "'steps' is missing"),
     "unknown member": (put("extra", 1), "top level: unknown member 'extra'"),
@@ -206,8 +209,8 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
     "x without w": (put("steps/first.item/weights", {}), "addend .input 0. has width 10, expected the output's 36"),
     "w without x": (put("steps/first.candidate/attrs/has_x", False), "has a weight 'w' but no x"),
     "nothing at all": (lambda plan: plan["steps"].append({}), "step 21: 'name' is missing"),
-    "groups": (put("steps/second/attrs/groups", 3), "output width 16 is no multiple of the 3 groups"),
-    "groups of x": (put("steps/second/inputs/0/2", 31), "x has width 31, no multiple of the 2 groups"),
+    "groups": (put("steps/second/attrs/groups", 3), "output has width 16, which is no multiple of the 3 groups"),
+    "groups of x": (put("steps/second/inputs/0/2", 31), "x has width 31, which is no multiple of the 2 groups"),
     "groups 0": (put("steps/second/attrs/groups", 0), "'groups' must be a whole number"),
     "activation": (put("steps/second/attrs/activation", "cube"), "'activation' is 'cube', expected one of none, relu"),
     "no alpha": (remove("steps/second/attrs", "alpha"), "'alpha' is missing"),

@@ -206,9 +206,9 @@ void test_reductions(const Kernels& k) {
     for (size_t i = 0; i < width; ++i) x.at(0, i) = 0, x.at(1, i) += 1000;
     x.at(4, 0) = kNaN;
     Matrix normal(5, width, false), plain(5, width, false), unit(5, width, false), products(5, 1, false);
-    k.layer_norm(5, width, 1e-5f, scale.view().data, shift.view().data, x.view(), normal.out());
-    k.layer_norm(5, width, 1e-5f, nullptr, nullptr, x.view(), plain.out());
-    k.l2_normalize(5, width, 1e-12f, x.view(), unit.out());
+    k.layer_norm(5, width, width, 1e-5f, scale.view().data, shift.view().data, x.view(), normal.out());
+    k.layer_norm(5, width, width, 1e-5f, nullptr, nullptr, x.view(), plain.out());
+    k.l2_normalize(5, width, width, 1e-12f, x.view(), unit.out());
     k.dot(5, width, x.view(), y.view(), products.out());
     const auto normalized = [&](size_t r, size_t i) {
       double mean = 0, variance = 0;
