@@ -474,6 +474,14 @@ def test_an_operator_without_counterpart_names_itself_and_its_module() -> None:
     )
 
 
+def test_what_no_output_depends_on_may_be_anything() -> None:
+    def body(net: Any, x: Tensor, history: Tensor, mask: Tensor) -> Tensor:
+        x.sort(dim=0)
+        return head(x)
+
+    assert fastmtr.convert(Net(body), sample=sample(), inputs=INPUTS).graph.tasks == ("task0",)
+
+
 def test_what_depends_on_other_rows_is_refused() -> None:
     assert "works across the rows of the batch" in refusal(lambda net, x, history, mask: head(x - x.mean(0)))
     norm = nn.BatchNorm1d(W, track_running_stats=False)

@@ -250,8 +250,12 @@ class _Translation:
 
     def run(self, tasks: Sequence[str] | None, *, logits: bool | Sequence[str]) -> None:
         """Translate every operator, then name the outputs."""
+        needed: set[fx.Node] = set()
+        for node in reversed(self.program.graph.nodes):
+            if node.op == "output" or node in needed:
+                needed.update(node.all_input_nodes)
         for node in self.program.graph.nodes:
-            if node.op == "call_function":
+            if node.op == "call_function" and node in needed:
                 self.values[node.name] = self._call(node)
         self.t.scope = ""
         self._outputs(tasks, logits)
