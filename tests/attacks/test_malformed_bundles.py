@@ -13,12 +13,11 @@ import pytest
 from handmade import HandmadeModel, handmade_model, seal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from malformed import Plan, put, refused, remove, step
 from safetensors.numpy import save_file
 
 from fastmtr import BundleError
 from fastmtr._native import Model, Session
-
-Plan = dict[str, Any]
 
 
 @pytest.fixture
@@ -33,45 +32,12 @@ def bundle(handmade: HandmadeModel, tmp_path: Path) -> Path:
     return path
 
 
-def refused(path: Path, message: str = "") -> None:
-    with pytest.raises(BundleError, match=message):
-        Model(path)
-
-
 # ---- plan.json: a change of the parsed plan, and what must be said ---------------------------------------------------
-
-
-def step(plan: Plan, name: str) -> dict[str, Any]:
-    found: dict[str, Any] = next(s for s in plan["steps"] if s["name"] == name)
-    return found
 
 
 def buffer(plan: Plan, operand: list[int]) -> dict[str, Any]:
     found: dict[str, Any] = plan["buffers"][operand[0]]
     return found
-
-
-def put(path: str, value: Any) -> Callable[[Plan], None]:
-    """Replace one value: ``steps/first.item/weights/w``; a step is found by its name."""
-
-    def change(plan: Plan) -> None:
-        at: Any = plan
-        *way, last = path.split("/")
-        for part in way:
-            at = step(plan, part) if at is plan["steps"] else at[int(part) if isinstance(at, list) else part]
-        at[int(last) if isinstance(at, list) else last] = value
-
-    return change
-
-
-def remove(path: str, key: str) -> Callable[[Plan], None]:
-    def change(plan: Plan) -> None:
-        at: Any = plan
-        for part in path.split("/") if path else []:
-            at = step(plan, part) if at is plan["steps"] else at[int(part) if isinstance(at, list) else part]
-        del at[key]
-
-    return change
 
 
 def before(name: str, other: str) -> Callable[[Plan], None]:
