@@ -10,11 +10,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from fastmtr.compiler import compile_graph
-from fastmtr.convert import Conversion
 from fastmtr.datasets import kuairand
-from fastmtr.graph import Domain, Graph, Packed
-from fastmtr.reference import evaluate_plan
 
 N, LENGTH = 3000, 12
 """Impressions, and the length of a history; its end is padded with 0."""
@@ -108,32 +104,3 @@ def few_steps(model: torch.nn.Module, inputs: Any, labels: NDArray[np.float32], 
         torch.nn.functional.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), y[rows, : p.shape[1]]).backward()
         optimizer.step()
     model.eval()
-
-
-def plan_outputs(
-    graph: Graph, packed: Mapping[Domain, Packed], *, item_memory: Any = "auto"
-) -> dict[str, NDArray[Any]]:
-    """What the compiled plan says for rows that are one request, one item and one candidate each."""
-    n = next(iter(packed.values())).n_rows
-    compiled = compile_graph(graph, n_items=n, item_memory=item_memory)
-    nothing = Packed(np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32))
-    whole = {domain: packed.get(domain, nothing) for domain in ("request", "item", "candidate")}
-    rows = []
-    for i in range(n):
-        here = {**whole, "request": whole["request"].take([i]), "candidate": whole["candidate"].take([i])}
-        rows.append(evaluate_plan(compiled.plan, compiled.weights, here, rows=[i]))
-    return {
-        o.name: rows[0][o.name] if o.role == "item" else np.concatenate([row[o.name] for row in rows])
-        for o in graph.outputs
-    }
-
-
-def greatest_difference(conversion: Conversion, packed: Mapping[Domain, Packed]) -> float:
-    """Between the compiled plan and the source model, over all outputs, with and without stored item values."""
-    expected = conversion.source.score(packed)
-    assert {o.name for o in conversion.graph.outputs} == set(expected)
-    worst = 0.0
-    for memory in ("auto", 0):
-        found = plan_outputs(conversion.graph, packed, item_memory=memory)
-        worst = max([worst, *[float(np.abs(found[name] - values).max()) for name, values in expected.items()]])
-    return worst

@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conversion_data import greatest_difference
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812
 
 import fastmtr
 from fastmtr import reference
 from fastmtr.compiler import compile_graph
+from fastmtr.convert.verify import verify
 from fastmtr.errors import ConversionError, SchemaError
 from fastmtr.graph import Input
 from fastmtr.schema import Feature, Schema, Task
@@ -243,7 +243,7 @@ def test_the_graph_and_the_engine_give_the_modules_scores(name: str) -> None:
     assert direct.std(axis=0).min() > 1e-3
     for task, scores in expected.items():
         np.testing.assert_allclose(exact[task], scores, rtol=0, atol=1e-6)
-    assert greatest_difference(conversion, conversion.sample) <= 1e-5
+    assert verify(conversion).worst.engine <= 1e-5
 
 
 @pytest.mark.parametrize("name", ["experts by einsum", "target attention", "self-attention", "convolution and gru"])
@@ -352,7 +352,7 @@ def test_arguments_in_every_form() -> None:
     assert packed.graph.tasks == ("click", "like")
     expected = by_position.source.score(by_position.sample)
     for conversion in (by_position, by_name, packed):
-        assert greatest_difference(conversion, conversion.sample) <= 1e-5
+        assert verify(conversion).worst.engine <= 1e-5
         for task, scores in conversion.source.score(conversion.sample).items():
             np.testing.assert_allclose(scores, expected[task], rtol=0, atol=1e-6)
     # One table for users and items: each input has its own rows of it.
@@ -382,7 +382,7 @@ def test_a_retrieval_head() -> None:
     }
     assert next(i for i in conversion.graph.inputs if i.name == "tags").padding == 0
     assert {"embedding_bag", "l2_normalize", "dot"} <= set(ops(conversion))
-    assert greatest_difference(conversion, conversion.sample) <= 1e-5
+    assert verify(conversion).worst.engine <= 1e-5
 
 
 # ---- what inputs are functions of ------------------------------------------------------------------------------------
