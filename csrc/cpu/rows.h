@@ -72,7 +72,7 @@ inline void activate(const float* from, float* to, size_t n, Activation fn, floa
     case Activation::hard_sigmoid:
       return map(from, to, n, [](F x, size_t, size_t) { return relu6(x + 3.0f) / 6.0f; });
     case Activation::hard_swish:
-      return map(from, to, n, [](F x, size_t, size_t) { return x * relu6(x + 3.0f) / 6.0f; });
+      return map(from, to, n, [](F x, size_t, size_t) { return x * (relu6(x + 3.0f) / 6.0f); });
     case Activation::softsign:
       return map(from, to, n, [](F x, size_t, size_t) { return x / (abs(x) + 1.0f); });
     case Activation::log:

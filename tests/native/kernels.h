@@ -90,13 +90,30 @@ inline void compare(const std::string& what, const Matrix& got, const std::funct
 constexpr struct {
   Activation fn;
   const char* name;
-} kActivations[] = {
-    {Activation::none, "none"},           {Activation::relu, "relu"},         {Activation::leaky_relu, "leaky_relu"},
-    {Activation::prelu, "prelu"},         {Activation::elu, "elu"},           {Activation::sigmoid, "sigmoid"},
-    {Activation::tanh, "tanh"},           {Activation::silu, "silu"},         {Activation::gelu, "gelu"},
-    {Activation::gelu_tanh, "gelu_tanh"}, {Activation::softplus, "softplus"}, {Activation::exp, "exp"}};
+} kActivations[] = {{Activation::none, "none"},
+                    {Activation::relu, "relu"},
+                    {Activation::leaky_relu, "leaky_relu"},
+                    {Activation::prelu, "prelu"},
+                    {Activation::elu, "elu"},
+                    {Activation::sigmoid, "sigmoid"},
+                    {Activation::tanh, "tanh"},
+                    {Activation::silu, "silu"},
+                    {Activation::gelu, "gelu"},
+                    {Activation::gelu_tanh, "gelu_tanh"},
+                    {Activation::softplus, "softplus"},
+                    {Activation::exp, "exp"},
+                    {Activation::selu, "selu"},
+                    {Activation::mish, "mish"},
+                    {Activation::relu6, "relu6"},
+                    {Activation::hard_sigmoid, "hard_sigmoid"},
+                    {Activation::hard_swish, "hard_swish"},
+                    {Activation::softsign, "softsign"},
+                    {Activation::log, "log"},
+                    {Activation::sqrt, "sqrt"},
+                    {Activation::abs, "abs"}};
 
 inline double activated(Activation fn, double x, double alpha, double slope) {
+  const auto relu6 = [](double v) { return v < 0 ? 0 : v > 6 ? 6 : v; };
   const auto sigmoid = [](double v) { return v >= 0 ? 1 / (1 + std::exp(-v)) : std::exp(v) / (1 + std::exp(v)); };
   switch (fn) {
     case Activation::none:
@@ -123,6 +140,24 @@ inline double activated(Activation fn, double x, double alpha, double slope) {
       return std::max(x, 0.0) + std::log1p(std::exp(-std::abs(x)));
     case Activation::exp:
       return std::exp(x);
+    case Activation::selu:
+      return 1.0507009873554805 * (x > 0 ? x : 1.6732632423543772 * std::expm1(x));
+    case Activation::mish:
+      return x * std::tanh(std::log1p(std::exp(x)));
+    case Activation::relu6:
+      return relu6(x);
+    case Activation::hard_sigmoid:
+      return relu6(x + 3) / 6;
+    case Activation::hard_swish:
+      return x * relu6(x + 3) / 6;
+    case Activation::softsign:
+      return x / (1 + std::abs(x));
+    case Activation::log:
+      return std::log(x);
+    case Activation::sqrt:
+      return std::sqrt(x);
+    case Activation::abs:
+      return std::abs(x);
   }
   return kNaN;
 }

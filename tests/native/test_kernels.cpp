@@ -21,7 +21,10 @@ void test_accuracy(const Kernels& k) {
                {Activation::sigmoid, Measure::ulps, 4},       {Activation::sigmoid, Measure::absolute, 1e-7},
                {Activation::tanh, Measure::ulps, 3},          {Activation::silu, Measure::per_size, 2e-7},
                {Activation::gelu, Measure::per_size, 1.5e-7}, {Activation::gelu_tanh, Measure::per_size, 1.5e-7},
-               {Activation::softplus, Measure::ulps, 3}};
+               {Activation::softplus, Measure::ulps, 3},      {Activation::selu, Measure::ulps, 3},
+               {Activation::mish, Measure::per_size, 3e-7},   {Activation::hard_sigmoid, Measure::ulps, 2},
+               {Activation::hard_swish, Measure::ulps, 4},    {Activation::softsign, Measure::ulps, 2},
+               {Activation::log, Measure::ulps, 2},           {Activation::sqrt, Measure::ulps, 1}};
   std::vector<float> x;
   for (uint64_t b = 0; b < 0xffffffffull; b += 40009) {
     const auto pattern = static_cast<uint32_t>(b);
@@ -37,6 +40,7 @@ void test_accuracy(const Kernels& k) {
     float at = 0;
     for (size_t i = 0; i < x.size(); ++i) {
       const double want = activated(c.fn, x[i], 1, 0);
+      if (std::isnan(want) && std::isnan(y[i])) continue;  // there is no logarithm and no root of it
       double error = std::abs(y[i] - want);
       if (std::abs(want) > std::numeric_limits<float>::max() && std::isinf(y[i])) error = 0;
       if (c.measure == Measure::ulps) error /= ulp(want);
