@@ -166,6 +166,12 @@ def test_a_plan_has_the_first_version_that_knows_all_its_members(case: str, vers
         assert not any("steps" in s["attrs"] or (s["op"] != "softmax" and "size" in s["attrs"]) for s in plan["steps"])
 
 
+@pytest.mark.parametrize(("precision", "version"), [("fp32", 1), ("fp16", 2), ("int8", 2)])
+def test_stored_values_in_fewer_bits_are_of_version_2(precision: Any, version: int) -> None:
+    plan = compile_graph(model_graph("mmoe"), n_items=11, item_precision=precision).plan
+    assert plan["plan_version"] == version
+
+
 def test_tasks_of_one_domain_still_score_candidates() -> None:
     plan = compile_graph(model_graph("cross")).plan
     domain = {o["name"]: plan["buffers"][o["operand"][0]]["domain"] for o in plan["outputs"]}

@@ -85,9 +85,11 @@ class _Lowering:
             operand = self._read(o.value, "candidate" if o.role == "task" else o.role)
             outputs.append({"name": o.name, "role": o.role, "operand": operand})
         self._encode_tables({i["buffer"] for i in inputs} | {o["operand"][0] for o in outputs if o["role"] == "item"})
+        # The first that has all that the plan uses: so engines read what they can, and refuse the rest clearly.
+        versions = [plan_version(s["op"], s["attrs"]) for s in self.steps]
+        versions += [2 if b["dtype"] in ("f16", "i8") else 1 for b in self.buffers]
         return {
-            # The first that has all that the plan uses: so engines read what they can, and refuse the rest clearly.
-            "plan_version": max((plan_version(s["op"], s["attrs"]) for s in self.steps), default=1),
+            "plan_version": max(versions, default=1),
             "inputs": inputs,
             "buffers": self.buffers,
             "steps": self.steps,
