@@ -46,12 +46,6 @@ def test_plan_computes_what_the_graph_does(item_memory: Any, graph: Graph, n_ite
     assert_plan_is_graph(graph, compiled, 1e-5 if constants else 1e-11)
 
 
-@settings(max_examples=60, deadline=None)
-@given(graph=random_graphs(most=16))
-def test_plan_with_folded_weights_is_the_graph_to_float32(graph: Graph) -> None:
-    assert_plan_is_graph(graph, compile_graph(graph, n_items=11), 1e-5)
-
-
 @pytest.mark.parametrize("name", CASES)
 def test_each_operator_compiles(name: str) -> None:
     assert_plan_is_graph(CASES[name].graph, compile_graph(CASES[name].graph), 1e-6)
