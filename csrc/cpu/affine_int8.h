@@ -124,7 +124,7 @@ FASTMTR_INLINE Quantised quantise(const float* x, size_t k, const Range& found, 
   const float range = largest - least;
   const bool finite = range < kInfinity;
   const float inverse = finite && range > kLeastRange ? kLevels / range : 0.0f;
-  const float zero = (-least * inverse + kRound) - kRound;
+  const float zero = finite ? (-least * inverse + kRound) - kRound : 0.0f;
   const F shift = set1(kRound + zero), top = set1(kRound + kLevels);
   const auto put = [&](size_t i, F v) {  // of a NaN any byte will do: the scale is NaN
     const V8 q = __builtin_convertvector(bits(min(top, v * inverse + shift)) & 255u, V8);
@@ -256,9 +256,12 @@ inline void affine_int8(const AffineArgs* pointer, const void* packed, const Aff
   const size_t blocks = (args.rows + kBlockRows - 1) / kBlockRows;
   // So many groups, or so many columns of one, that their weights stay in L2 while all rows pass over them.
   const size_t fit = kChunkBytes / group_bytes(args.n, args.k);
-  const size_t chunk_panels = kChunkBytes / sizeof(Signed8) / (args.k * kPanel);
   const size_t groups = fit == 0 ? 1 : fit;
-  const size_t chunk = fit > 0 ? args.n : (chunk_panels < 4 ? 4 : chunk_panels / 4 * 4) * kPanel;
+  size_t chunk = args.n;
+  if (fit == 0) {
+    const size_t panels = kChunkBytes / sizeof(Signed8) / (args.k * kPanel);
+    chunk = (panels < 4 ? 4 : panels / 4 * 4) * kPanel;
+  }
   for (size_t g0 = 0; g0 < args.groups; g0 += groups)
     for (size_t column = 0; column < args.n; column += chunk)
       for (size_t i = 0, begin = 0; i < blocks; ++i) {  // of equal size, give or take one row
