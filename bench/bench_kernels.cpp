@@ -208,10 +208,11 @@ void embedding(const Kernels& kernels, size_t rows, size_t n_ids, size_t dim, si
   std::mt19937 random(3);
   std::vector<int32_t> ids(1 << 20);
   for (auto& i : ids) i = static_cast<int32_t>(random() % items);
+  const fastmtr::EmbeddingTable looked_up = {table.data, dim, fastmtr::TableEncoding::f32, nullptr, nullptr};
   size_t next = 0;
   const double seconds = seconds_of_best([&] {
     next = next + 2 * rows * n_ids <= ids.size() ? next + rows * n_ids : 0;
-    kernels.embedding(rows, n_ids, {ids.data() + next, n_ids}, -1, table.data, dim, {out.data, n_ids * dim});
+    kernels.embedding(rows, n_ids, {ids.data() + next, n_ids}, -1, &looked_up, {out.data, n_ids * dim});
   });
   const double lookups = static_cast<double>(rows * n_ids);
   std::printf("  lookup  M=%-4zu x %zu rows of %4zu bytes out of %4zu MiB %9.2f us  %5.1f M rows/s\n", rows, n_ids,

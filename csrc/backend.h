@@ -45,6 +45,22 @@ struct EncodedOut {
   float* scales;
 };
 
+// How the rows that ids look up are kept.
+enum class TableEncoding : int32_t {
+  f32,
+  f16,
+  u8,  // a byte each, times the row's scale, plus its shift
+  u4   // the same of half a byte; of two columns the first lies in the low bits; an even number of columns
+};
+
+// Where it lies in a file: no alignment but that of a number is assumed.
+struct EmbeddingTable {
+  const void* data;  // row after row; NULL: none
+  size_t dim;        // columns
+  TableEncoding encoding;
+  const float *scales, *shifts;  // u8, u4: one a row
+};
+
 struct IdRows {
   const int32_t* data;
   size_t stride;
@@ -135,9 +151,10 @@ struct Kernels {
   // order r, z, n; `state` becomes the next one and is written to `out` (data NULL: nowhere). A row whose id (data
   // NULL: none has one) is the padding keeps its state, and `out` gets zeros.
   void (*gru_step)(size_t rows, size_t hidden, Rows of_x, Rows of_state, IdRows ids, int64_t padding, Out state, Out out);
-  // Ids are checked by the engine before. padding < 0: none. Table [v, dim], row-major.
-  void (*embedding)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out);
-  void (*embedding_bag)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const float* table, size_t dim, Out out);
+  // Ids are checked by the engine before. padding < 0: none.
+  void (*embedding)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const EmbeddingTable* table, Out out);
+  void (*embedding_bag)(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const EmbeddingTable* table,
+                        Out out);
   // Copies of rows, with gather and broadcast, decoded.
   void (*copy)(size_t rows, size_t width, Rows x, Out out);
   // x, which is f32, to the nearest numbers of the encoding; i8: scale = max |x| / 127. Returns how many rows there are

@@ -54,9 +54,24 @@ uint64_t scale_bytes(const Plan& plan, const Operand& columns) {
   return plan.buffers[columns.buffer].encoding == Encoding::i8 ? sizeof(float) : 0;
 }
 
+// Of a row of a table of embeddings, with its scale and shift.
+uint64_t row_bytes(const EmbeddingTable& table) {
+  switch (table.encoding) {
+    case TableEncoding::f32:
+      return 4 * table.dim;
+    case TableEncoding::f16:
+      return 2 * table.dim;
+    case TableEncoding::u8:
+      return table.dim + 2 * sizeof(float);
+    case TableEncoding::u4:
+      return table.dim / 2 + 2 * sizeof(float);
+  }
+  return 0;
+}
+
 // Read from rows of tables: embeddings, and stored values of the catalogue's items.
 uint64_t table_bytes(const PlanStep& step, const Plan& plan) {
-  uint64_t bytes = step.table == nullptr ? 0 : step.inputs[0].width * step.n * sizeof(float);
+  uint64_t bytes = step.table.data == nullptr ? 0 : step.inputs[0].width * row_bytes(step.table);
   if (step.domain == Domain::candidate)
     for (const Operand& input : step.inputs)
       if (plan.buffers[input.buffer].domain == Domain::item)

@@ -223,14 +223,32 @@ class PlanReader {
     return reinterpret_cast<const float*>(tensor->data);
   }
 
-  void read_table(Reader& weights, PlanStep& step) {
-    const Tensor* tensor = weight(weights, "table");
-    if (tensor == nullptr) weights.refuse("'table' is missing");
-    if (tensor->shape.size() != 2 || tensor->shape[0] == 0 || tensor->shape[1] == 0 || tensor->shape[1] > kMaxWidth)
-      weights.refuse(say("'table' has shape ", tensor->shape_text(), ", expected [rows, dimension]"));
-    step.table = reinterpret_cast<const float*>(tensor->data);
-    step.k = tensor->shape[0];
-    step.n = tensor->shape[1];
+  void read_table(Reader& attrs, Reader& weights, PlanStep& step) {
+    const Tensor& tensor = weights_.get(weights.text("table"), {"F32", "F16", "U8"});
+    if (tensor.shape.size() != 2 || tensor.shape[0] == 0 || tensor.shape[1] == 0 || tensor.shape[1] > kMaxWidth)
+      weights.refuse(say("'table' has shape ", tensor.shape_text(), ", expected [rows, dimension]"));
+    EmbeddingTable& table = step.table;
+    table.data = tensor.data;
+    table.dim = tensor.shape[1];
+    table.encoding = tensor.dtype == "F16" ? TableEncoding::f16 : TableEncoding::f32;
+    if (tensor.dtype == "U8") {
+      const int64_t bits = attrs.whole("bits", 4, 8);
+      if (bits != 4 && bits != 8) attrs.refuse(say("'bits' must be 4 or 8, found ", bits));
+      table.encoding = bits == 4 ? TableEncoding::u4 : TableEncoding::u8;
+      if (bits == 4) table.dim *= 2;
+      table.scales = of_rows(weights, "table_scale", tensor.shape[0]);
+      table.shifts = of_rows(weights, "table_shift", tensor.shape[0]);
+    }
+    step.k = tensor.shape[0];
+    step.n = table.dim;
+  }
+
+  // A number a row of a table. One that is not finite would make NaN of ids that are as good as any.
+  const float* of_rows(Reader& weights, std::string_view role, uint64_t n) {
+    const float* numbers = vector(weights, role, n, true);
+    const float* bad = std::find_if_not(numbers, numbers + n, [](float x) { return std::isfinite(x); });
+    if (bad != numbers + n) weights.refuse(say("'", role, "' is ", *bad, " for row ", bad - numbers));
+    return numbers;
   }
 
   void read_padding(Reader& attrs, PlanStep& step) {
@@ -408,12 +426,12 @@ class PlanReader {
           break;
         case Op::embedding:
           read_padding(attrs, step);
-          read_table(weights, step);
+          read_table(attrs, weights, step);
           break;
         case Op::embedding_bag:
           step.pooling = attrs.choice("mode", kPoolingNames);
           read_padding(attrs, step);
-          read_table(weights, step);
+          read_table(attrs, weights, step);
           break;
         case Op::affine:
           read_affine(at, attrs, weights, step);

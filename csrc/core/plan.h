@@ -94,8 +94,10 @@ struct PlanStep {
   float alpha = 0, eps = 0, value = 0;
   int64_t padding = -1;
 
+  EmbeddingTable table{};  // its rows are k
+
   // Into the mapped weights; NULL where the step has none.
-  const float *w = nullptr, *b = nullptr, *slope = nullptr, *table = nullptr, *scale = nullptr, *shift = nullptr;
+  const float *w = nullptr, *b = nullptr, *slope = nullptr, *scale = nullptr, *shift = nullptr;
   const float *w_state = nullptr, *b_state = nullptr;  // gru; w and b are those of x
 
   // conv1d: a window is columns of x as they lie. (Without padding none reaches beyond x.)

@@ -511,10 +511,10 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
       k.copy(n, width, in(0), out);
       break;
     case Op::embedding:
-      k.embedding(n, in_width(0), ids(0), plan.padding, plan.table, plan.n, out);
+      k.embedding(n, in_width(0), ids(0), plan.padding, &plan.table, out);
       break;
     case Op::embedding_bag:
-      k.embedding_bag(n, in_width(0), ids(0), plan.padding, plan.pooling, plan.table, plan.n, out);
+      k.embedding_bag(n, in_width(0), ids(0), plan.padding, plan.pooling, &plan.table, out);
       break;
     case Op::affine: {
       const AffineArgs args = affine_args(step, domain, n, context, context.scratch);

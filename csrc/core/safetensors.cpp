@@ -124,12 +124,15 @@ const Tensor* SafeTensors::find(const std::string& name) const {
   return found == tensors_.end() ? nullptr : &found->second;
 }
 
-const Tensor& SafeTensors::get(const std::string& name, std::string_view dtype) const {
+const Tensor& SafeTensors::get(const std::string& name, std::initializer_list<std::string_view> dtypes) const {
   const Tensor* tensor = find(name);
   if (tensor == nullptr) fail(FMTR_ERROR_BUNDLE, what_, ": there is no tensor ", quote(name));
-  if (tensor->dtype != dtype)
-    fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", quote(name), " is ", tensor->dtype, ", expected ", dtype);
-  if (reinterpret_cast<uintptr_t>(tensor->data) % element_bytes(dtype) != 0)
+  if (std::find(dtypes.begin(), dtypes.end(), tensor->dtype) == dtypes.end()) {
+    std::string expected;
+    for (const std::string_view dtype : dtypes) expected += say(expected.empty() ? "" : " or ", dtype);
+    fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", quote(name), " is ", tensor->dtype, ", expected ", expected);
+  }
+  if (reinterpret_cast<uintptr_t>(tensor->data) % element_bytes(tensor->dtype) != 0)
     fail(FMTR_ERROR_BUNDLE, what_, ": tensor ", quote(name), " does not begin at a multiple of its element's size");
   return *tensor;
 }

@@ -3,6 +3,7 @@
 #define FASTMTR_CORE_SAFETENSORS_H
 
 #include <cstdint>
+#include <initializer_list>
 #include <string>
 #include <string_view>
 #include <unordered_map>
@@ -28,8 +29,11 @@ class SafeTensors {
   SafeTensors(const std::string& path, std::string_view what);
 
   const Tensor* find(const std::string& name) const;
-  // The tensor, which must be there, of that type, and aligned for it.
-  const Tensor& get(const std::string& name, std::string_view dtype) const;
+  // The tensor, which must be there, of one of these types, and aligned for it.
+  const Tensor& get(const std::string& name, std::initializer_list<std::string_view> dtypes) const;
+  const Tensor& get(const std::string& name, std::string_view dtype) const {
+    return get(name, std::initializer_list<std::string_view>{dtype});
+  }
   uint64_t file_bytes() const { return file_.size(); }
   const std::string& what() const { return what_; }
 

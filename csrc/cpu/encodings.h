@@ -11,12 +11,31 @@ FASTMTR_INLINE F decode(const float* p) { return load(p); }
 FASTMTR_INLINE F decode(const uint16_t* p) { return from_halves(p); }
 FASTMTR_INLINE F decode(const int8_t* p) { return __builtin_convertvector(widen(p), F); }
 
+FASTMTR_INLINE F decode(const uint8_t* p) { return __builtin_convertvector(widen(p), F); }
+
+struct Nibbles {  // two columns
+  uint8_t both;
+};
+FASTMTR_INLINE F decode(const Nibbles* p) {
+  uint64_t word = 0;
+  memcpy(&word, p, W / 2);
+  const U lane = lane_numbers(), low = set1_bits((uint32_t)word);
+  const U here = W <= 8 ? low : lane < 8u ? low : set1_bits((uint32_t)(word >> 32));
+  return __builtin_convertvector((S)(here >> (lane % 8u * 4u) & 15u), F);
+}
+
+template <class T>
+constexpr size_t kColumnsOf = 1;
+template <>
+constexpr size_t kColumnsOf<Nibbles> = 2;
+
+// The first m columns, anything beyond; nothing beyond their bytes is read.
 template <class T>
 FASTMTR_INLINE F decode_part(const T* p, size_t m) {
   if (m == W) return decode(p);
-  T lanes[W] = {};
-  for (size_t i = 0; i < m; ++i) lanes[i] = p[i];
-  return decode(lanes);
+  T some[W] = {};
+  for (size_t i = 0; i * kColumnsOf<T> < m; ++i) some[i] = p[i];
+  return decode(some);
 }
 FASTMTR_INLINE F decode_part(const float* p, size_t m) { return load_part(p, m); }
 

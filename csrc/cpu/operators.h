@@ -7,9 +7,6 @@
 namespace fastmtr {
 namespace {
 
-FASTMTR_INLINE F max_or_nan(F a, F b) { return a == a ? max(a, b) : a; }
-FASTMTR_INLINE F min_or_nan(F a, F b) { return a == a ? min(a, b) : a; }
-
 // value(i, m) gives the vector of columns i .. i + m, zeros beyond. Lanes are summed apart and then in the lane tree.
 template <class Value>
 FASTMTR_INLINE float sum_over(size_t n, Value value) {
@@ -214,60 +211,6 @@ inline void copy(size_t rows, size_t width, Rows x, Out out) {
         store_part(to + i, from.get(i, m), m);
       }
     });
-}
-
-// ---- tables -------------------------------------------------------------------------------------------------------
-
-constexpr size_t kIdsAhead = 16;                  // lookups that are under way while one is copied
-constexpr size_t kAheadFloats = 4 * kLineFloats;  // of each: the processor's own prefetcher goes on from there
-
-inline void embedding(size_t rows, size_t n_ids, IdRows ids, int64_t padding, const float* table, size_t dim, Out out) {
-  const size_t total = rows * n_ids;
-  size_t soon_row = 0, soon_column = 0;  // the lookup kIdsAhead on
-  const auto fetch_next = [&] {
-    prefetch_floats(table + (size_t)row(ids, soon_row)[soon_column] * dim, less(dim, kAheadFloats));
-    if (++soon_column == n_ids) soon_column = 0, ++soon_row;
-  };
-  for (size_t i = 0; i < less(kIdsAhead, total); ++i) fetch_next();
-  size_t done = 0;
-  for (size_t r = 0; r < rows; ++r)
-    for (size_t i = 0; i < n_ids; ++i, ++done) {
-      if (done + kIdsAhead < total) fetch_next();
-      const int32_t id = row(ids, r)[i];
-      float* to = row(out, r) + i * dim;
-      if (id == padding)
-        map(to, to, dim, [](F, size_t, size_t) { return zero(); });
-      else
-        copy_floats(to, table + (size_t)id * dim, dim);
-    }
-}
-
-// One bag's columns i .. i + m; ids ascending by position. Returns how many ids were not padding.
-FASTMTR_INLINE size_t pool(const int32_t* ids, size_t n_ids, int64_t padding, Pooling mode, const float* table,
-                           size_t dim, size_t i, size_t m, float* out) {
-  F total = zero();
-  size_t count = 0;
-  for (size_t j = 0; j < n_ids; ++j) {
-    if (ids[j] == padding) continue;
-    const F v = load_part(table + (size_t)ids[j] * dim + i, m);
-    total = count++ == 0 ? v : mode == Pooling::max ? max_or_nan(total, v) : total + v;
-  }
-  store_part(out + i, mode == Pooling::mean && count > 0 ? total / (float)count : total, m);
-  return count;
-}
-
-inline void embedding_bag(size_t rows, size_t n_ids, IdRows ids, int64_t padding, Pooling mode, const float* table,
-                          size_t dim, Out out) {
-  const auto fetch = [&](size_t r) {
-    for (size_t j = 0; j < n_ids; ++j)
-      if (row(ids, r)[j] != padding) prefetch_floats(table + (size_t)row(ids, r)[j] * dim, less(dim, kAheadFloats));
-  };
-  if (rows > 0) fetch(0);
-  for (size_t r = 0; r < rows; ++r) {
-    if (r + 1 < rows) fetch(r + 1);
-    for (size_t i = 0; i < dim; i += W)
-      pool(row(ids, r), n_ids, padding, mode, table, dim, i, less(W, dim - i), row(out, r));
-  }
 }
 
 // ---- fusion -------------------------------------------------------------------------------------------------------

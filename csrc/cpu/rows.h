@@ -14,9 +14,8 @@ FASTMTR_INLINE float* row(const Out& x, size_t r) { return x.data + r * x.stride
 
 constexpr size_t kLineFloats = 16;
 
-FASTMTR_INLINE void prefetch_floats(const float* p, size_t n) {
-  for (size_t i = 0; i < n; i += kLineFloats) __builtin_prefetch(p + i);
-}
+FASTMTR_INLINE F max_or_nan(F a, F b) { return a == a ? max(a, b) : a; }
+FASTMTR_INLINE F min_or_nan(F a, F b) { return a == a ? min(a, b) : a; }
 
 // The first m of a vector's lanes, where the end of a row may cut it short.
 FASTMTR_INLINE F load_part(const float* p, size_t m) { return m == W ? load(p) : load_n(p, m); }

@@ -3,6 +3,7 @@
 #define FASTMTR_CPU_TABLE_H
 
 #include "affine_int8.h"
+#include "embeddings.h"
 #include "operators.h"
 #include "sequence.h"
 

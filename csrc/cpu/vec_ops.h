@@ -46,6 +46,12 @@ FASTMTR_INLINE S dot_of_pairs(S sum, S x, S w) {
   return sum + (S)((U)x << 16 >> 16) * ((S)((U)w << 16) >> 16) + (x >> 16) * (w >> 16);
 }
 
+FASTMTR_INLINE U lane_numbers() {
+  U lanes;
+  for (size_t i = 0; i < W; ++i) lanes[i] = (uint32_t)i;
+  return lanes;
+}
+
 FASTMTR_INLINE size_t less(size_t a, size_t b) { return a < b ? a : b; }
 
 }  // namespace

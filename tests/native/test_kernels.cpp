@@ -263,13 +263,14 @@ void test_tables(const Kernels& k) {
             return static_cast<double>(table[static_cast<size_t>(ids[r * (n_ids + 2) + i]) * dim + d]);
           };
           Matrix out(rows, n_ids * dim, false);
-          k.embedding(rows, n_ids, view, padding, table.data(), dim, out.out());
+          const EmbeddingTable looked_up = {table.data(), dim, TableEncoding::f32, nullptr, nullptr};
+          k.embedding(rows, n_ids, view, padding, &looked_up, out.out());
           compare(
               isa + " embedding", out,
               [&](size_t r, size_t i) { return there(r, i / dim) ? entry(r, i / dim, i % dim) : 0; }, 0, 0);
           for (int mode = 0; mode < 3; ++mode) {
             Matrix bag(rows, dim, false);
-            k.embedding_bag(rows, n_ids, view, padding, static_cast<Pooling>(mode), table.data(), dim, bag.out());
+            k.embedding_bag(rows, n_ids, view, padding, static_cast<Pooling>(mode), &looked_up, bag.out());
             compare(
                 isa + " embedding_bag " + std::to_string(mode), bag,
                 [&](size_t r, size_t d) {

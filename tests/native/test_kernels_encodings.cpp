@@ -202,7 +202,64 @@ void test_addends(const Kernels& k) {
         }
 }
 
+// Look-ups in tables of every encoding, that begin and end anywhere: nothing beyond a table may be read.
+void test_tables(const Kernels& k) {
+  constexpr size_t kRows = 23;
+  const struct {
+    TableEncoding encoding;
+    const char* name;
+    size_t bits;
+  } encodings[] = {{TableEncoding::f16, "f16", 16}, {TableEncoding::u8, "u8", 8}, {TableEncoding::u4, "u4", 4}};
+  for (const auto& e : encodings)
+    for (size_t dim : {1, 2, 4, 6, 8, 10, 15, 16, 17, 18, 32, 50}) {
+      if (dim % 2 == 1 && e.bits == 4) continue;
+      const std::string what = std::string(k.isa) + " " + e.name + " of " + std::to_string(dim);
+      std::vector<unsigned char> bytes(kRows * dim * e.bits / 8);
+      for (auto& b : bytes) b = static_cast<unsigned char>(random_bits());
+      if (e.encoding == TableEncoding::f16)
+        for (size_t i = 1; i < bytes.size(); i += 2) bytes[i] &= 0xbb;  // finite, below 2
+      std::vector<float> scales(kRows), shifts(kRows);
+      for (size_t r = 0; r < kRows; ++r) scales[r] = uniform() + 1.5f, shifts[r] = 10 * uniform();
+      const auto decoded = [&](size_t r, size_t i) {
+        const size_t at = r * dim + i;
+        if (e.encoding == TableEncoding::f16) {
+          uint16_t h;
+          std::memcpy(&h, bytes.data() + 2 * at, sizeof h);
+          return half_value(h);
+        }
+        const int q = e.bits == 8 ? bytes[at] : bytes[at / 2] >> (at % 2 * 4) & 15;
+        return double{scales[r]} * q + double{shifts[r]};
+      };
+      const EmbeddingTable table = {bytes.data(), dim, e.encoding, scales.data(), shifts.data()};
+      for (size_t rows : {1, 3, 40})
+        for (size_t n_ids : {1, 5})
+          for (int64_t padding : {-1, 0}) {
+            std::vector<int32_t> ids(rows * n_ids);
+            for (auto& id : ids) id = static_cast<int32_t>(below(4) == 0 ? 0 : below(kRows));
+            Matrix out(rows, n_ids * dim, false);
+            k.embedding(rows, n_ids, {ids.data(), n_ids}, padding, &table, out.out());
+            const auto value = [&](size_t r, size_t j, size_t i) {
+              const int32_t id = ids[r * n_ids + j];
+              return id == padding ? 0 : decoded(static_cast<size_t>(id), i);
+            };
+            compare(
+                what + " embedding", out, [&](size_t r, size_t i) { return value(r, i / dim, i % dim); }, 2e-7, 1e-6);
+            Matrix bag(rows, dim, false);
+            k.embedding_bag(rows, n_ids, {ids.data(), n_ids}, padding, Pooling::sum, &table, bag.out());
+            compare(
+                what + " bag", bag,
+                [&](size_t r, size_t i) {
+                  double total = 0;
+                  for (size_t j = 0; j < n_ids; ++j) total += value(r, j, i);
+                  return total;
+                },
+                1e-6, 2e-4);
+          }
+    }
+}
+
 void test_encodings(const Kernels& k) {
+  test_tables(k);
   test_every_half(k);
   test_bounds(k);
   test_refusals(k);
