@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata as package_metadata
@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from fastmtr.compiler import Explanation, ItemPrecision, compile_graph, explain
+from fastmtr.encodings import EmbeddingPrecision, decoded_weights, encode_tables, name_encoded
 from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
@@ -128,14 +129,14 @@ class Bundle:
 
     @cached_property
     def weights(self) -> dict[str, NDArray[Any]]:
-        """Every tensor of graph and plan."""
+        """Every tensor of graph and plan, as it is kept; :attr:`graph` has tables of embeddings in fp32."""
         return _read_tensors(self.path / "weights.safetensors")
 
     @cached_property
     def graph(self) -> Graph:
         """The model before compilation."""
         try:
-            return Graph.from_json(self._texts["graph.json"], self.weights)
+            return Graph.from_json(self._texts["graph.json"], decoded_weights(self.plan, self.weights))
         except ConversionError as error:
             raise BundleError(f"{self.path / 'graph.json'}: {error}") from error
 
@@ -150,7 +151,8 @@ class Bundle:
     def explain(self) -> Explanation:
         """Each step of the plan: when it runs, what it costs, what was split, stored or merged, and why not."""
         shapes = {name: array.shape for name, array in self.weights.items()}
-        return explain(self.plan, shapes, n_items=self.n_items)
+        sizes = {name: array.itemsize for name, array in self.weights.items()}
+        return explain(self.plan, shapes, n_items=self.n_items, item_sizes=sizes)
 
     @property
     def n_items(self) -> int:
@@ -229,6 +231,8 @@ def write_bundle(
     item_memory: int | Literal["auto"] = "auto",
     item_precision: ItemPrecision = "fp32",
     fold_memory: int | Literal["auto"] = "auto",
+    embedding_precision: EmbeddingPrecision = "fp32",
+    progress: bool = False,
     metadata: Mapping[str, Any] | None = None,
     report: Any = None,
     overwrite: bool = False,
@@ -259,6 +263,11 @@ def write_bundle(
         What they are kept in; see :func:`~fastmtr.compiler.compile_graph` for the error.
     fold_memory : int or "auto"
         Bytes for tables in which products of embeddings are looked up.
+    embedding_precision : {"fp32", "fp16", "int8", "int4"}
+        What tables of embeddings are kept in, at most; see :func:`~fastmtr.encodings.encode_table`. The bundle's graph
+        is then that of the decoded numbers. :func:`~fastmtr.evaluation.compare_precision` tells what it costs.
+    progress : bool
+        Show how far the encoding of tables is.
     metadata, report : JSON values, optional
     overwrite : bool
         Replace a bundle that is there. It stays until the new one is complete.
@@ -284,6 +293,7 @@ def write_bundle(
     n_items = 0 if catalogue is None else len(catalogue.keys)
     if fusion is None:
         fusion = _default_fusion(schema)
+    graph, encoded = encode_tables(graph, embedding_precision, track=_tracked if progress else iter)
     compiled = compile_graph(
         graph,
         fusion=fusion,
@@ -294,7 +304,10 @@ def write_bundle(
     )
 
     texts: dict[str, Any] = {"schema.json": schema.to_json(), "graph.json": graph.to_json(), "plan.json": compiled.plan}
-    tensors: dict[str, dict[str, NDArray[Any]]] = {"weights.safetensors": {**graph.weights, **compiled.weights}}
+    # A table that a pass of the compiler made anew, or that no step looks up, stays in fp32.
+    kept = {name: table for name, table in encoded.items() if compiled.weights.get(name) is graph.weights[name]}
+    weights = {**graph.weights, **compiled.weights, **name_encoded(compiled.plan, kept)}
+    tensors: dict[str, dict[str, NDArray[Any]]] = {"weights.safetensors": weights}
     manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "fastmtr_version": _version()}
     if pipeline_state is not None:
         texts["features.json"], tensors["features.safetensors"] = pipeline_state
@@ -331,6 +344,12 @@ def write_bundle(
         _check_with_engine(building)
         _publish(building, target, overwrite)
     return target
+
+
+def _tracked(names: Iterable[str]) -> Iterable[str]:
+    from rich.progress import track
+
+    return track(list(names), description="encoding tables", transient=True)
 
 
 def _default_fusion(schema: Schema) -> dict[str, Any]:

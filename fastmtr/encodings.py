@@ -1,15 +1,36 @@
-"""Numbers in fewer bits: what becomes of the rows of stored item tables."""
+"""Numbers in fewer bits: rows of stored item tables, and tables of embeddings. ``docs/bundle.md`` has the bounds."""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["stored_rows"]
+from fastmtr.errors import ConversionError
+from fastmtr.graph import Graph
+
+__all__ = [
+    "EMBEDDING_PRECISIONS",
+    "EmbeddingPrecision",
+    "EncodedTable",
+    "decoded_weights",
+    "encode_table",
+    "encode_tables",
+    "name_encoded",
+    "stored_rows",
+]
+
+EmbeddingPrecision = Literal["fp32", "fp16", "int8", "int4"]
+EMBEDDING_PRECISIONS: tuple[EmbeddingPrecision, ...] = ("fp32", "fp16", "int8", "int4")
 
 _SIGNED_LEVELS = 127
+_BITS: dict[EmbeddingPrecision, int] = {"int8": 8, "int4": 4}
+_HALF_LIMIT = 65520.0  # rounds to infinity
+_SCALE_AND_SHIFT = 8  # bytes a row
+_BLOCK = 1 << 22  # numbers encoded at once
 
 
 def stored_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
@@ -34,3 +55,194 @@ def stored_rows(rows: NDArray[Any], dtype: str) -> NDArray[Any]:
         scale = np.abs(rows).max(axis=1, keepdims=True, initial=0) / _SIGNED_LEVELS
         return np.asarray(np.round(rows / np.where(scale > 0, scale, 1)) * scale, dtype=rows.dtype)
     return rows
+
+
+# ---- tables of embeddings --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, eq=False)
+class EncodedTable:
+    """A table of embeddings as a bundle keeps it.
+
+    Parameters
+    ----------
+    precision : {"fp16", "int8", "int4"}
+    table : ndarray, shape (rows, columns) or for int4 (rows, columns / 2)
+        float16, or uint8: numbers q, for int4 two a byte, the first in the low bits.
+    scale, shift : ndarray of float32, shape (rows,), optional
+        Of int8 and int4: a number is q * scale + shift.
+    """
+
+    precision: EmbeddingPrecision
+    table: NDArray[Any]
+    scale: NDArray[np.float32] | None = None
+    shift: NDArray[np.float32] | None = None
+
+    def decode(self) -> NDArray[np.float32]:
+        """The numbers that the engine reads, shape (rows, columns)."""
+        if self.scale is None or self.shift is None:
+            return self.table.astype(np.float32)
+        rows, width = self.table.shape
+        columns = width * 8 // _BITS[self.precision]
+        decoded = np.empty((rows, columns), np.float32)
+        for part in _blocks(rows, columns):
+            q = self.table[part]
+            if self.precision == "int4":
+                q = np.stack([q & 15, q >> 4], axis=2).reshape(len(q), columns)
+            decoded[part] = q * self.scale[part, None].astype(np.float64) + self.shift[part, None]
+        return decoded
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the tensors."""
+        return sum(each.nbytes for each in (self.table, self.scale, self.shift) if each is not None)
+
+
+def encode_table(table: NDArray[np.float32], precision: EmbeddingPrecision) -> EncodedTable | None:
+    """A table in at most so many bits a number: in the smallest form that it fits, of equal ones the most precise.
+
+    int8 and int4 keep a scale and a shift a row, so that narrow tables are smaller in fp16; int4 takes an even number
+    of columns; fp16 takes no number beyond 65504.
+
+    Parameters
+    ----------
+    table : ndarray of float32, shape (rows, columns)
+        Finite numbers.
+    precision : {"fp32", "fp16", "int8", "int4"}
+
+    Returns
+    -------
+    EncodedTable or None
+        None: it stays in fp32.
+    """
+    columns = table.shape[1]
+    sizes: dict[EmbeddingPrecision, float] = {
+        "fp32": 4 * columns,
+        "fp16": 2 * columns,
+        "int8": columns + _SCALE_AND_SHIFT,
+        "int4": columns / 2 + _SCALE_AND_SHIFT,
+    }
+    allowed = list(EMBEDDING_PRECISIONS[: EMBEDDING_PRECISIONS.index(precision) + 1])
+    if columns % 2 and "int4" in allowed:
+        allowed.remove("int4")
+    if "fp16" in allowed and max(table.max(initial=0), -table.min(initial=0)) >= _HALF_LIMIT:
+        allowed.remove("fp16")
+    best = min(allowed, key=sizes.__getitem__)  # the first of equal ones
+    if best == "fp32":
+        return None
+    if best == "fp16":
+        return EncodedTable(best, table.astype(np.float16))
+    return _encode_rows(table, best)
+
+
+def _encode_rows(table: NDArray[np.float32], precision: EmbeddingPrecision) -> EncodedTable:
+    rows, columns = table.shape
+    bits = _BITS[precision]
+    levels = 2**bits - 1
+    low, high = table.min(axis=1), table.max(axis=1)
+    scale = ((high.astype(np.float64) - low) / levels).astype(np.float32)
+    packed = np.empty((rows, columns * bits // 8), np.uint8)
+    for part in _blocks(rows, columns):
+        steps = np.where(scale[part] > 0, scale[part], 1).astype(np.float64)[:, None]
+        q = np.clip(np.rint((table[part] - low[part, None].astype(np.float64)) / steps), 0, levels).astype(np.uint8)
+        packed[part] = q if bits == 8 else q[:, 0::2] | q[:, 1::2] << 4
+    return EncodedTable(precision, packed, scale, low)
+
+
+def _blocks(rows: int, columns: int) -> Iterator[slice]:
+    step = max(1, _BLOCK // columns)
+    for first in range(0, rows, step):
+        yield slice(first, first + step)
+
+
+def encode_tables(
+    graph: Graph,
+    precision: EmbeddingPrecision,
+    *,
+    track: Callable[[Iterable[str]], Iterable[str]] = iter,
+) -> tuple[Graph, dict[str, EncodedTable]]:
+    """Encode the tables of a graph.
+
+    Parameters
+    ----------
+    graph : Graph
+    precision : {"fp32", "fp16", "int8", "int4"}
+        At most so many bits a number; see :func:`encode_table`.
+    track : callable
+        Passes on the names of the tables, and may show how far it is.
+
+    Returns
+    -------
+    Graph
+        With what the encoded tables say, so that its reference evaluation is exact.
+    dict of str to EncodedTable
+        By name of the weight. A weight that is more than a table of embeddings is left as it is.
+
+    Raises
+    ------
+    ConversionError
+        An unknown precision, or a table with a number that is not finite.
+    """
+    if precision not in EMBEDDING_PRECISIONS:
+        known = ", ".join(EMBEDDING_PRECISIONS)
+        raise ConversionError(f"embedding_precision must be one of {known}, found {precision!r}")
+    if precision == "fp32":
+        return graph, {}
+    roles = {(role, name) for node in graph.nodes for role, name in node.weights.items()}
+    others = {name for role, name in roles if role != "table"}
+    encoded: dict[str, EncodedTable] = {}
+    for name in track(sorted(name for role, name in roles if role == "table" and name not in others)):
+        if not np.isfinite(graph.weights[name]).all():
+            raise ConversionError(f"weight {name!r} has values that are not finite (NaN or infinite)")
+        made = encode_table(graph.weights[name], precision)
+        if made is not None:
+            encoded[name] = made
+    weights = {**graph.weights, **{name: table.decode() for name, table in encoded.items()}}
+    return Graph(graph.inputs, graph.nodes, graph.outputs, weights), encoded
+
+
+def name_encoded(plan: Mapping[str, Any], encoded: Mapping[str, EncodedTable]) -> dict[str, NDArray[Any]]:
+    """Make the look-ups of a plan read encoded tables.
+
+    Parameters
+    ----------
+    plan : dict
+        Whose steps get the weights ``table_scale`` and ``table_shift`` and the attribute ``bits``.
+    encoded : mapping of str to EncodedTable
+        By the name that the plan has for the table in fp32.
+
+    Returns
+    -------
+    dict of str to ndarray
+        The tensors that take the place of those of these names in fp32, and their scales and shifts.
+    """
+    tensors: dict[str, NDArray[Any]] = {}
+    for step in plan["steps"]:
+        name = step["weights"].get("table")
+        if name not in encoded:
+            continue
+        made = encoded[name]
+        tensors[name] = made.table
+        if made.scale is not None and made.shift is not None:
+            step["weights"] |= {"table_scale": f"{name}:scale", "table_shift": f"{name}:shift"}
+            step["attrs"]["bits"] = _BITS[made.precision]
+            tensors |= {f"{name}:scale": made.scale, f"{name}:shift": made.shift}
+    return tensors
+
+
+def decoded_weights(plan: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:
+    """The tensors of a bundle with its encoded tables in fp32 again, under the same names."""
+    decoded = dict(tensors)
+    for step in plan["steps"]:
+        name = step["weights"].get("table") if step["op"] in ("embedding", "embedding_bag") else None
+        if name is None or tensors[name].dtype == np.float32 or decoded[name].dtype == np.float32:
+            continue
+        if tensors[name].dtype == np.float16:
+            made = EncodedTable("fp16", tensors[name])
+        else:
+            roles = step["weights"]
+            precision: EmbeddingPrecision = "int4" if step["attrs"]["bits"] == 4 else "int8"
+            scale, shift = (tensors[roles[role]] for role in ("table_scale", "table_shift"))
+            made = EncodedTable(precision, tensors[name], scale, shift)
+        decoded[name] = made.decode()
+    return decoded

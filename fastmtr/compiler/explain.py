@@ -6,6 +6,7 @@ import html
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from fastmtr.compiler.costs import flops
@@ -190,7 +191,13 @@ class Explanation:
         return "\n".join([*parts, "</body></html>", ""])
 
 
-def explain(plan: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, n_items: int = 0) -> Explanation:
+def explain(
+    plan: Mapping[str, Any],
+    shapes: Mapping[str, Sequence[int]],
+    *,
+    n_items: int = 0,
+    item_sizes: Mapping[str, int] = MappingProxyType({}),
+) -> Explanation:
     """Cost and reason of every step of a plan.
 
     Parameters
@@ -201,6 +208,8 @@ def explain(plan: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, n_i
         Of the weights that the plan names.
     n_items : int
         Size of the catalogue.
+    item_sizes : mapping of str to int
+        Bytes of an element of these weights; 4 of all others.
     """
     buffers = plan["buffers"]
     writers: dict[int, list[tuple[int, int, int]]] = {}
@@ -220,7 +229,10 @@ def explain(plan: Mapping[str, Any], shapes: Mapping[str, Sequence[int]], *, n_i
     for index in reversed(range(len(reads))):
         if index in for_tasks:
             for_tasks.update(reads[index])
-    steps = [_cost(step, buffers, shapes, reads[index], index in for_tasks) for index, step in enumerate(plan["steps"])]
+    steps = [
+        _cost(step, buffers, shapes, item_sizes, reads[index], index in for_tasks)
+        for index, step in enumerate(plan["steps"])
+    ]
     input_bytes = sum(4 * i["width"] for i in plan["inputs"] if i["domain"] == "item")
     return Explanation(tuple(steps), n_items, input_bytes)
 
@@ -229,6 +241,7 @@ def _cost(
     step: Mapping[str, Any],
     buffers: Sequence[Mapping[str, Any]],
     shapes: Mapping[str, Sequence[int]],
+    item_sizes: Mapping[str, int],
     reads: tuple[int, ...],
     for_tasks: bool,
 ) -> StepCost:
@@ -237,7 +250,10 @@ def _cost(
     output, offset, width = step["output"]
     kept = buffers[output]
     own = {role: tuple(shapes[name]) for role, name in step["weights"].items()}
-    table_bytes = 4 * widths[0] * own["table"][1] if "table" in own else 0
+    table_bytes = 0
+    if "table" in own:
+        scale_and_shift = 2 * SCALE_BYTES if "table_scale" in own else 0
+        table_bytes = widths[0] * (item_sizes.get(step["weights"]["table"], 4) * own["table"][1] + scale_and_shift)
     if domain == "candidate":
         table_bytes += sum(_row_bytes(buffers[b], w) for b, _, w in step["inputs"] if buffers[b]["domain"] == "item")
     return StepCost(
@@ -247,7 +263,7 @@ def _cost(
         width=width,
         flops=flops(op, widths, width, own, step["attrs"]),
         table_bytes=table_bytes,
-        weight_bytes=sum(4 * _count(shape) for role, shape in own.items() if role != "table"),
+        weight_bytes=sum(4 * _count(shape) for role, shape in own.items() if not role.startswith("table")),
         stored_bytes=_row_bytes(kept, width, with_scale=offset == 0) if kept["stored"] else 0,
         stored_dtype=kept["dtype"] if kept["stored"] else "",
         remark=step.get("remark", ""),

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from fastmtr.encodings import stored_rows
+from fastmtr.encodings import decoded_weights, stored_rows
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Domain, Input, Packed
 from fastmtr.operators import OPS
@@ -20,7 +20,7 @@ __all__ = ["evaluate_plan"]
 
 def evaluate_plan(
     plan: Mapping[str, Any],
-    weights: Mapping[str, NDArray[np.float32]],
+    weights: Mapping[str, NDArray[Any]],
     packed: Mapping[Domain, Packed],
     *,
     rows: ArrayLike,
@@ -33,6 +33,7 @@ def evaluate_plan(
     plan : mapping
         ``plan.json``.
     weights : mapping of str to ndarray
+        Encoded tables are decoded.
     packed : mapping of domain to Packed
         One row of ``request``; the whole catalogue as ``item``; one row a candidate as ``candidate`` (where there are
         such inputs).
@@ -52,7 +53,8 @@ def evaluate_plan(
     """
     candidates = np.asarray(rows, dtype=np.int64)
     n_rows = {"request": 1, "item": packed["item"].n_rows if "item" in packed else 0, "candidate": len(candidates)}
-    runner = _PlanRunner(plan, {k: v.astype(dtype) for k, v in weights.items()}, n_rows, candidates, np.dtype(dtype))
+    numbers = {k: v.astype(dtype) for k, v in decoded_weights(plan, weights).items()}
+    runner = _PlanRunner(plan, numbers, n_rows, candidates, np.dtype(dtype))
     for i in plan["inputs"]:
         columns = columns_of(Input(**{k: v for k, v in i.items() if k != "buffer"}), packed, np.dtype(dtype))
         runner.write([i["buffer"], 0, i["width"]], columns)
