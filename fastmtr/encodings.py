@@ -201,13 +201,14 @@ def encode_tables(
     return Graph(graph.inputs, graph.nodes, graph.outputs, weights), encoded
 
 
-def name_encoded(plan: Mapping[str, Any], encoded: Mapping[str, EncodedTable]) -> dict[str, NDArray[Any]]:
+def name_encoded(plan: dict[str, Any], encoded: Mapping[str, EncodedTable]) -> dict[str, NDArray[Any]]:
     """Make the look-ups of a plan read encoded tables.
 
     Parameters
     ----------
     plan : dict
-        Whose steps get the weights ``table_scale`` and ``table_shift`` and the attribute ``bits``.
+        Whose steps get the weights ``table_scale`` and ``table_shift`` and the attribute ``bits``; it is then of
+        version 2.
     encoded : mapping of str to EncodedTable
         By the name that the plan has for the table in fp32.
 
@@ -223,6 +224,7 @@ def name_encoded(plan: Mapping[str, Any], encoded: Mapping[str, EncodedTable]) -
             continue
         made = encoded[name]
         tensors[name] = made.table
+        plan["plan_version"] = max(plan["plan_version"], 2)
         if made.scale is not None and made.shift is not None:
             step["weights"] |= {"table_scale": f"{name}:scale", "table_shift": f"{name}:shift"}
             step["attrs"]["bits"] = _BITS[made.precision]

@@ -446,7 +446,60 @@ def test_a_weight_of_another_type(handmade: HandmadeModel, bundle: Path) -> None
     weights: dict[str, Any] = dict(handmade.maker.weights)
     weights["user.table"] = weights["user.table"].astype(np.float64)
     save_file(weights, bundle / "weights.safetensors")
-    refused(seal(bundle), "tensor 'user.table' is F64, expected F32")
+    refused(seal(bundle), "tensor 'user.table' is F64, expected F32 or F16 or U8")
+
+
+# Of the table [50, 8] of 'user' in bytes: what is changed in its tensors (None: left out), its step, and what is said.
+ENCODED: dict[str, tuple[dict[str, Any], dict[str, Any], str]] = {
+    "signed bytes": ({"table": np.zeros((50, 8), np.int8)}, {}, "'user.table' is I8, expected F32 or F16 or U8"),
+    "no bits": ({}, {"bits": None}, "'bits' is missing"),
+    "2 bits": ({}, {"bits": 2}, "'bits' must be a whole number 4 .. 8, found 2"),
+    "5 bits": ({}, {"bits": 5}, "'bits' must be 4 or 8, found 5"),
+    "4 bits where there are 8": ({}, {"bits": 4}, r"output has width 8, expected 16 = ids times table columns"),
+    "an odd width in halves of bytes": (
+        {"table": np.zeros((50, 3), np.uint8)},
+        {"bits": 4},
+        "output has width 8, expected 6 = ids times table columns",
+    ),
+    "bits of numbers": ({"table": np.zeros((50, 8), np.float32)}, {}, "unknown member 'bits'"),
+    "a scale of numbers": ({"table": np.zeros((50, 8), np.float16)}, {"bits": None}, "unknown member 'table_scale'"),
+    "no scale": ({"table_scale": None}, {}, "'table_scale' is missing"),
+    "no shift": ({"table_shift": None}, {}, "'table_shift' is missing"),
+    "scale of another type": ({"table_scale": np.ones(50)}, {}, "'user.table_scale' is F64, expected F32"),
+    "scales for fewer rows": (
+        {"table_scale": np.ones(49, np.float32)},
+        {},
+        r"'table_scale' has shape \[49\], expected \[50\]",
+    ),
+    "scale NaN": ({"table_scale": np.full(50, np.nan, np.float32)}, {}, "'table_scale' is nan for row 0"),
+    "shift infinite": ({"table_shift": np.float32([0] * 49 + [np.inf])}, {}, "'table_shift' is inf for row 49"),
+}
+
+
+@pytest.mark.parametrize("case", ENCODED)
+def test_encoded_tables(handmade: HandmadeModel, bundle: Path, case: str) -> None:
+    tensors_changed, attrs, message = ENCODED[case]
+    roles: dict[str, Any] = {
+        "table": np.zeros((50, 8), np.uint8),
+        "table_scale": np.ones(50, np.float32),
+        "table_shift": np.zeros(50, np.float32),
+    }
+    plan = handmade.maker.plan()
+
+    def write(roles: dict[str, Any], attrs: dict[str, Any]) -> Path:
+        there = {role: array for role, array in roles.items() if array is not None}
+        user = step(plan, "user")
+        user["weights"] = {role: f"user.{role}" for role in there}
+        user["attrs"] = {
+            name: value for name, value in ({"bits": 8, "padding": 0} | attrs).items() if value is not None
+        }
+        (bundle / "plan.json").write_text(json.dumps(plan))
+        weights = handmade.maker.weights | {f"user.{role}": array for role, array in there.items()}
+        save_file(weights, bundle / "weights.safetensors")
+        return seal(bundle)
+
+    Model(write(roles, {}))
+    refused(write(roles | tensors_changed, attrs), message)
 
 
 def test_a_weight_out_of_step_with_its_type(handmade: HandmadeModel, bundle: Path) -> None:
