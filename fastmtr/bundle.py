@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from fastmtr.compiler import Explanation, ItemPrecision, compile_graph, explain
-from fastmtr.encodings import EmbeddingPrecision, decoded_weights, encode_tables, name_encoded
+from fastmtr.compiler import Explanation, ItemPrecision, compile_encoded, explain
+from fastmtr.encodings import EmbeddingPrecision, decoded_weights
 from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
@@ -293,20 +293,17 @@ def write_bundle(
     n_items = 0 if catalogue is None else len(catalogue.keys)
     if fusion is None:
         fusion = _default_fusion(schema)
-    graph, encoded = encode_tables(graph, embedding_precision, track=_tracked if progress else iter)
-    compiled = compile_graph(
+    plan, weights = compile_encoded(
         graph,
+        embedding_precision=embedding_precision,
+        track=_tracked if progress else iter,
         fusion=fusion,
         n_items=n_items,
         item_memory=item_memory,
         item_precision=item_precision,
         fold_memory=fold_memory,
     )
-
-    texts: dict[str, Any] = {"schema.json": schema.to_json(), "graph.json": graph.to_json(), "plan.json": compiled.plan}
-    # A table that a pass of the compiler made anew, or that no step looks up, stays in fp32.
-    kept = {name: table for name, table in encoded.items() if compiled.weights.get(name) is graph.weights[name]}
-    weights = {**graph.weights, **compiled.weights, **name_encoded(compiled.plan, kept)}
+    texts: dict[str, Any] = {"schema.json": schema.to_json(), "graph.json": graph.to_json(), "plan.json": plan}
     tensors: dict[str, dict[str, NDArray[Any]]] = {"weights.safetensors": weights}
     manifest: dict[str, Any] = {"format_version": FORMAT_VERSION, "fastmtr_version": _version()}
     if pipeline_state is not None:
@@ -347,8 +344,10 @@ def write_bundle(
 
 
 def _tracked(names: Iterable[str]) -> Iterable[str]:
-    from rich.progress import track
-
+    try:
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return names
     return track(list(names), description="encoding tables", transient=True)
 
 

@@ -106,11 +106,18 @@ def _parser() -> argparse.ArgumentParser:
     judge.add_argument("config", metavar="CONFIG")
     judge.add_argument("--json", action="store_true", help="numbers for programs")
 
-    recompile = command("compile", _compile, "Compile a bundle's model again, with another memory budget or fusion.")
+    recompile = command(
+        "compile", _compile, "Compile a bundle's model again: another memory budget, precision or fusion."
+    )
     _bundle(recompile)
     _out(recompile, required=True)
-    stored = "what item values are kept in (default fp32)"
-    recompile.add_argument("--item-precision", choices=("fp32", "fp16", "int8"), default="fp32", help=stored)
+    kept = "what item values computed ahead of time are kept in (default fp32)"
+    recompile.add_argument("--item-precision", choices=("fp32", "fp16", "int8"), default="fp32", help=kept)
+    tables = "what tables of embeddings are kept in, at most (default fp32)"
+    precisions = ("fp32", "fp16", "int8", "int4")
+    recompile.add_argument("--embedding-precision", choices=precisions, default="fp32", help=tables)
+    judge_on = "judge what the precision costs on the test samples of this configuration, too"
+    recompile.add_argument("--samples", metavar="CONFIG", help=judge_on)
     recompile.add_argument("--fusion", choices=("product", "sum"), help="how task scores become one")
     weight: dict[str, Any] = {"action": "append", "default": [], "type": _weight, "metavar": "TASK=W"}
     recompile.add_argument("--weight", **weight, help="of the fusion; repeat it")
@@ -336,11 +343,35 @@ def _compile(options: argparse.Namespace) -> None:
         fusion=fusion,
         item_memory=options.item_memory,
         item_precision=options.item_precision,
+        embedding_precision=options.embedding_precision,
+        progress=sys.stderr.isatty(),
         metadata=bundle.metadata,
         report=bundle.report,
         overwrite=options.overwrite,
     )
-    print(f"wrote {made}")
+    print(f"wrote {made}: {_size(made)}, from {_size(options.bundle)}")
+    if options.samples is not None or {options.item_precision, options.embedding_precision} != {"fp32"}:
+        _tell_cost(options, made)
+
+
+def _tell_cost(options: argparse.Namespace, made: Path) -> None:
+    from fastmtr.evaluation import compare_precision
+    from fastmtr.ranker import Ranker
+
+    before, after = Ranker.load(options.bundle), Ranker.load(made)
+    if options.samples is None:
+        print(compare_precision(before, after))
+        return
+    from fastmtr.datasets import load
+    from fastmtr.workflow import check_same_features
+
+    prepared = load(_config_path(options.samples)).prepare(progress=sys.stderr.isatty())
+    check_same_features(before, prepared)
+    _show(compare_precision(before, after, samples=prepared.test).table())
+
+
+def _size(bundle: Path) -> str:
+    return f"{sum(file.stat().st_size for file in bundle.iterdir()) / 2**20:,.1f} MiB"
 
 
 def _convert(options: argparse.Namespace) -> None:

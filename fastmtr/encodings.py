@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from fastmtr.errors import ConversionError
-from fastmtr.graph import Graph
 
 __all__ = [
     "EMBEDDING_PRECISIONS",
@@ -18,8 +15,6 @@ __all__ = [
     "EncodedTable",
     "decoded_weights",
     "encode_table",
-    "encode_tables",
-    "name_encoded",
     "stored_rows",
 ]
 
@@ -93,6 +88,11 @@ class EncodedTable:
         return decoded
 
     @property
+    def bits(self) -> int | None:
+        """The attribute of the steps that look it up; None of fp16."""
+        return _BITS.get(self.precision)
+
+    @property
     def nbytes(self) -> int:
         """Bytes of the tensors."""
         return sum(each.nbytes for each in (self.table, self.scale, self.shift) if each is not None)
@@ -153,83 +153,6 @@ def _blocks(rows: int, columns: int) -> Iterator[slice]:
     step = max(1, _BLOCK // columns)
     for first in range(0, rows, step):
         yield slice(first, first + step)
-
-
-def encode_tables(
-    graph: Graph,
-    precision: EmbeddingPrecision,
-    *,
-    track: Callable[[Iterable[str]], Iterable[str]] = iter,
-) -> tuple[Graph, dict[str, EncodedTable]]:
-    """Encode the tables of a graph.
-
-    Parameters
-    ----------
-    graph : Graph
-    precision : {"fp32", "fp16", "int8", "int4"}
-        At most so many bits a number; see :func:`encode_table`.
-    track : callable
-        Passes on the names of the tables, and may show how far it is.
-
-    Returns
-    -------
-    Graph
-        With what the encoded tables say, so that its reference evaluation is exact.
-    dict of str to EncodedTable
-        By name of the weight. A weight that is more than a table of embeddings is left as it is.
-
-    Raises
-    ------
-    ConversionError
-        An unknown precision, or a table with a number that is not finite.
-    """
-    if precision not in EMBEDDING_PRECISIONS:
-        known = ", ".join(EMBEDDING_PRECISIONS)
-        raise ConversionError(f"embedding_precision must be one of {known}, found {precision!r}")
-    if precision == "fp32":
-        return graph, {}
-    roles = {(role, name) for node in graph.nodes for role, name in node.weights.items()}
-    others = {name for role, name in roles if role != "table"}
-    encoded: dict[str, EncodedTable] = {}
-    for name in track(sorted(name for role, name in roles if role == "table" and name not in others)):
-        if not np.isfinite(graph.weights[name]).all():
-            raise ConversionError(f"weight {name!r} has values that are not finite (NaN or infinite)")
-        made = encode_table(graph.weights[name], precision)
-        if made is not None:
-            encoded[name] = made
-    weights = {**graph.weights, **{name: table.decode() for name, table in encoded.items()}}
-    return Graph(graph.inputs, graph.nodes, graph.outputs, weights), encoded
-
-
-def name_encoded(plan: dict[str, Any], encoded: Mapping[str, EncodedTable]) -> dict[str, NDArray[Any]]:
-    """Make the look-ups of a plan read encoded tables.
-
-    Parameters
-    ----------
-    plan : dict
-        Whose steps get the weights ``table_scale`` and ``table_shift`` and the attribute ``bits``; it is then of
-        version 2.
-    encoded : mapping of str to EncodedTable
-        By the name that the plan has for the table in fp32.
-
-    Returns
-    -------
-    dict of str to ndarray
-        The tensors that take the place of those of these names in fp32, and their scales and shifts.
-    """
-    tensors: dict[str, NDArray[Any]] = {}
-    for step in plan["steps"]:
-        name = step["weights"].get("table")
-        if name not in encoded:
-            continue
-        made = encoded[name]
-        tensors[name] = made.table
-        plan["plan_version"] = max(plan["plan_version"], 2)
-        if made.scale is not None and made.shift is not None:
-            step["weights"] |= {"table_scale": f"{name}:scale", "table_shift": f"{name}:shift"}
-            step["attrs"]["bits"] = _BITS[made.precision]
-            tensors |= {f"{name}:scale": made.scale, f"{name}:shift": made.shift}
-    return tensors
 
 
 def decoded_weights(plan: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[np.float32]]:

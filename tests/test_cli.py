@@ -91,6 +91,19 @@ def test_evaluate_refuses_other_data(project, trained, tmp_path, capsys):
     assert "are not those that this bundle was trained on" in capsys.readouterr().err
 
 
+def test_compile_in_fewer_bits_tells_what_it_costs(project, trained, tmp_path, capsys):
+    out = tmp_path / "small"
+    arguments = ["compile", str(trained), "--out", str(out), "--overwrite", "--item-precision", "int8"]
+    arguments += ["--embedding-precision", "int4"]
+    assert cli.main(arguments) == 0
+    told = capsys.readouterr().out
+    assert re.search(r"wrote .*small: [0-9.]+ MiB, from [0-9.]+ MiB\nMemory: .* Of the first 10 .*% stay \(", told)
+    assert cli.main([*arguments, "--samples", str(project)]) == 0
+    told = capsys.readouterr().out
+    assert "What the precision costs, on" in told
+    assert re.search(r"click +auc +0\.[0-9]{4} +0\.[0-9]{4} +[+-]0\.[0-9]{5}", told)
+
+
 def test_compile(trained, tmp_path, capsys):
     out = tmp_path / "lean"
     arguments = [

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from cases import fill, model_graph, task_scores
 from fastmtr import _native
 from fastmtr.bundle import Bundle, Catalogue, open_bundle, write_bundle
-from fastmtr.encodings import EMBEDDING_PRECISIONS, encode_table, encode_tables
+from fastmtr.compiler.encode_tables import encode_tables
+from fastmtr.encodings import EMBEDDING_PRECISIONS, encode_table
 from fastmtr.errors import ConversionError
 from fastmtr.graph import Graph, GraphBuilder, Input
 from fastmtr.reference import evaluate, evaluate_plan
