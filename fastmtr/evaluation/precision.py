@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from fastmtr.errors import SchemaError
-from fastmtr.evaluation.evaluate import evaluate
 
 if TYPE_CHECKING:
     from fastmtr.evaluation.report import Table
@@ -115,6 +114,8 @@ def compare_precision(
 
 
 def _task_costs(before: Ranker, after: Ranker, samples: Samples) -> tuple[TaskCost, ...]:
+    from fastmtr.evaluation.evaluate import evaluate  # needs scikit-learn, which a plain installation has not
+
     of_today = dataclasses.replace(samples, item_dense=None)
     scores = [ranker.predict(of_today, items=ranker.items) for ranker in (before, after)]
     schema = before.schema
