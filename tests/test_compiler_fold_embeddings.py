@@ -65,6 +65,23 @@ def test_a_product_becomes_a_lookup(domain: Domain, padding: int | None, argumen
     assert_same_outputs(before, after, 1e-6)
 
 
+def test_each_id_of_a_history_is_looked_up_for_its_own_step() -> None:
+    rng = np.random.default_rng(0)
+    g = GraphBuilder(
+        [Input("ids", "request", "ids", 0, 3, rows=5, padding=0), Input("dense", "request", "dense", 0, 6)]
+    )
+    e = g.embedding("ids", g.weight("table", rng.normal(size=(5, 8))), padding=0, name="e")
+    rows = g.concat([part for step in range(3) for part in (g.slice(e, 8 * step, 8), g.slice("dense", 2 * step, 2))])
+    w = g.weight("w", rng.normal(size=(4, 10)))
+    g.output("click", g.reduce(g.affine(rows, w=w, b=g.weight("b", rng.normal(size=4)), steps=3, name="head"), "sum"))
+    after, found = folded(g.build())
+    assert [n.op for n in after.nodes] == ["embedding", "affine", "reduce"]
+    assert after.width(after.nodes[0].output) == 3 * 4
+    assert after.nodes[1].inputs == ("dense", after.nodes[0].output)
+    assert "e: folded" in found.remarks["head"]
+    assert_same_outputs(g.build(), after, 1e-6)
+
+
 def test_nothing_may_be_left_of_the_product() -> None:
     g = GraphBuilder([Input("ids", "request", "ids", 0, 1, rows=3)])
     e = g.embedding("ids", g.weight("table", np.arange(24).reshape(3, 8)))

@@ -75,6 +75,15 @@ MIXED = ["user", "here", "item"]
             lambda g: g.softmax(g.concat(["user", "user", "item"]), size=6),
             {("softmax", "request", 6), ("softmax", "candidate", 6)},
         ),
+        # Rows of tokens that go through one product.
+        (
+            lambda g: g.affine(g.concat(["user", "item"]), w=weight(g, "w", 3, 2), b=weight(g, "b", 3), steps=4),
+            {("affine", "request", 6), ("affine", "item", 6)},
+        ),
+        (
+            lambda g: g.layer_norm(g.concat(["user", "item"]), size=2, scale=weight(g, "scale", 2)),
+            {("layer_norm", "request", 4), ("layer_norm", "item", 4)},
+        ),
         (
             lambda g: g.reduce(g.concat(["user", "item"]), "max", outer=4, axis=2),
             {("reduce", "request", 2), ("reduce", "item", 2)},
