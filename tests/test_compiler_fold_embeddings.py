@@ -115,6 +115,27 @@ def test_a_lookup_that_takes_longer_than_the_product_is_not_made() -> None:
     assert "quicker" in folded(many)[1].remarks["head"]
 
 
+def test_a_lookup_that_others_need_is_not_saved() -> None:
+    g = GraphBuilder([Input("ids", "candidate", "ids", 0, 1, rows=7), Input("dense", "candidate", "dense", 0, 1)])
+    rng = np.random.default_rng(0)
+    e = g.embedding("ids", g.weight("table", rng.normal(size=(7, 16))), name="e")
+    w = g.weight("w", rng.normal(size=(4, 17)))
+    g.output("click", g.reduce(g.affine(g.concat([e, "dense"]), w=w, name="head"), "sum"))
+    assert "e: folded" in folded(g.build())[1].remarks["head"]
+    g.output("like", g.reduce(e, "sum"))
+    assert "quicker" in folded(g.build())[1].remarks["head"]
+
+
+def test_groups_stay() -> None:
+    g = GraphBuilder([Input("ids", "request", "ids", 0, 1, rows=7), Input("dense", "request", "dense", 0, 16)])
+    rng = np.random.default_rng(0)
+    e = g.embedding("ids", g.weight("table", rng.normal(size=(7, 16))))
+    w = g.weight("w", rng.normal(size=(2, 4, 16)))
+    g.output("click", g.reduce(g.affine(g.concat([e, "dense"]), w=w, groups=2), "sum"))
+    before = g.build()
+    assert folded(before)[1] == Folded(before, {})
+
+
 def test_stored_item_values_are_not_folded() -> None:
     before = model("item")
     assert folded(before, storage=Storage(frozenset({"head"}), {}))[1] == Folded(before, {})

@@ -239,6 +239,8 @@ THREE = (
         # Nothing is gained where the candidate's columns stay as many.
         (lambda g, w: g.add("user", "here"), {"head": ("candidate", 3)}),
         (lambda g, w: g.sub(g.add("user", "here"), g.activation("here", "tanh")), {"head": ("candidate", 3)}),
+        # What is read twice is multiplied once.
+        (lambda g, w: g.concat(["here", "here"]), {"head": ("candidate", 3)}),
         # Columns of a sum.
         (
             lambda g, w: g.slice(g.concat([g.sub("user", "item"), g.sub("item", "user")]), 2, 3),
@@ -407,6 +409,13 @@ def test_affines_of_steps_are_not_stacked() -> None:
     after = stack_siblings(g.build())
     assert ops(after).count("affine") == 2
     assert_same_outputs(g.build(), after, 1e-12)
+
+
+def test_steps_that_are_all_alike_stay_as_they_are() -> None:
+    g, w = builder()
+    x = g.repeat(g.concat(["user", "item"]), 2)
+    g.output("click", g.reduce(g.affine(x, w=w(3, 5), steps=2, name="y"), "sum"))
+    assert parts(split_by_domain(g.build())) == {"y": ("candidate", 10)}
 
 
 def test_what_each_step_repeats_is_multiplied_once() -> None:

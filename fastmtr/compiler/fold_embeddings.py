@@ -168,7 +168,7 @@ def _first_column(found: Expansion, term: int, values: Values) -> int | None:
         same = values.widths[embedding.inputs[0]] == len(pieces) and all(
             p == (pieces[0].source, step * d + first, pieces[0].width) for step, p in enumerate(pieces)
         )
-    return first if same and first + pieces[0].width <= d else None
+    return first if same else None
 
 
 def _readers(graph: Graph, values: Values) -> dict[str, set[str]]:
