@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from handmade import ISAS
+from handmade import ISAS, PlanMaker
 
 import fastmtr
 from fastmtr import Ranker
@@ -58,6 +58,25 @@ def test_near_fp32_and_nearly_the_same_everywhere(users: Packed, isa: str) -> No
     assert 0 < np.abs(coarse - exact).max() < 0.02
     # The 8-bit products have the same bits everywhere; the fp32 ones before and after round apart.
     np.testing.assert_allclose(coarse, as_array(scores(users, isa="baseline")), rtol=0.02, atol=2e-3)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_near_fp32_where_x_is_a_sum(steps: int, tmp_path: Path) -> None:
+    """A sum may be made on the way to its product; one over steps is not."""
+    rng = np.random.default_rng(0)
+    n, width = 50, 64
+    m = PlanMaker()
+    user, item = m.input("user", "request", "dense", steps * width), m.input("item", "item", "dense", width)
+    x = m.step("x", "affine", "candidate", [user, item], steps * width, has_x=False, activation="relu", steps=steps)
+    w, out = rng.normal(size=(32, steps * width)) / 8, rng.normal(size=(1, 32)) / 6
+    hidden = m.step("hidden", "affine", "candidate", [x], 32, weights={"w": w})
+    m.output("score", m.step("score", "affine", "candidate", [hidden], 1, weights={"w": out}))
+    users, items = (rng.normal(size=shape).astype(np.float32) for shape in ((1, steps * width), (n, width)))
+    path = m.write(tmp_path / "m", {"keys": np.arange(n), "ids": np.zeros((n, 0), np.int32), "dense": items})
+    exact, coarse = (Model(str(path), precision=p) for p in ("fp32", "int8"))
+    assert json.loads(coarse.describe())["int8_steps"] == ["hidden"]
+    expected, found = (Session(model).score(None, users, None, None)[0] for model in (exact, coarse))
+    assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def test_bits_do_not_depend_on_tile_or_threads(users: Packed) -> None:

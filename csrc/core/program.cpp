@@ -232,7 +232,8 @@ int64_t Program::source_of(size_t step) const {
   for (size_t i = 0; i < plan_.steps.size(); ++i) {
     const PlanStep& other = plan_.steps[i];
     if (overlap(other.output, x)) {
-      if (other.op != Op::affine || other.has_x || other.output.offset != x.offset || other.output.width != x.width)
+      if (other.op != Op::affine || other.has_x || other.steps > 1 || other.output.offset != x.offset ||
+          other.output.width != x.width)
         return -1;
       source = static_cast<int64_t>(i);
     }
