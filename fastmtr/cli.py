@@ -27,6 +27,7 @@ _EXTRAS = {
     "rich": "demo",
     "faiss": "retrieval",
     "matplotlib": "report",
+    "onnx": "onnx",
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -19,10 +20,10 @@ from onnx.reference import ReferenceEvaluator
 from torch import Tensor, nn
 
 from fastmtr.convert.onnx_operators import FUNCTIONS, Operator, tensor_of
+from fastmtr.convert.onnx_patterns import gelus
 from fastmtr.convert.onnx_source import OnnxSource
 from fastmtr.convert.registry import Conversion, Options
-from fastmtr.convert.torch_export import _ROWS as ROWS
-from fastmtr.convert.torch_export import convert_module
+from fastmtr.convert.torch_export import ROWS, convert_module
 from fastmtr.errors import ConversionError
 
 __all__ = ["convert_model"]
@@ -42,12 +43,11 @@ def convert_model(model: onnx.ModelProto | str | os.PathLike[str], options: Opti
     proto = _checked(_read(model) if isinstance(model, str | os.PathLike) else model)
     arrays = _sample(proto, options)
     module = _Module(proto, arrays, options)
-    made = convert_module(
-        module,
-        replace(options, sample=arrays),
-        name=_name(proto),
-        source=partial(OnnxSource, proto, module.outputs, module.makers),
-    )
+    source = partial(OnnxSource, module.served, module.outputs, module.makers)
+    try:
+        made = convert_module(module, replace(options, sample=arrays), name=proto.graph.name, source=source)
+    except ConversionError as error:
+        raise ConversionError(_in_terms_of_onnx(str(error), module)) from error
     sample = None if options.sample is None else made.sample
     return replace(made, sample=sample, notes=(*made.notes, *module.notes))
 
@@ -77,8 +77,12 @@ def _checked(proto: onnx.ModelProto) -> onnx.ModelProto:
     return onnx.inliner.inline_local_functions(proto) if proto.functions else proto
 
 
-def _name(proto: onnx.ModelProto) -> str:
-    return proto.graph.name or "an ONNX model"
+def _in_terms_of_onnx(message: str, module: _Module) -> str:
+    """What torch's converter says of an operator in a module is about a node of the model."""
+    found = re.match(r"operator \S+ in module '(.+?)' \(Operator\)(?:, '.*?')?: (.*)", message, re.DOTALL)
+    if found is None or found[1] not in module.titles:
+        return message
+    return f"{module.titles[found[1]]}: {found[2]}"
 
 
 def _inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
@@ -130,6 +134,10 @@ def _drawn(info: onnx.ValueInfoProto) -> NDArray[Any]:
     return np.asarray(rng.normal(size=shape) if dtype.kind == "f" else rng.integers(0, 2, shape)).astype(dtype)
 
 
+class _NodeError(ConversionError):
+    """The message names the node already."""
+
+
 class _Module(nn.Module):
     """An ONNX model as a torch module: what depends on its inputs is computed, the rest is known beforehand.
 
@@ -146,6 +154,10 @@ class _Module(nn.Module):
         By the name of the output: the value of the model, and its columns.
     makers : dict of str to str
         By the path of each operator's module: the first value that it makes.
+    titles : dict of str to str
+        By the same: the node, as messages call it.
+    served : ModelProto
+        The model with those nodes only that the outputs come from.
     notes : list of str
     """
 
@@ -158,13 +170,22 @@ class _Module(nn.Module):
         self._values: dict[str, Tensor | NDArray[Any] | None] = {
             each.name: numpy_helper.to_array(each) for each in proto.graph.initializer
         }
+        for node in proto.graph.node:
+            if node.op_type == "Constant":
+                self._values[node.output[0]] = _folded(node, {}, self._opsets)[0]
         for name, array in arrays.items():
             self._values[name] = tensor_of(np.resize(array, (ROWS, *array.shape[1:])))
         self._steps: list[tuple[str, list[str], list[str]]] = []
         self.makers: dict[str, str] = {}
+        self.titles: dict[str, str] = {}
         chosen = self._chosen(proto)
         with torch.no_grad():
-            self._plan(list(_needed(proto.graph.node, set(chosen.values()))))
+            self._plan(_needed(gelus(proto.graph.node, self._number), set(chosen.values())))
+        self.served = onnx.ModelProto()
+        self.served.CopyFrom(proto)
+        del self.served.graph.node[:], self.served.graph.output[:]
+        self.served.graph.node.extend(_needed(proto.graph.node, set(chosen.values())))
+        self.served.graph.output.extend(helper.make_tensor_value_info(v, 1, None) for v in chosen.values())
         self.outputs = dict(self._columns(chosen, options))
         self._values = {}
 
@@ -177,21 +198,24 @@ class _Module(nn.Module):
             values.update(zip(made, several, strict=False))
         return {name: values[value][..., columns] for name, (value, columns) in self.outputs.items()}
 
+    def _number(self, name: str) -> NDArray[Any] | None:
+        """A constant of the model."""
+        found = self._values.get(name)
+        return found if isinstance(found, np.ndarray) else None
+
     # ---- what is computed --------------------------------------------------------------------------------------------
 
     def _plan(self, nodes: Sequence[onnx.NodeProto]) -> None:
         """Run the sample through the nodes; keep those that depend on it."""
         for node in nodes:
-            label = node.name or f"{node.op_type} of {node.output[0]}"
             try:
-                self._plan_node(node, label)
-            except Exception as error:
-                if isinstance(error, ConversionError) and str(error).startswith("operator "):
-                    raise
-                kind = ".".join(part for part in (node.domain, node.op_type) if part)
-                raise ConversionError(f"operator {kind} in node {label!r}: {error}") from error
+                self._plan_node(node)
+            except _NodeError:
+                raise
+            except Exception as error:  # whatever an operator may raise
+                raise _NodeError(f"{_title(node)}: {error}") from error
 
-    def _plan_node(self, node: onnx.NodeProto, label: str) -> None:
+    def _plan_node(self, node: onnx.NodeProto) -> None:
         attributes = {a.name: _attribute(a) for a in node.attribute}
         given = [self._values[name] if name else None for name in node.input]
         values = [v for v in given if isinstance(v, Tensor)]
@@ -202,12 +226,10 @@ class _Module(nn.Module):
         elif node.op_type == "If":
             self._plan_branch(node, attributes)
         elif not values:
-            found = ReferenceEvaluator(node, opsets=self._opsets).run(
-                None, {name: v for name, v in zip(node.input, given, strict=True) if name}
-            )
-            self._values.update(zip(node.output, [np.asarray(v) for v in found], strict=True))
+            known = {name: v for name, v in zip(node.input, given, strict=True) if name}
+            self._values.update(zip(node.output, _folded(node, known, self._opsets), strict=True))
         else:
-            self._plan_operator(node, label, attributes, given)
+            self._plan_operator(node, attributes, given)
 
     def _plan_branch(self, node: onnx.NodeProto, attributes: dict[str, Any]) -> None:
         condition = self._values[node.input[0]]
@@ -223,19 +245,15 @@ class _Module(nn.Module):
             self._alias(outer, inner.name)
 
     def _alias(self, name: str, of: str) -> None:
+        """The output of a branch under the name that it has outside."""
+        node = helper.make_node("Identity", [of], [name])
         if isinstance(self._values[of], Tensor):
             self._keep(
-                f"{name}",
-                Operator(FUNCTIONS["Identity"], {}, ["value"], names=[of], outputs=1, batch=None),
-                [of],
-                [name],
+                node, Operator(FUNCTIONS["Identity"], {}, ["value"], names=[of], outputs=1, batch=None), [of], [name]
             )
 
-    def _plan_operator(
-        self, node: onnx.NodeProto, label: str, attributes: dict[str, Any], given: Sequence[Any]
-    ) -> None:
-        kind = node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
-        function = FUNCTIONS.get(kind)
+    def _plan_operator(self, node: onnx.NodeProto, attributes: dict[str, Any], given: Sequence[Any]) -> None:
+        function = FUNCTIONS.get(_kind(node))
         if function is None:
             raise ConversionError(
                 "it has no counterpart in a graph; leave it out of what is exported (a step before or after the model) "
@@ -253,13 +271,15 @@ class _Module(nn.Module):
         several = found if isinstance(found, tuple | list) else (found,)
         self._values.update(zip(node.output, several, strict=False))
         read = [name for name, v in zip(node.input, given, strict=True) if isinstance(v, Tensor)]
-        self._keep(label, operator, read, list(node.output))
+        self._keep(node, operator, read, list(node.output))
 
-    def _keep(self, label: str, operator: Operator, read: list[str], made: list[str]) -> None:
-        name, n = label.strip("/").replace(".", "_") or "node", 2
+    def _keep(self, node: onnx.NodeProto, operator: Operator, read: list[str], made: list[str]) -> None:
+        wanted = _label(node).strip("/").replace(".", "_")
+        name, n = wanted, 2
         while hasattr(self, name):
-            name, n = f"{label.strip('/').replace('.', '_')}_{n}", n + 1
+            name, n = f"{wanted}_{n}", n + 1
         self.add_module(name, operator)
+        self.titles[name] = _title(node)
         self._steps.append((name, read, made))
         self.makers[name] = made[0]
 
@@ -297,7 +317,24 @@ class _Module(nn.Module):
                 yield name, (value, slice(None))
 
 
-def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> Iterator[onnx.NodeProto]:
+def _folded(node: onnx.NodeProto, known: Mapping[str, Any], opsets: Mapping[str, int]) -> list[NDArray[Any]]:
+    """The outputs of a node whose inputs are known."""
+    return [np.asarray(v) for v in ReferenceEvaluator(node, opsets=dict(opsets)).run(None, dict(known))]
+
+
+def _kind(node: onnx.NodeProto) -> str:
+    return node.op_type if node.domain in ("", "ai.onnx") else f"{node.domain}.{node.op_type}"
+
+
+def _label(node: onnx.NodeProto) -> str:
+    return node.name or f"{node.op_type} of {node.output[0]}"
+
+
+def _title(node: onnx.NodeProto) -> str:
+    return f"operator {_kind(node)} in node {_label(node)!r}"
+
+
+def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
     """The nodes that these values come from, in order."""
     kept = []
     for node in reversed(nodes):
@@ -307,7 +344,7 @@ def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> Iterator[onnx.
             for a in node.attribute:
                 for inner in a.g.node:
                     wanted |= set(inner.input)
-    return reversed(kept)
+    return kept[::-1]
 
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:

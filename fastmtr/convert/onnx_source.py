@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import helper
 from onnx.reference import ReferenceEvaluator
+from onnx.reference.op_run import OpRun
 from torch import Tensor
 
 from fastmtr.convert.torch_source import TorchSource, columns_of
@@ -19,12 +20,22 @@ from fastmtr.graph import Domain, Packed
 __all__ = ["OnnxSource"]
 
 
+class BatchNormalization(OpRun):
+    """With the statistics of training; below opset 14, ONNX's own implementation takes those of the batch."""
+
+    def _run(self, x: Any, scale: Any, shift: Any, mean: Any, var: Any, epsilon: float, **_: Any) -> tuple[Any]:
+        along = [-1 if axis == 1 else 1 for axis in range(x.ndim)]
+        scale, shift, mean, var = (v.reshape(along) for v in (scale, shift, mean, var))
+        return (((x - mean) / np.sqrt(var + epsilon) * scale + shift).astype(x.dtype),)
+
+
 class OnnxSource(TorchSource):
     """What the conversion of an ONNX model is compared with.
 
     Parameters
     ----------
     proto : ModelProto
+        With those nodes only that the outputs come from.
     outputs : mapping of str to (str, slice)
         By the name of the output: the value of the model, and its columns.
     makers : mapping of str to str
@@ -54,7 +65,8 @@ class OnnxSource(TorchSource):
                     self._batch = tensor.shape.dim[0].dim_value
         self._chosen, self._makers = dict(outputs), dict(makers)
         self._title = proto.graph.name or "a model"
-        self._evaluator = ReferenceEvaluator(proto)
+        opset = {each.domain: each.version for each in proto.opset_import}.get("", 0)
+        self._evaluator = ReferenceEvaluator(proto, new_ops=[BatchNormalization] if opset < 14 else [])
 
     @property
     def name(self) -> str:
@@ -93,6 +105,7 @@ class OnnxSource(TorchSource):
         pieces: list[dict[str, Any]] = []
         for start in range(0, n, size):
             here = {name: np.resize(a[start : start + size], (size, *a.shape[1:])) for name, a in given.items()}
-            pieces.append(dict(self._evaluator.run(None, here, intermediate=True)))
+            with np.errstate(all="ignore"):  # infinities and NaN are compared, and noted, as they are
+                pieces.append(dict(self._evaluator.run(None, here, intermediate=True)))
         whole = [k for k, v in pieces[0].items() if isinstance(v, np.ndarray) and v.ndim]
         return {k: np.concatenate([p[k] for p in pieces])[:n] for k in whole} if len(pieces) > 1 else pieces[0]

@@ -26,9 +26,9 @@ from fastmtr.convert.values import Raw, Rows
 from fastmtr.errors import ConversionError
 from fastmtr.graph.structure import Role
 
-__all__ = ["Arguments", "ModuleCall", "convert_model", "convert_module"]
+__all__ = ["ROWS", "Arguments", "ModuleCall", "convert_model", "convert_module"]
 
-_ROWS = 61
+ROWS = 61
 """The size of the batch while a model is traced: a prime that is unlikely to be a size of anything else."""
 
 _ROLES: dict[str, Role] = {"user_vector": "request", "item_vector": "item"}
@@ -82,7 +82,7 @@ def convert_module(
         program=program.graph_module,
         leading=translation.leading,
         values={n: v for n, v in translation.values.items() if isinstance(v, Rows) and v.name in made},
-        rows=_ROWS,
+        rows=ROWS,
     )
     return Conversion(graph, compared, inputs.pack(), tuple(inputs.notes))
 
@@ -131,7 +131,7 @@ class Arguments:
         return module(**tree) if self._keywords else module(*tree)
 
     def export(self, module: nn.Module) -> ExportedProgram:
-        """The module as a program for :data:`_ROWS` rows."""
+        """The module as a program for :data:`ROWS` rows."""
         args, kwargs = ((), self.example) if self._keywords else (tuple(self.example), {})
         return torch.export.export(module, args, kwargs, strict=False)
 
@@ -160,7 +160,7 @@ def _array(leaf: Any) -> NDArray[Any]:
 
 
 def _resized(array: NDArray[Any]) -> NDArray[Any]:
-    return np.resize(array, (_ROWS, *array.shape[1:]))
+    return np.resize(array, (ROWS, *array.shape[1:]))
 
 
 def _exported(module: nn.Module, arguments: Arguments) -> ExportedProgram:
@@ -295,7 +295,7 @@ class _Translation:
         names = [self._weight_names[n.name] for n in node.all_input_nodes if n.name in self._weight_names]
         boolean = all(v.dtype == torch.bool for v in tensors)
         weight_name = names[0] if names else ""
-        return Call(self.t, rows=_ROWS, dtype=dtype, whole=whole, boolean=boolean, weight_name=weight_name)
+        return Call(self.t, rows=ROWS, dtype=dtype, whole=whole, boolean=boolean, weight_name=weight_name)
 
     def _check(self, node: fx.Node, made: Any) -> None:
         """The shape is the one that torch says."""
@@ -304,8 +304,8 @@ class _Translation:
         for value, meta in zip(made if several else [made], expected if several else [expected], strict=True):  # type: ignore[arg-type]
             if not isinstance(value, Rows | Raw) or any(isinstance(n, torch.SymInt) for n in meta.shape):
                 continue  # a size that only the values of a constant tell
-            if value.shape.full(_ROWS) != tuple(meta.shape):
-                raise AssertionError(f"{node.name}: {value.shape.full(_ROWS)} is not {tuple(meta.shape)}")
+            if value.shape.full(ROWS) != tuple(meta.shape):
+                raise AssertionError(f"{node.name}: {value.shape.full(ROWS)} is not {tuple(meta.shape)}")
 
     # ---- outputs -----------------------------------------------------------------------------------------------------
 
