@@ -77,7 +77,7 @@ struct AffineArgs {
   size_t rows;
   size_t groups, n, k;      // out has groups * n columns
   Rows x;                   // x.data NULL: no product
-  const float* packed;      // by Kernels::pack
+  const void* packed;       // by pack() of the table that the kernel is of
   const float* bias;        // [groups * n] or NULL
   const Rows* addends;      // each groups * n columns wide
   size_t n_addends;
@@ -117,6 +117,14 @@ struct Int8Kernels {
   // `packed` is by pack() of this table; args->packed is not read. With `source`, x is what that affine without product
   // would give (groups * k columns; its out is not read), and it never goes to memory; args->x is then not read.
   void (*affine)(const AffineArgs* args, const void* packed, const AffineArgs* source);
+};
+
+// Products with weights rounded to half precision (nearest, ties to even; none may be beyond 65504): half as much to
+// read, and the same arithmetic in fp32 in the same order.
+struct HalfKernels {
+  size_t (*packed_bytes)(size_t groups, size_t n, size_t k);
+  void (*pack)(const float* w, size_t groups, size_t n, size_t k, void* dst);  // dst 64-byte aligned
+  void (*affine)(const AffineArgs* args);
 };
 
 struct Kernels {
@@ -163,6 +171,7 @@ struct Kernels {
   // fused = fusion of scores [rows, n_tasks] (row-major, `stride` floats apart), product or sum; columns[i] is the i-th fused task.
   void (*fuse)(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets, int32_t product,
                const float* scores, size_t stride, float* fused);
+  HalfKernels half;
   Int8Kernels int8;
 };
 

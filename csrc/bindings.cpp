@@ -93,20 +93,22 @@ std::string shape_text(const py::array& array) { return py::str(array.attr("shap
 // An argument as it is: never converted, so that nothing is copied or rounded without the caller's knowledge.
 template <class T>
 py::array array_of(const py::object& object, const char* name, py::ssize_t n_dims) {
-  const std::string expected = std::string("expected a NumPy array of ") + TypeName<T>::text + ", C-contiguous, with " +
-                               std::to_string(n_dims) + (n_dims == 1 ? " dimension" : " dimensions");
+  const auto expected = [n_dims] {  // made for a mistake alone: it takes as long as the checks
+    return std::string("expected a NumPy array of ") + TypeName<T>::text + ", C-contiguous, with " +
+           std::to_string(n_dims) + (n_dims == 1 ? " dimension" : " dimensions");
+  };
   if (!py::isinstance<py::array>(object))
     raise(PyExc_TypeError, std::string(name) + " is of type " +
-                               std::string(py::str(py::type::of(object).attr("__name__"))) + ", " + expected);
+                               std::string(py::str(py::type::of(object).attr("__name__"))) + ", " + expected());
   py::array array = py::reinterpret_borrow<py::array>(object);
   if (!array.dtype().is(py::dtype::of<T>()) && !array.dtype().equal(py::dtype::of<T>()))
-    raise(PyExc_TypeError, std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + ", " + expected);
+    raise(PyExc_TypeError, std::string(name) + " has dtype " + std::string(py::str(array.dtype())) + ", " + expected());
   if (array.ndim() != n_dims)
-    raise(PyExc_TypeError, std::string(name) + " has shape " + shape_text(array) + ", " + expected);
+    raise(PyExc_TypeError, std::string(name) + " has shape " + shape_text(array) + ", " + expected());
   constexpr int flags = int{py::array::c_style} | int{py::detail::npy_api::NPY_ARRAY_ALIGNED_};
   if ((array.flags() & flags) != flags)
     raise(PyExc_TypeError,
-          std::string(name) + " is not contiguous in memory, " + expected + ": use numpy.ascontiguousarray");
+          std::string(name) + " is not contiguous in memory, " + expected() + ": use numpy.ascontiguousarray");
   return array;
 }
 
@@ -146,8 +148,9 @@ T* mutable_data(py::array_t<T>& array) {
 
 fmtr_precision precision_of(const std::string& name) {
   if (name == "fp32") return FMTR_FP32;
+  if (name == "fp16") return FMTR_FP16;
   if (name == "int8") return FMTR_INT8;
-  raise(PyExc_ValueError, "precision must be 'fp32' or 'int8', found '" + name + "'");
+  raise(PyExc_ValueError, "precision must be 'fp32', 'fp16' or 'int8', found '" + name + "'");
 }
 
 struct OutputKey {

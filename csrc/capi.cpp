@@ -110,17 +110,26 @@ fmtr_status fmtr_info(char** json) {
 
 void fmtr_string_free(char* text) { delete[] text; }
 
+static fastmtr::Precision precision_of(fmtr_precision precision) {
+  switch (precision) {
+    case FMTR_FP32:
+      return fastmtr::Precision::fp32;
+    case FMTR_FP16:
+      return fastmtr::Precision::fp16;
+    case FMTR_INT8:
+      return fastmtr::Precision::int8;
+  }
+  fail(FMTR_ERROR_ARGUMENT, "precision is ", static_cast<int>(precision),
+       ", expected FMTR_FP32, FMTR_FP16 or FMTR_INT8");
+}
+
 fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model) {
   return guard([&] {
     deref(model, "model") = nullptr;
     fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0, FMTR_FP32};
     if (options != nullptr) chosen = read_options(options, "fmtr_load_options", offsetof(fmtr_load_options, precision));
-    if (chosen.precision != FMTR_FP32 && chosen.precision != FMTR_INT8)
-      fail(FMTR_ERROR_ARGUMENT, "precision is ", static_cast<int>(chosen.precision),
-           ", expected FMTR_FP32 or FMTR_INT8");
-    const auto precision = chosen.precision == FMTR_INT8 ? fastmtr::Precision::int8 : fastmtr::Precision::fp32;
-    *model = new fmtr_model{std::make_shared<fastmtr::Model>(&deref(directory, "directory"), chosen.isa,
-                                                             chosen.without_catalogue != 0, precision)};
+    *model = new fmtr_model{std::make_shared<fastmtr::Model>(
+        &deref(directory, "directory"), chosen.isa, chosen.without_catalogue != 0, precision_of(chosen.precision))};
   });
 }
 

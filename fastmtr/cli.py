@@ -187,8 +187,8 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def _precision(parser: argparse.ArgumentParser) -> None:
-    choices = ("fp32", "int8")
-    parser.add_argument("--precision", choices=choices, default="fp32", help="of the candidates' products (fp32)")
+    choices = ("fp32", "fp16", "int8")
+    parser.add_argument("--precision", choices=choices, default="fp32", help="of the products (fp32)")
 
 
 def _count(text: str) -> int:

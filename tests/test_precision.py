@@ -1,4 +1,4 @@
-"""Models loaded with 8-bit products: near fp32, the same bits whatever the tile and the threads; certified lists."""
+"""Models loaded with fp16 weights or 8-bit products: near fp32, the same bits for any tile; certified lists."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ import fastmtr
 from fastmtr import Ranker
 from fastmtr._native import Model, Session
 from fastmtr.bundle import Catalogue, write_bundle
-from fastmtr.errors import ConfigError
+from fastmtr.errors import BundleError, ConfigError
 from fastmtr.graph import GraphBuilder, Input, Packed
 from fastmtr.precision import ErrorWidth
 from fastmtr.schema import Feature, Schema, Task
 
+ANY = Feature(name="any", entity="user", kind="numeric")
 BUNDLE = Path(fastmtr.__file__).parent / "datasets" / "kuairand_bundle"
 
 
@@ -46,7 +47,7 @@ def test_what_is_in_8_bits() -> None:
 
     assert steps("int8") == ["experts.1"]  # gates, towers of 16 columns and the last layers gain nothing
     assert steps("fp32") == []
-    with pytest.raises(ValueError, match="precision must be 'fp32' or 'int8', found 'int4'"):
+    with pytest.raises(ValueError, match="precision must be 'fp32', 'fp16' or 'int8', found 'int4'"):
         Model(BUNDLE, precision="int4")
 
 
@@ -79,12 +80,42 @@ def test_near_fp32_where_x_is_a_sum(steps: int, tmp_path: Path) -> None:
     assert 0 < np.abs(found - expected).max() < 0.02 * np.abs(expected).max()
 
 
-def test_bits_do_not_depend_on_tile_or_threads(users: Packed) -> None:
-    whole = scores(users)
-    assert scores(users, tile=7) == whole
-    assert scores(users, tile=100, threads=3) == whole
+@pytest.mark.parametrize("isa", ISAS)
+def test_half_precision_weights(users: Packed, isa: str) -> None:
+    users = users.take(np.arange(3))
+    exact = as_array(scores(users, precision="fp32"))
+    half = as_array(scores(users, precision="fp16", isa=isa))
+    assert 0 < np.abs(half - exact).max() < 2e-3  # each weight is within 2**-11 of itself
+    np.testing.assert_allclose(half, as_array(scores(users, precision="fp16", isa="baseline")), rtol=1e-5, atol=2e-6)
+
+
+def test_half_precision_keeps_no_fp32(users: Packed) -> None:
+    def packed_bytes(precision: str) -> int:
+        return int(json.loads(Model(BUNDLE, precision=precision).describe())["memory"]["weights_packed"])
+
+    assert packed_bytes("fp16") <= 0.55 * packed_bytes("fp32")
+    session = Session(Model(BUNDLE, precision="fp16"))
+    with pytest.raises(ValueError, match=r"fp16 keeps no fp32 weights .* load it with fp32 or int8"):
+        session.precision_errors(users.ids, users.dense, None, None)
+
+
+def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
+    g = GraphBuilder([Input("u", "request", "dense", 0, 2)])
+    g.output("click", g.affine("u", w=g.weight("big", np.array([[7e4, 1.0]], np.float32))))
+    schema = Schema(user="user", item="item", features=(ANY,), tasks=(Task(name="click"),))
+    write_bundle(tmp_path / "b", schema=schema, graph=g.build(), catalogue=None)
+    Model(tmp_path / "b")
+    with pytest.raises(BundleError, match="weight of 70000, which half precision cannot hold"):
+        Model(tmp_path / "b", precision="fp16")
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_bits_do_not_depend_on_tile_or_threads(users: Packed, precision: str) -> None:
+    whole = scores(users, precision=precision)
+    assert scores(users, precision=precision, tile=7) == whole
+    assert scores(users, precision=precision, tile=100, threads=3) == whole
     first = users.take(np.array([0]))
-    assert scores(first, threads=2) == whole[: len(whole) // len(users.ids)]
+    assert scores(first, precision=precision, threads=2) == whole[: len(whole) // len(users.ids)]
 
 
 def test_ranker_and_its_precision() -> None:
@@ -92,7 +123,7 @@ def test_ranker_and_its_precision() -> None:
     assert ranker.precision == "int8"
     assert Ranker.load(BUNDLE).precision == "fp32"
     assert len(ranker.rank(ranker.users[0], None, k=5)) == 5
-    with pytest.raises(ConfigError, match="precision must be one of fp32, int8, found 'half'"):
+    with pytest.raises(ConfigError, match="precision must be one of fp32, fp16, int8, found 'half'"):
         Ranker.load(BUNDLE, precision="half")  # type: ignore[arg-type]
 
 
@@ -175,8 +206,7 @@ def wide_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     graph = g.build()
     ids = np.arange(300, dtype=np.int32)[:, None]
     catalogue = Catalogue(np.arange(300) * 3, Packed(ids, rng.normal(size=(300, 9)).astype(np.float32)))
-    features = (Feature(name="any", entity="user", kind="numeric"),)
-    schema = Schema(user="user", item="item", features=features, tasks=tuple(Task(name=t) for t in graph.tasks))
+    schema = Schema(user="user", item="item", features=(ANY,), tasks=tuple(Task(name=t) for t in graph.tasks))
     fusion = {"kind": "sum", "weights": [1.0, 2.0]}
     path = tmp_path_factory.mktemp("wide") / "bundle"
     return write_bundle(path, schema=schema, graph=graph, catalogue=catalogue, fusion=fusion)

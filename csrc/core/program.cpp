@@ -60,18 +60,29 @@ Rows within_row(const Rows& x, size_t r, size_t stride) {
   return {x.data + (x.gather == nullptr ? r : x.gather[r]) * x.stride, stride, nullptr};
 }
 
+void check_half(const std::string& name, const float* w, uint64_t n) {
+  constexpr float kLargest = 65504;
+  for (uint64_t i = 0; w != nullptr && i < n; ++i)
+    if (!(std::abs(w[i]) <= kLargest))
+      fail(FMTR_ERROR_BUNDLE, "step '", name, "' has a weight of ", w[i],
+           ", which half precision cannot hold (at most ", kLargest, "): load the model with precision fp32");
+}
+
 bool overlap(const Operand& a, const Operand& b) {
   return a.buffer == b.buffer && a.offset < b.offset + b.width && b.offset < a.offset + a.width;
 }
 
 }  // namespace
 
-const char* precision_name(Precision precision) { return precision == Precision::int8 ? "int8" : "fp32"; }
+const char* precision_name(Precision precision) {
+  return precision == Precision::int8 ? "int8" : precision == Precision::fp16 ? "fp16" : "fp32";
+}
 
 Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
     : plan_(plan),
       kernels_(kernels),
       precision_(precision),
+      affine_(precision == Precision::fp16 ? kernels.half.affine : kernels.affine),
       place_(plan.buffers.size()),
       stride_(plan.buffers.size()),
       table_of_(plan.buffers.size(), -1) {
@@ -172,20 +183,31 @@ void Program::lay_out(const std::vector<bool>& needed) {
 }
 
 void Program::pack() {
+  const bool half = precision_ == Precision::fp16;
   std::map<std::tuple<const float*, uint64_t, uint64_t, uint64_t>, size_t> places;
   size_t total = 0;
   const auto reserve = [&](const float* w, uint64_t groups, uint64_t n, uint64_t k) {
     if (w != nullptr && places.emplace(std::tuple(w, groups, n, k), total).second)
-      total += round_up(kernels_.packed_floats(groups, n, k), kLine);
+      total += round_up(
+          half ? kernels_.half.packed_bytes(groups, n, k) : kernels_.packed_floats(groups, n, k) * sizeof(float),
+          kAlign);
   };
   for (const PlanStep& step : plan_.steps) {
+    if (half) {
+      check_half(step.name, step.w, step.groups * step.n * step.k);
+      check_half(step.name, step.w_state, step.n * step.hidden);
+    }
     reserve(step.w, step.groups, step.n, step.k);
     reserve(step.w_state, 1, step.n, step.hidden);
   }
-  packed_ = Aligned<float>(total);
+  packed_ = Aligned<uint8_t>(total);
   for (const auto& [key, place] : places) {
     const auto& [w, groups, n, k] = key;
-    kernels_.pack(w, groups, n, k, packed_.data() + place);
+    void* to = packed_.data() + place;
+    if (half)
+      kernels_.half.pack(w, groups, n, k, to);
+    else
+      kernels_.pack(w, groups, n, k, static_cast<float*>(to));
   }
   for (Step& step : steps_) {
     const PlanStep& plan = *step.plan;
@@ -411,7 +433,7 @@ void Program::run_steps(const AffineArgs& all, size_t steps, size_t x_step, cons
       for (size_t i = 0; i < all.n_addends; ++i)
         room[i] = of_each_step(i) ? from_column(all.addends[i], t * columns) : all.addends[i];
       some.out.data = all.out.data + t * columns;
-      kernels_.affine(&some);
+      affine_(&some);
     }
     return;
   }
@@ -420,7 +442,7 @@ void Program::run_steps(const AffineArgs& all, size_t steps, size_t x_step, cons
     if (all.x.data != nullptr) some.x = within_row(all.x, r, x_step);
     for (size_t i = 0; i < all.n_addends; ++i) room[i] = within_row(all.addends[i], r, of_each_step(i) ? columns : 0);
     some.out = {all.out.data + r * all.out.stride, columns};
-    kernels_.affine(&some);
+    affine_(&some);
   }
 }
 
@@ -461,7 +483,7 @@ void Program::run_gru(const Step& step, Domain domain, size_t n, const Context& 
       from_x.x = from_column(x, t * plan.k);
       run_steps(from_x, std::min(plan.steps_at_once(), plan.steps - t), plan.k, nullptr, nullptr);
     }
-    kernels_.affine(&from_state);
+    affine_(&from_state);
     const IdRows here{ids.data == nullptr ? nullptr : ids.data + t, ids.stride};
     const Out after{plan.all_states ? out.data + t * plan.hidden : nullptr, out.stride};
     kernels_.gru_step(n, plan.hidden, {of_x + at * plan.n, work.stride, nullptr}, {of_state, work.stride, nullptr},
@@ -523,7 +545,7 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
         const size_t x_step = plan.has_x ? in_width(0) / plan.steps : 0;
         run_steps(args, plan.steps, x_step, &ports_[step.first_input + plan.has_x], context.scratch + args.n_addends);
       } else if (step.packed_int8 == nullptr || context.exact) {
-        k.affine(&args);
+        affine_(&args);
       } else if (step.source < 0) {
         k.int8.affine(&args, step.packed_int8, nullptr);
       } else {

@@ -15,8 +15,9 @@
 
 namespace fastmtr {
 
-// In what the products of candidates are computed. Everything else is fp32.
-enum class Precision : uint8_t { fp32, int8 };
+// fp16: the weights of all products are stored in half precision. int8: candidates' products are computed in 8 bits.
+// Everything else is fp32.
+enum class Precision : uint8_t { fp32, fp16, int8 };
 
 const char* precision_name(Precision precision);
 
@@ -48,11 +49,11 @@ struct Step {
   Op op;
   const PlanStep* plan;
   Port out;
-  uint32_t first_input, n_inputs;  // in Program::ports
-  const float* packed = nullptr;
-  const float* packed_state = nullptr;  // gru: of w_state
-  const void* packed_int8 = nullptr;    // NULL: the step stays in fp32
-  int64_t source = -1;                  // in 8 bits: the step that is made on the way; -1: none
+  uint32_t first_input, n_inputs;      // in Program::ports
+  const void* packed = nullptr;        // in fp32, or in fp16 where that is the program's precision
+  const void* packed_state = nullptr;  // gru: of w_state
+  const void* packed_int8 = nullptr;   // NULL: the step stays in fp32
+  int64_t source = -1;                 // in 8 bits: the step that is made on the way; -1: none
 };
 
 // A stored item buffer that steps write: one row an item.
@@ -139,8 +140,9 @@ class Program {
   const Plan& plan_;
   const Kernels& kernels_;
   const Precision precision_;
-  std::vector<size_t> place_, stride_;  // a buffer of the plan
-  std::vector<int64_t> table_of_;       // a buffer of the plan: its table, -1 for none
+  void (*const affine_)(const AffineArgs*);  // that reads weights as pack() left them
+  std::vector<size_t> place_, stride_;       // a buffer of the plan
+  std::vector<int64_t> table_of_;            // a buffer of the plan: its table, -1 for none
   std::vector<Table> tables_;
   std::vector<Step> steps_;  // one a step of the plan, same order
   std::vector<Port> ports_;
@@ -152,7 +154,7 @@ class Program {
   Port workspace_[kDomains] = {};  // for the step that runs
   size_t max_inputs_ = 1;
   bool reads_items_ = false;
-  Aligned<float> packed_;
+  Aligned<uint8_t> packed_;
   Aligned<uint8_t> packed_int8_;
 };
 

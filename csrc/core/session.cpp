@@ -278,7 +278,15 @@ void Session::score(const Call& call, float* scores, float* fused) {
   });
 }
 
+void Session::need_fp32() const {
+  if (model_->program().precision() == Precision::fp16)
+    fail(FMTR_ERROR_ARGUMENT,
+         "a model loaded with precision fp16 keeps no fp32 weights to compare with or to score again in: load it with "
+         "fp32 or int8");
+}
+
 void Session::errors(const fmtr_batch& batch, float* errors) {
+  need_fp32();
   const InUse mine(in_use_);
   const CatalogueVersions::Snapshot snapshot(reader_);
   const Call call = check(batch, snapshot.get());
@@ -336,6 +344,7 @@ void Session::rank(const Call& call, const RankResult& result) {
 }
 
 void Session::rank_certified(const fmtr_batch& batch, const RankResult& result, const Certify& certify) {
+  need_fp32();
   if (result.k == 0 || model_->program().precision() == Precision::fp32) {
     rank(batch, result);
     if (certify.rescored != nullptr) std::fill_n(certify.rescored, batch.n_requests, uint64_t{0});

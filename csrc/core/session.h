@@ -48,6 +48,9 @@ class Session {
   std::string profile(const fmtr_batch& batch, uint64_t k, uint64_t repeats);
 
  private:
+  // Of a model that has its weights in fp32 (too); else FMTR_ERROR_ARGUMENT.
+  void need_fp32() const;
+
   struct Worker {
     Aligned<float> request_tile, tile, tile_scores, scores, fused, exact;
     Aligned<uint32_t> gather;

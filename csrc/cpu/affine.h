@@ -27,17 +27,25 @@ constexpr size_t kChunkBytes = 384 * 1024;  // weights that stay in L2 while all
 // Few rows take several panels at once: enough independent sums to hide the latency of a multiply-add.
 constexpr size_t panels_at_once(size_t mr) { return mr == 1 ? 4 : mr <= 3 ? 2 : 1; }
 
+// Weights in half precision.
+typedef uint16_t Half;
+FASTMTR_INLINE F load(const Half* p) { return from_halves(p); }
+FASTMTR_INLINE void store(Half* p, F x) { to_halves(x, p); }
+
 FASTMTR_INLINE size_t vectors_of(size_t n) { return (n + W - 1) / W; }
 
 inline size_t packed_floats(size_t groups, size_t n, size_t k) { return groups * vectors_of(n) * W * k; }
 
-inline void pack(const float* w, size_t groups, size_t n, size_t k, float* dst) {
-  for (size_t g = 0; g < groups; ++g, w += n * k)
-    for (size_t first = 0; first < n; first += kPanel) {
-      const size_t width = less(kPanel, vectors_of(n - first) * W);
-      for (size_t j = 0; j < width; ++j)
-        for (size_t i = 0; i < k; ++i) dst[i * width + j] = first + j < n ? w[(first + j) * k + i] : 0.0f;
-      dst += width * k;
+template <class Weight>
+inline void pack(const float* w, size_t groups, size_t n, size_t k, Weight* dst) {
+  for (size_t g = 0; g < groups; ++g, w += n * k, dst += vectors_of(n) * W * k)
+    for (size_t first = 0; first < n; first += W) {  // of a vector of columns
+      const size_t panel = first / kPanel * kPanel, width = less(kPanel, vectors_of(n - panel) * W);
+      for (size_t i = 0; i < k; ++i) {
+        alignas(64) float columns[W];
+        for (size_t j = 0; j < W; ++j) columns[j] = first + j < n ? w[(first + j) * k + i] : 0.0f;
+        store(dst + panel * k + i * width + (first - panel), load(columns));
+      }
     }
 }
 
@@ -55,8 +63,8 @@ struct Sums {
 };
 
 // sums[MR][NP * NV * W] = x[MR][kXStride] times NP panels of NV vectors.
-template <size_t MR, size_t NV, size_t NP>
-__attribute__((noinline)) void micro(const float* x, const float* panels, size_t panel_floats, size_t k,
+template <size_t MR, size_t NV, size_t NP, class Weight>
+__attribute__((noinline)) void micro(const float* x, const Weight* panels, size_t panel_floats, size_t k,
                                      const Sums& sums) {
   F sum[MR][NP * NV];
 #pragma GCC unroll kUnroll
@@ -144,19 +152,20 @@ __attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t c
 }
 
 // A block of rows times neighbouring panels of one group.
+template <class Weight>
 struct Block {
   size_t group, row;       // the first row
   size_t column, columns;  // in the group
-  const float* panels;     // that begin with `column`
+  const Weight* panels;    // that begin with `column`
 };
 
-template <size_t MR, size_t NV, size_t NP>
-FASTMTR_INLINE void product(const AffineArgs& args, const Block& b, const float* x, size_t done, size_t k,
+template <size_t MR, size_t NV, size_t NP, class Weight>
+FASTMTR_INLINE void product(const AffineArgs& args, const Block<Weight>& b, const float* x, size_t done, size_t k,
                             size_t column, size_t n) {
   constexpr size_t width = NP * NV * W;
   const size_t first = b.group * args.n + b.column + column;
   const Columns columns = {first, n, MR};
-  const float* panels = b.panels + column * args.k + done * NV * W;
+  const Weight* panels = b.panels + column * args.k + done * NV * W;
   const size_t panel_floats = args.k * NV * W;
   const bool last = done + k == args.k;
   float* to = row(args.out, b.row) + first;
@@ -178,8 +187,8 @@ FASTMTR_INLINE void product(const AffineArgs& args, const Block& b, const float*
   for (size_t r = 0; r < MR; ++r) copy_floats(to + r * args.out.stride, tile + r * width, n);
 }
 
-template <size_t MR>
-__attribute__((noinline)) void multiply(const AffineArgs& args, const Block& b) {
+template <size_t MR, class Weight>
+__attribute__((noinline)) void multiply(const AffineArgs& args, const Block<Weight>& b) {
   constexpr size_t NP = panels_at_once(MR);
   alignas(64) float x[MR * kXStride];
   for (size_t done = 0; done < args.k; done += kMaxK) {
@@ -196,14 +205,15 @@ __attribute__((noinline)) void multiply(const AffineArgs& args, const Block& b) 
   }
 }
 
-template <size_t MR = kBlockRows>
-FASTMTR_INLINE void multiply_rows(const AffineArgs& args, const Block& b, size_t rows) {
+template <size_t MR = kBlockRows, class Weight>
+FASTMTR_INLINE void multiply_rows(const AffineArgs& args, const Block<Weight>& b, size_t rows) {
   if (rows == MR) return multiply<MR>(args, b);
   if constexpr (MR > 1) multiply_rows<MR - 1>(args, b, rows);
 }
 
 // The rows up to `end`, in blocks of equal size, give or take one row.
-inline void multiply_evenly(const AffineArgs& args, Block b, size_t end) {
+template <class Weight>
+inline void multiply_evenly(const AffineArgs& args, Block<Weight> b, size_t end) {
   const size_t start = b.row, rows = end - start, blocks = (rows + kBlockRows - 1) / kBlockRows;
   for (size_t i = 0; i < blocks; ++i) {
     const size_t next = start + rows * (i + 1) / blocks;
@@ -245,7 +255,8 @@ FASTMTR_INLINE size_t bits_set(uint64_t x) {
 }
 
 // False where there are too many.
-inline bool find_nonzeros(const AffineArgs& args, const Block& b, size_t rows, Masks& masks) {
+template <class Weight>
+inline bool find_nonzeros(const AffineArgs& args, const Block<Weight>& b, size_t rows, Masks& masks) {
   size_t found = 0;
   for (size_t r = 0; r < rows; ++r) {
     const float* x = row(args.x, b.row + r) + b.group * args.k;
@@ -261,9 +272,9 @@ inline bool find_nonzeros(const AffineArgs& args, const Block& b, size_t rows, M
 }
 
 // The part that the columns [begin, end) of x add to NV vectors of columns; they lie in one word of the masks.
-template <size_t NV>
-__attribute__((noinline)) void skip_block(const AffineArgs& args, const Block& b, size_t rows, const Masks& masks,
-                                          size_t begin, size_t end) {
+template <size_t NV, class Weight>
+__attribute__((noinline)) void skip_block(const AffineArgs& args, const Block<Weight>& b, size_t rows,
+                                          const Masks& masks, size_t begin, size_t end) {
   const size_t first = b.group * args.n + b.column;
   const size_t base = begin / kMaskBits * kMaskBits;
   const uint64_t* mask_of = masks.of[begin / kMaskBits];
@@ -271,7 +282,7 @@ __attribute__((noinline)) void skip_block(const AffineArgs& args, const Block& b
   const bool last = end == args.k;
   const bool ends = last && args.n_addends == 0;
   const F floor = set1(ends && args.activation == Activation::relu ? 0.0f : -kInfinity);
-  const float* panels[(NV + 1) / 2];
+  const Weight* panels[(NV + 1) / 2];
   for (size_t p = 0; p < (NV + 1) / 2; ++p) panels[p] = b.panels + (p * args.k + base) * kPanel;
 
   for (size_t r = 0; r < rows; ++r) {
@@ -295,10 +306,10 @@ __attribute__((noinline)) void skip_block(const AffineArgs& args, const Block& b
 }
 
 // As many whole NV vectors of columns as there are; b goes on behind them.
-template <size_t NV>
-FASTMTR_INLINE void skip_columns(const AffineArgs& args, Block& b, size_t rows, const Masks& masks) {
+template <size_t NV, class Weight>
+FASTMTR_INLINE void skip_columns(const AffineArgs& args, Block<Weight>& b, size_t rows, const Masks& masks) {
   constexpr size_t width = NV * W;
-  constexpr size_t fitting = kSkipBlock / (width * sizeof(float));
+  constexpr size_t fitting = kSkipBlock / (width * sizeof(Weight));
   constexpr size_t step = fitting < kMaskBits ? fitting : kMaskBits;
   static_assert(kMaskBits % step == 0, "a block lies in one word of the masks");
   for (; b.columns >= width; b.column += width, b.columns -= width, b.panels += width * args.k) {
@@ -313,10 +324,11 @@ FASTMTR_INLINE void skip_columns(const AffineArgs& args, Block& b, size_t rows, 
 }
 
 // True where x had zeros enough, and all is done.
-inline bool multiply_skipping(const AffineArgs& args, const Block& block, size_t rows) {
+template <class Weight>
+inline bool multiply_skipping(const AffineArgs& args, const Block<Weight>& block, size_t rows) {
   Masks masks;
   if (!find_nonzeros(args, block, rows, masks)) return false;
-  Block b = block;
+  Block<Weight> b = block;
   skip_columns<kSkipVectors>(args, b, rows, masks);
   if constexpr (kSkipVectors > 4) skip_columns<4>(args, b, rows, masks);
   skip_columns<2>(args, b, rows, masks);
@@ -334,17 +346,18 @@ inline void add_only(const AffineArgs& args) {
     finish(args, r, less(block, args.rows - r), {nullptr, 0, nullptr}, {0, width, ahead});
 }
 
+template <class Weight>
 inline void affine(const AffineArgs* pointer) {
   const AffineArgs& args = *pointer;
+  auto* packed = (const Weight*)args.packed;
   if (!args.x.data || args.k == 0) return add_only(args);
   // Below these, finding the zeros takes longer than multiplying by them.
   const bool may_skip = args.k >= kLineFloats && args.k <= kMaxK && args.n >= kPanel;
-  const size_t chunk_panels = kChunkBytes / sizeof(float) / (args.k * kPanel);
+  const size_t chunk_panels = kChunkBytes / sizeof(Weight) / (args.k * kPanel);
   const size_t chunk = (chunk_panels < 4 ? 4 : chunk_panels / 4 * 4) * kPanel;
-  const float* packed = args.packed;
   for (size_t g = 0; g < args.groups; ++g, packed += packed_floats(1, args.n, args.k))
     for (size_t column = 0; column < args.n; column += chunk) {
-      Block b = {g, 0, column, less(chunk, args.n - column), packed + column * args.k};
+      Block<Weight> b = {g, 0, column, less(chunk, args.n - column), packed + column * args.k};
       while (may_skip && b.row < args.rows) {
         const size_t rows = less(kSkipRows, args.rows - b.row);
         if (!multiply_skipping(args, b, rows)) break;
@@ -352,6 +365,12 @@ inline void affine(const AffineArgs* pointer) {
       }
       if (b.row < args.rows) multiply_evenly(args, b, args.rows);
     }
+}
+
+constexpr HalfKernels half_kernels() {
+  return {[](size_t groups, size_t n, size_t k) { return packed_floats(groups, n, k) * sizeof(Half); },
+          [](const float* w, size_t groups, size_t n, size_t k, void* dst) { pack(w, groups, n, k, (Half*)dst); },
+          affine<Half>};
 }
 
 }  // namespace

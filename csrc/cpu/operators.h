@@ -37,10 +37,6 @@ inline float max_of(const float* x, size_t n) {
 
 inline void softmax_run(const float* x, size_t n, float* out) {
   const F top = set1(max_of(x, n));
-  if (n <= W) {
-    const F e = exp(load_or_lowest(x, n) - top);
-    return store_part(out, e / set1(sum_lanes(e)), n);
-  }
   const float total = sum_over(n, [&](size_t i, size_t m) {
     const F e = exp(load_or_lowest(x + i, m) - top);
     store_part(out + i, e, m);
@@ -49,7 +45,42 @@ inline void softmax_run(const float* x, size_t n, float* out) {
   map(out, out, n, [total](F e, size_t, size_t) { return e / set1(total); });
 }
 
+// Runs of at most W columns (the gates of a few experts) would leave most lanes empty: W of them go through the lanes
+// side by side, the columns of each summed ascending.
+inline void softmax_short(size_t rows, size_t width, size_t size, Rows x, Out out) {
+  struct Run {
+    size_t row, column;
+  };
+  const auto after = [&](Run run) {
+    run.column += size;
+    return run.column < width ? run : Run{run.row + 1, 0};
+  };
+  alignas(64) float columns[W * W] = {};  // [size][W]
+  for (Run next = {0, 0}; next.row < rows;) {
+    const Run first = next;
+    size_t n = 0;
+    for (; n < W && next.row < rows; ++n, next = after(next)) {
+      const float* from = row(x, next.row) + next.column;
+      for (size_t i = 0; i < size; ++i) columns[i * W + n] = from[i];
+    }
+    F top = load(columns), total = zero();
+    for (size_t i = 1; i < size; ++i) top = max_or_nan(top, load(columns + i * W));
+    for (size_t i = 0; i < size; ++i) {
+      const F e = exp(load(columns + i * W) - top);
+      store(columns + i * W, e);
+      total = total + e;
+    }
+    for (size_t i = 0; i < size; ++i) store(columns + i * W, load(columns + i * W) / total);
+    next = first;
+    for (size_t j = 0; j < n; ++j, next = after(next)) {
+      float* to = row(out, next.row) + next.column;
+      for (size_t i = 0; i < size; ++i) to[i] = columns[i * W + j];
+    }
+  }
+}
+
 inline void softmax(size_t rows, size_t width, size_t size, Rows x, Out out) {
+  if (size <= W) return softmax_short(rows, width, size, x, out);
   for (size_t r = 0; r < rows; ++r)
     for (size_t i = 0; i < width; i += size) softmax_run(row(x, r) + i, size, row(out, r) + i);
 }

@@ -11,9 +11,36 @@ namespace fastmtr {
 namespace {
 
 constexpr Kernels kernels_for(const char* isa) {
-  return {isa,         W,         packed_floats, pack,         affine, activation, softmax,       mixture, binary,
-          scale_shift, reduce,    layer_norm,    l2_normalize, dot,    matmul,     arrange,       present, mask,
-          gru_step,    embedding, embedding_bag, copy,         encode, fuse,       int8_kernels()};
+  return {isa,
+          W,
+          packed_floats,
+          pack<float>,
+          affine<float>,
+          activation,
+          softmax,
+          mixture,
+          binary,
+          scale_shift,
+          reduce,
+          layer_norm,
+          l2_normalize,
+          dot,
+          matmul,
+          arrange,
+          present,
+          mask,
+          gru_step,
+          embedding,
+          embedding_bag,
+          copy,
+          encode,
+          fuse,
+#ifdef FASTMTR_NO_HALF
+          {},
+#else
+          half_kernels(),
+#endif
+          int8_kernels()};
 }
 
 }  // namespace

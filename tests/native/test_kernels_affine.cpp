@@ -54,7 +54,8 @@ struct AffineData {
   }
 
   // Rows first .. first + out.rows.
-  void run(const Kernels& k, size_t first, Matrix& out, const Rows* other_x = nullptr) const {
+  void run(const Kernels& k, size_t first, Matrix& out, const Rows* other_x = nullptr,
+           const void* halves = nullptr) const {
     const std::vector<Rows> added = addends(first);
     AffineArgs args = {};
     args.rows = out.rows, args.groups = c.groups, args.n = c.n, args.k = c.k;
@@ -63,7 +64,8 @@ struct AffineData {
     args.addends = added.data(), args.n_addends = added.size();
     args.activation = c.fn, args.alpha = 0.2f, args.slope = slope.data();
     args.out = out.out();
-    k.affine(&args);
+    if (halves) args.packed = halves;
+    halves ? k.half.affine(&args) : k.affine(&args);
   }
 
   // The sum before activation, and the sum of the terms' sizes.
@@ -175,9 +177,64 @@ void test_affine(const Kernels& k) {
     }
 }
 
+// The nearest half, ties to even.
+float as_half(float x) {
+  if (x == 0) return x;
+  const float step = std::ldexp(1.0f, std::max(std::ilogb(x), -14) - 10);
+  return std::nearbyint(x / step) * step;
+}
+
+std::vector<uint8_t> in_halves(const Kernels& k, const std::vector<float>& w, size_t groups, size_t n, size_t columns) {
+  std::vector<uint8_t> packed(k.half.packed_bytes(groups, n, columns));
+  k.half.pack(w.data(), groups, n, columns, packed.data());
+  return packed;
+}
+
+// x = 1 gives back the weights as they were rounded.
+void test_half_precision(const Kernels& k) {
+  std::vector<float> w = {0.0f, -0.0f, 65504, -65504, 65519, 6.1e-5f, 5.9e-8f, 2.98e-8f, 2.99e-8f, -1e-9f, 1e-40f};
+  for (int exponent = -26; exponent < 16; ++exponent)
+    for (int i = 0; i < 200; ++i) {
+      const float size = std::ldexp(1 + static_cast<float>(below(2048)) / 2048, exponent);  // ties among them
+      w.push_back(i % 2 == 0 ? size : -std::nextafter(size, i % 4 == 1 ? 1e9f : 0.0f));
+    }
+  const size_t n = w.size();
+  const std::vector<uint8_t> packed = in_halves(k, w, 1, n, 1);
+  Matrix x(1, 1), out(1, n, false);
+  x.at(0, 0) = 1;
+  AffineArgs args = {};
+  args.rows = 1, args.groups = 1, args.n = n, args.k = 1;
+  args.x = x.view(), args.packed = packed.data(), args.out = out.out();
+  k.half.affine(&args);
+  for (size_t j = 0; j < n; ++j)
+    check(out.at(0, j) == as_half(w[j]), std::string(k.isa) + " half precision of " + std::to_string(w[j]));
+}
+
+// Weights that are halves already give the same bits in either precision.
+void test_affine_half(const Kernels& k) {
+  for (const Affine& c :
+       {Affine{2, 50, 70, true, true, 1, Activation::relu, true}, Affine{1, 129, 33, true, false, 0, Activation::none},
+        Affine{3, 8, 600, true, true, 2, Activation::tanh}})
+    for (size_t rows : {1, 3, 40}) {
+      AffineData data(k, c, rows);
+      for (float& w : data.w) w = as_half(w);
+      const std::vector<uint8_t> packed = in_halves(k, data.w, c.groups, c.n, c.k);
+      k.pack(data.w.data(), c.groups, c.n, c.k, data.packed);
+      Matrix full(rows, c.groups * c.n, false), half(rows, c.groups * c.n, false);
+      data.run(k, 0, full);
+      data.run(k, 0, half, nullptr, packed.data());
+      bool same = true;
+      for (size_t r = 0; r < rows; ++r)
+        for (size_t j = 0; j < full.width; ++j) same = same && same_bits(full.at(r, j), half.at(r, j));
+      check(same, describe(k, c, rows) + ": half precision");
+    }
+}
+
 }  // namespace
 
 int main() {
   with_each_table(test_affine);
+  with_each_table(test_half_precision);
+  with_each_table(test_affine_half);
   return finish();
 }
