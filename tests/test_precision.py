@@ -99,6 +99,28 @@ def test_half_precision_keeps_no_fp32(users: Packed) -> None:
         session.precision_errors(users.ids, users.dense, None, None)
 
 
+def test_weights_that_are_halves_lose_nothing(tmp_path: Path) -> None:
+    rng = np.random.default_rng(4)
+    steps, width, hidden = 5, 6, 8
+    g = GraphBuilder([Input("u", "request", "dense", 0, steps * width), Input("i", "item", "dense", 0, 3)])
+
+    def weight(name: str, *shape: int) -> str:
+        return g.weight(name, rng.normal(size=shape).astype(np.float16).astype(np.float32) / 2)
+
+    x = g.conv1d("u", w=weight("conv", width, width, 3), steps=steps, padding=1)
+    x = g.affine(x, w=weight("each", width, width), steps=steps, activation="tanh")
+    state = g.gru(x, w_x=weight("x", 3 * hidden, width), w_h=weight("h", 3 * hidden, hidden), steps=steps)
+    g.output("click", g.affine(g.concat([state, "i"]), w=weight("last", 1, hidden + 3), activation="sigmoid"))
+    schema = Schema(user="user", item="item", features=(ANY,), tasks=(Task(name="click"),))
+    packed = [
+        Packed(np.zeros((n, 0), np.int32), rng.normal(size=(n, w)).astype(np.float32)) for n, w in ((3, 30), (9, 3))
+    ]
+    path = write_bundle(tmp_path / "b", schema=schema, graph=g.build(), catalogue=Catalogue(np.arange(9), packed[1]))
+    full, half = (Session(Model(path, precision=p)).score(*packed[0], None, None)[0] for p in ("fp32", "fp16"))
+    assert len(np.unique(full)) > 20
+    np.testing.assert_allclose(half, full, rtol=1e-6)
+
+
 def test_weights_beyond_half_precision_are_refused(tmp_path: Path) -> None:
     g = GraphBuilder([Input("u", "request", "dense", 0, 2)])
     g.output("click", g.affine("u", w=g.weight("big", np.array([[7e4, 1.0]], np.float32))))
