@@ -336,7 +336,7 @@ def _title(node: onnx.NodeProto) -> str:
 
 def _needed(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
     """The nodes that these values come from, in order."""
-    kept = []
+    kept: list[onnx.NodeProto] = []
     for node in reversed(nodes):
         if wanted & set(node.output):
             kept.append(node)
