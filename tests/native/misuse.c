@@ -49,7 +49,7 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_model_load(argv[1], &load, &model), "struct_size is 0, expected sizeof(fmtr_load_options)");
   load.struct_size = sizeof load;
   load.precision = (fmtr_precision)7;
-  REFUSED(fmtr_model_load(argv[1], &load, &model), "precision is 7, expected FMTR_FP32 or FMTR_INT8");
+  REFUSED(fmtr_model_load(argv[1], &load, &model), "precision is 7, expected FMTR_FP32, FMTR_FP16 or FMTR_INT8");
   load.precision = FMTR_FP32;
   FINE(fmtr_model_load(argv[1], &load, &model));
   REFUSED(fmtr_model_describe(NULL, &json), "model is NULL");
