@@ -126,8 +126,8 @@ def _parser() -> argparse.ArgumentParser:
     convert = command("convert", _convert, "Convert a trained model of another library, and compare its scores.")
     convert.add_argument("model", metavar="MODEL", help="an ONNX file, or module:name of a Python model")
     _out(convert, required=True)
-    convert.add_argument("--sample", **file, help="rows as the model takes them: arrays in an .npz or .npy file")
-    convert.add_argument("--schema", **file, help="JSON of a schema; says what each input is a function of")
+    convert.add_argument("--sample", **file, help="rows as the model takes them: .npz, .npy, .parquet or .csv")
+    convert.add_argument("--schema", **file, help="JSON or TOML; says what each input is a function of")
     many: dict[str, Any] = {"action": "append", "default": []}
     convert.add_argument("--input", **many, metavar="NAME=ENTITY", help="user, context, item or candidate; repeat it")
     convert.add_argument("--column", **many, metavar="NAME=FROM[:TO]", help="of a packed matrix; repeat it")
@@ -381,32 +381,31 @@ def _convert(options: argparse.Namespace) -> None:
     from fastmtr.bundle import open_bundle
     from fastmtr.convert import command, convert
     from fastmtr.convert.guard import ModelWarning
-    from fastmtr.schema import Schema
 
+    schema = None if options.schema is None else command.load_schema(options.schema)
     inputs = dict(command.pair(text) for text in options.input) or None
     sample = None if options.sample is None else command.load_sample(options.sample)
     sample, keys = command.split_keys(sample, {"groups": options.users, "items": options.items}, inputs)
+    tasks = options.task or ([] if schema is None else [task.name for task in schema.tasks])
+    sample, labels = command.split_labels(sample, tasks, inputs)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ModelWarning)  # they are told below
         path = convert(
             command.load_model(options.model),
-            schema=None if options.schema is None else Schema.from_json(options.schema.read_bytes()),
+            schema=schema,
             inputs=inputs,
             sample=sample,
             columns=dict(command.columns(text) for text in options.column) or None,
             tasks=options.task or None,
             logits=options.logits,
             out=options.out,
+            labels=labels,
             item_memory=options.item_memory,
             overwrite=options.overwrite,
             **keys,
         )
-    report = open_bundle(path).metadata["conversion"]
-    for line in (*report["notes"], *(f"warning: {text}" for text in report["warnings"])):
+    for line in command.report_lines(open_bundle(path).metadata):
         print(line)
-    worst = max(report["outputs"], key=lambda output: output["engine"])
-    rows = sum(report["examples"].values())
-    print(f"greatest difference from {report['source']}: {worst['engine']:.1e} ({worst['name']}), over {rows} rows")
     print(f"wrote {path}")
 
 
@@ -430,6 +429,8 @@ def _info(options: argparse.Namespace) -> None:
             "users": 0 if bundle.users is None else len(bundle.users.keys),
             **msgspec.json.decode(_native.Model(str(bundle.path)).describe()),
         }
+        if "conversion" in bundle.metadata:
+            found["conversion"] = bundle.metadata["conversion"]
     if options.json:
         print(msgspec.json.encode(found).decode())
     else:
@@ -454,7 +455,8 @@ def _print_tree(tree: dict[str, Any], indent: str) -> None:
 def _explain(options: argparse.Namespace) -> None:
     from fastmtr.bundle import open_bundle
 
-    explanation = open_bundle(options.bundle).explain()
+    bundle = open_bundle(options.bundle)
+    explanation = bundle.explain()
     if options.html is not None:
         options.html.write_text(explanation.to_html(), encoding="utf-8")
         print(f"wrote {options.html}")
@@ -465,6 +467,10 @@ def _explain(options: argparse.Namespace) -> None:
         print(explanation)
     else:
         console.print(explanation)
+    from fastmtr.convert.command import report_lines
+
+    for line in report_lines(bundle.metadata):
+        print(line)
 
 
 def _recommend(options: argparse.Namespace) -> None:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import importlib
 import sys
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr.convert.verify import ConversionReport
 from fastmtr.errors import ConfigError
+from fastmtr.schema import Schema
 
-__all__ = ["columns", "load_model", "load_sample", "pair", "split_keys"]
+__all__ = ["columns", "load_model", "load_sample", "load_schema", "pair", "report_lines", "split_keys", "split_labels"]
+
+_TABLES = (".parquet", ".csv", ".tsv")
+_SAMPLES = (".npz", ".npy", *_TABLES)
 
 Sample = dict[str, NDArray[Any]] | NDArray[Any]
 
@@ -59,20 +66,72 @@ def load_model(text: str) -> Any:
 
 
 def load_sample(path: Path) -> Sample:
-    """Arrays by name from an .npz file, or one array from an .npy file; nothing is unpickled.
+    """Arrays by name from an .npz file or the columns of a table, or one array from an .npy file; nothing is unpickled.
 
     Raises
     ------
     ConfigError
         It is another kind of file, or cannot be read.
     """
-    if path.suffix not in (".npz", ".npy"):
-        raise ConfigError(f"{path}: a sample is an .npz file (arrays by name) or an .npy file (one array)")
+    if path.suffix not in _SAMPLES:
+        raise ConfigError(
+            f"{path}: a sample is an .npz file (arrays by name), a table ({', '.join(_TABLES)}), or an .npy file "
+            "(one array)"
+        )
     try:
+        if path.suffix in _TABLES:
+            from fastmtr.tables import read_table
+
+            table = read_table(path)
+            return {name: _column(name, table.column(name).to_pylist()) for name in table.column_names}
         found = np.load(path, allow_pickle=False)
         return found if isinstance(found, np.ndarray) else dict(found)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read as a sample: {error}") from error
+
+
+def _column(name: str, values: list[Any]) -> NDArray[Any]:
+    """A column of numbers, of text, or of lists of one length."""
+    if any(each is None for each in values):
+        raise ConfigError(f"column {name!r} of the sample has nulls; fill them as the model's training did")
+    lengths = {len(each) for each in values if isinstance(each, list)}
+    if len(lengths) > 1:
+        raise ConfigError(f"the lists in column {name!r} of the sample have the lengths {sorted(lengths)}; pad them")
+    return np.asarray(values)
+
+
+def load_schema(path: Path) -> Schema:
+    """A schema from JSON, or from TOML (its table ``[schema]``, or all of it).
+
+    Raises
+    ------
+    ConfigError
+        It cannot be read, or is no schema.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".toml":
+            return Schema.from_json(text)
+        tree = tomllib.loads(text)
+        return msgspec.convert(tree.get("schema", tree), Schema)
+    except (OSError, ValueError) as error:  # SchemaError and the errors of TOML and msgspec are ValueErrors
+        raise ConfigError(f"{path} cannot be read as a schema: {error}") from error
+
+
+def split_labels(
+    sample: Sample | None, tasks: Sequence[str], inputs: Mapping[str, str] | None
+) -> tuple[Sample | None, dict[str, NDArray[Any]] | None]:
+    """The sample, and the labels in it: the arrays with the name of a task that are no inputs."""
+    if not isinstance(sample, dict):
+        return sample, None
+    labels = {task: sample[task] for task in tasks if task in sample and task not in (inputs or {})}
+    return {name: array for name, array in sample.items() if name not in labels}, labels or None
+
+
+def report_lines(metadata: Mapping[str, Any]) -> list[str]:
+    """What a bundle's metadata tells of its conversion; nothing of a bundle that was trained."""
+    found = metadata.get("conversion")
+    return [] if found is None else msgspec.convert(found, ConversionReport).lines()
 
 
 def split_keys(

@@ -93,6 +93,15 @@ class ConversionReport(msgspec.Struct, frozen=True, kw_only=True):
         """The output that differs most."""
         return max(self.outputs, key=lambda o: o.engine if o.engine == o.engine else np.inf)
 
+    def lines(self) -> list[str]:
+        """For a person: how near it came, what was chosen, what is strange."""
+        worst, rows = self.worst, sum(self.examples.values())
+        return [
+            f"greatest difference from {self.source}: {worst.engine:.1e} ({worst.name}), over {rows} rows",
+            *self.notes,
+            *(f"warning: {each}" for each in self.warnings),
+        ]
+
     @property
     def first_departure(self) -> LayerDifference | None:
         """The first inner value that differs by more than the tolerance."""
