@@ -104,7 +104,7 @@ def test_threads_and_state_of_others_stay(bundle: Path, needs: list[str], code: 
     for name in needs:
         pytest.importorskip(name)
     program = (_BESIDE + code).format(path=str(bundle))
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
