@@ -104,7 +104,8 @@ def test_threads_and_state_of_others_stay(bundle: Path, needs: list[str], code: 
     for name in needs:
         pytest.importorskip(name)
     program = (_BESIDE + code).format(path=str(bundle))
-    done = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-P", "-c", program]  # -P: not the source tree, should that be the working directory
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
 
 
