@@ -74,7 +74,7 @@ class FastMTR:
         """See :class:`Contestant`."""
         self.request = request.request
         self.items = self.keys[request.rows]
-        self.offsets = np.array([0, len(self.items)], np.uint64)
+        self.offsets = np.linspace(0, len(self.items), self.request.ids.shape[0] + 1).astype(np.uint64)
 
     def run(self) -> None:
         """See :class:`Contestant`."""

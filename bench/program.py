@@ -74,7 +74,7 @@ class Program:
 
     def values(self, request: Packed, items: Packed) -> dict[str, NDArray[Any]]:
         """All inputs for one request (one row) and its candidates."""
-        if self.repeated:
+        if self.repeated and request.n_rows == 1:
             request = request.take(np.zeros(items.n_rows, np.int64))
         return {f.name: f.values(request if f.domain == "request" else items) for f in self.feeds}
 

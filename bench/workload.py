@@ -40,7 +40,10 @@ _CONTEXT = ("hour_of_week", "page", "referrer")
 
 
 class Request(NamedTuple):
-    """One request: its packed inputs (one row) and its candidates as row numbers of the catalogue."""
+    """One request: its packed inputs (one row) and its candidates as row numbers of the catalogue.
+
+    With a row of inputs for each candidate instead: as many requests of one candidate each.
+    """
 
     request: Packed
     rows: NDArray[np.int64]

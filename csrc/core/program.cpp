@@ -101,6 +101,9 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
       ports_.push_back(port(input, from.domain));
       if (needed[i] && from.domain == Domain::candidate && plan.buffers[input.buffer].domain == Domain::item)
         reads_items_ = true;
+      if (needed[i] && from.domain == Domain::candidate && from.op != Op::copy &&
+          plan.buffers[input.buffer].domain == Domain::request && plan.buffers[input.buffer].ids)
+        candidates_read_request_ids_ = true;
     }
     max_inputs_ = std::max(max_inputs_, from.inputs.size() * (from.steps > 1 ? 2 : 1));
     if (needed[i]) active_[static_cast<int>(from.domain)].push_back(static_cast<uint32_t>(i));
@@ -352,7 +355,11 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
     return {reinterpret_cast<const float*>(row + port.column * encoded_bytes(table.encoding)), port.stride, gather,
             table.encoding, reinterpret_cast<const float*>(row + table.scale_at)};
   }
-  const size_t stride = of_request && phase == Domain::candidate ? 0 : port.stride;
+  size_t stride = port.stride;
+  if (of_request && phase == Domain::candidate) {
+    gather = context.request_of;
+    if (gather == nullptr) stride = 0;
+  }
   return {base + first * port.stride + port.column, stride, gather};
 }
 

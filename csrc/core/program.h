@@ -78,10 +78,11 @@ struct Context {
   size_t request_tile_rows = 0;  // that its layout was made for
   float* tile = nullptr;
   size_t tile_rows = 0;
-  size_t request_row = 0;            // of the first row, in the packed matrices
-  size_t request_tile_row = 0;       // the same, in the tile
-  size_t item_row = 0;               // item phase, or candidates that are consecutive items
-  const uint32_t* gather = nullptr;  // candidates: their item rows; NULL: item_row and those after it
+  size_t request_row = 0;                // of the first row, in the packed matrices
+  size_t request_tile_row = 0;           // the same, in the tile
+  const uint32_t* request_of = nullptr;  // candidates: their requests, counted from those rows; NULL: one for all
+  size_t item_row = 0;                   // item phase, or candidates that are consecutive items
+  const uint32_t* gather = nullptr;      // candidates: their item rows; NULL: item_row and those after it
   size_t candidate_row = 0;
   bool exact = false;          // candidates in fp32, whatever the program's precision
   Rows* scratch = nullptr;     // Program::max_inputs of them
@@ -121,6 +122,8 @@ class Program {
   Precision precision() const { return precision_; }
   std::vector<std::string> int8_steps() const;  // their names
   bool reads_items() const { return reads_items_; }
+  // Lookups take ids in rows of a fixed distance, so candidates of several requests cannot share a tile then.
+  bool candidates_read_request_ids() const { return candidates_read_request_ids_; }
   const Kernels& kernels() const { return kernels_; }
   const Plan& plan() const { return plan_; }
   bool runs_in_int8(size_t step) const { return steps_[step].packed_int8 != nullptr; }
@@ -153,7 +156,7 @@ class Program {
   size_t untouched_floats_ = 0;
   Port workspace_[kDomains] = {};  // for the step that runs
   size_t max_inputs_ = 1;
-  bool reads_items_ = false;
+  bool reads_items_ = false, candidates_read_request_ids_ = false;
   Aligned<uint8_t> packed_;
   Aligned<uint8_t> packed_int8_;
 };

@@ -49,6 +49,7 @@ Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t 
     worker.tile = Aligned<float>(program.tile_floats(Domain::candidate, tile_));
     worker.tile_scores = Aligned<float>(tile_ * tasks_.size());
     worker.gather = Aligned<uint32_t>(tile_);
+    worker.request_of = Aligned<uint32_t>(tile_);
     worker.scratch = Aligned<Rows>(program.max_inputs());
   }
   if (threads > 1) pool_.emplace(threads - 1);
@@ -193,7 +194,8 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
     const Stopwatch watch(worker.profile, Phase::fusion);
     for (size_t t = 0; t < n_tasks; ++t) {
       const Rows from = program.rows(tasks_[t], Domain::candidate, context);
-      for (uint64_t i = 0; i < n; ++i) scores[i * n_tasks + t] = from.data[i * from.stride];
+      for (uint64_t i = 0; i < n; ++i)
+        scores[i * n_tasks + t] = from.data[(from.gather == nullptr ? i : from.gather[i]) * from.stride];
     }
     if (wanted.fused != nullptr)
       program.kernels().fuse(n, fusion.tasks.size(), fusion.tasks.data(), call.fusion_weights, fusion.offsets.data(),
@@ -217,11 +219,10 @@ bool Session::by_request(const Call& call) const {
 size_t Session::workers_used(const Call& call) const { return by_request(call) ? workers_.size() : 1; }
 
 template <class Each>
-void Session::for_each_request(const Call& call, const Each& each) {
+void Session::for_each_block(const Call& call, const Each& each) {
   const Program& program = model_->program();
   const uint64_t n_requests = call.batch->n_requests;
   const size_t threads = workers_.size();
-  const size_t n_tasks = tasks_.size();
   const bool by_request = this->by_request(call);
   const uint64_t block = by_request ? std::clamp<uint64_t>(n_requests / (4 * threads), 1, kRequestTile) : kRequestTile;
   const uint64_t n_blocks = (n_requests + block - 1) / block;
@@ -238,28 +239,57 @@ void Session::for_each_request(const Call& call, const Each& each) {
       const Stopwatch watch(owner.profile, Phase::request);
       program.run(Domain::request, end - begin, shared);
     }
+    each(begin, end, who, shared);
+  };
+  if (by_request) {
+    pool_->run(n_blocks, run_block);
+  } else {
+    for (uint64_t b = 0; b < n_blocks; ++b) run_block(b, 0);
+  }
+}
+
+template <class Each>
+void Session::for_each_request(const Call& call, const Each& each) {
+  const bool by_request = this->by_request(call);
+  for_each_block(call, [&](uint64_t begin, uint64_t end, size_t who, Context shared) {
     for (uint64_t r = begin; r < end; ++r) {
       shared.request_row = r;
       shared.request_tile_row = r - begin;
-      each(r, owner, [&](const Wanted& wanted) {
+      each(r, workers_[who], [&](const Wanted& wanted) {
         const uint64_t n_tiles = (wanted.n + tile_ - 1) / tile_;
         const auto run_tile = [&](size_t t, size_t w) {
           const uint64_t first = t * tile_;
           score_tile(call, shared, workers_[w], r, first,
-                     wanted.part(first, std::min<uint64_t>(tile_, wanted.n - first), n_tasks));
+                     wanted.part(first, std::min<uint64_t>(tile_, wanted.n - first), tasks_.size()));
         };
-        if (threads > 1 && !by_request && n_tiles > 1) {
+        if (workers_.size() > 1 && !by_request && n_tiles > 1) {
           pool_->run(n_tiles, run_tile);
         } else {
           for (uint64_t t = 0; t < n_tiles; ++t) run_tile(t, who);
         }
       });
     }
-  };
-  if (by_request) {
-    pool_->run(n_blocks, run_block);
-  } else {
-    for (uint64_t b = 0; b < n_blocks; ++b) run_block(b, 0);
+  });
+}
+
+// Requests of few candidates each: those of a block go through the tiles together, each with the row of its request,
+// and the weights are read once for all.
+bool Session::shares_tiles(const Call& call) const {
+  constexpr uint64_t kFew = 32;
+  return call.batch->n_requests > 1 && !call.whole_catalogue && call.most <= kFew &&
+         !model_->program().candidates_read_request_ids();
+}
+
+void Session::score_together(const Call& call, Context context, Worker& worker, uint64_t begin, const Wanted& all) {
+  uint64_t request = begin, left = call.count(begin);
+  for (uint64_t first = 0; first < all.n; first += tile_) {
+    const uint64_t n = std::min<uint64_t>(tile_, all.n - first);
+    for (uint64_t i = 0; i < n; ++i, --left) {
+      while (left == 0) left = call.count(++request);
+      worker.request_of[i] = static_cast<uint32_t>(request - begin);
+    }
+    context.request_of = worker.request_of.data();
+    score_tile(call, context, worker, begin, first, all.part(first, n, tasks_.size()));
   }
 }
 
@@ -271,10 +301,14 @@ void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
 
 void Session::score(const Call& call, float* scores, float* fused) {
   if (call.total == 0) return;
+  const Wanted all{call.total, nullptr, false, scores, fused};
+  if (shares_tiles(call))
+    return for_each_block(call, [&](uint64_t begin, uint64_t end, size_t who, const Context& shared) {
+      const uint64_t at = call.begin(begin);
+      score_together(call, shared, workers_[who], begin, all.part(at, call.begin(end) - at, tasks_.size()));
+    });
   for_each_request(call, [&](uint64_t r, Worker&, const auto& score) {
-    const uint64_t at = call.begin(r);
-    score({call.count(r), nullptr, false, scores == nullptr ? nullptr : scores + at * tasks_.size(),
-           fused == nullptr ? nullptr : fused + at});
+    score(all.part(call.begin(r), call.count(r), tasks_.size()));
   });
 }
 

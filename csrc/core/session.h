@@ -53,7 +53,7 @@ class Session {
 
   struct Worker {
     Aligned<float> request_tile, tile, tile_scores, scores, fused, exact;
-    Aligned<uint32_t> gather;
+    Aligned<uint32_t> gather, request_of;
     Aligned<int32_t> candidate_ids;  // the inputs of picked candidates, side by side
     Aligned<float> candidate_dense;
     Aligned<uint64_t> best;
@@ -95,12 +95,19 @@ class Session {
 
   bool by_request(const Call& call) const;
   size_t workers_used(const Call& call) const;
-  // Runs the request phase for all requests, block by block, then for each request `each(request, worker, score)`,
+  // Runs the request phase for all requests, block by block, then each(begin, end, worker's number, context) for the
+  // requests begin .. end of a block.
+  template <class Each>
+  void for_each_block(const Call& call, const Each& each);
+  // The same, then for each request `each(request, worker, score)`,
   // where score(wanted) scores its candidates.
   template <class Each>
   void for_each_request(const Call& call, const Each& each);
   // `first` of the candidates that are wanted, if those are consecutive.
   void score_tile(const Call& call, Context context, Worker& worker, uint64_t request, uint64_t first, Wanted wanted);
+  bool shares_tiles(const Call& call) const;
+  // All candidates of a block's requests, from `begin` on.
+  void score_together(const Call& call, Context context, Worker& worker, uint64_t begin, const Wanted& all);
   void pick(const Call& call, Worker& worker, uint64_t request, const Wanted& wanted, Context* context) const;
   // `index(position)` is where a listed candidate's scores lie in `fused` and `scores`.
   template <class Index>
