@@ -172,8 +172,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     about = machine()
     made_with = ", ".join(f"{k} {v}" for k, v in versions().items())
     lines = [
-        f"{datetime.now(UTC):%Y-%m-%d}: {about['cpu']} ({', '.join(about['instruction_sets'])}), {about['cores']} cores; "
-        f"load when it ended {about['load_before']}; {made_with}",
+        f"{datetime.now(UTC):%Y-%m-%d}: {about['cpu']} ({', '.join(about['instruction_sets'])}), {about['cores']} cores"
+        + f"; load when it ended {about['load_before']}; {made_with}",
         f"### {given.rows} independent rows, one thread: peer time / fastmtr time, medians [least, most]",
         table(["model", "fastmtr", "ONNX Runtime", "OpenVINO", "largest difference"], independent),
         "### Two threads, each with a session, over one: throughput",

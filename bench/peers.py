@@ -74,7 +74,8 @@ class FastMTR:
         """See :class:`Contestant`."""
         self.request = request.request
         self.items = self.keys[request.rows]
-        self.offsets = np.linspace(0, len(self.items), self.request.ids.shape[0] + 1).astype(np.uint64)
+        n_requests = len(self.request.ids)
+        self.offsets = np.arange(n_requests + 1, dtype=np.uint64) * np.uint64(len(self.items) // n_requests)
 
     def run(self) -> None:
         """See :class:`Contestant`."""
