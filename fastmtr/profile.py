@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +16,11 @@ from fastmtr.text_table import text_table
 if TYPE_CHECKING:
     import pandas as pd
 
+    from fastmtr.compiler import Explanation
+
 __all__ = ["Profile", "StepTime"]
 
-_HEADER = ("step", "operator", "domain", "rows", "us", "share", "GFLOP/s")
+_HEADER = ("step", "operator", "domain", "rows", "us", "predicted us", "share", "GFLOP/s")
 _LEFT = range(3)
 
 
@@ -32,6 +37,9 @@ class StepTime(msgspec.Struct, frozen=True):
         Requests, or candidates.
     flops : float
     nanoseconds : float
+    predicted : float
+        Nanoseconds by the compiler's cost model: for fp32 on one core of the machine that it was made on. NaN where
+        nobody asked it.
     """
 
     name: str
@@ -41,6 +49,7 @@ class StepTime(msgspec.Struct, frozen=True):
     rows: float
     flops: float
     nanoseconds: float
+    predicted: float = math.nan
 
 
 class _Measured(msgspec.Struct, frozen=True):
@@ -88,14 +97,24 @@ class Profile:
     steps: tuple[StepTime, ...]
 
     @classmethod
-    def from_json(cls, text: str) -> Profile:
-        """Read what ``fmtr_profile`` of the C ABI says."""
+    def from_json(cls, text: str, *, explanation: Explanation | None = None) -> Profile:
+        """Read what ``fmtr_profile`` of the C ABI says; ``explanation`` adds what the cost model predicts."""
         found = msgspec.json.decode(text, type=_Measured)
         runs = found.repeats
-        steps = (
-            StepTime(s.name, s.op, s.domain, s.calls / runs, s.rows / runs, s.flops / runs, s.nanoseconds / runs)
+        predicted = _predictions(explanation, found)
+        steps = [
+            StepTime(
+                s.name,
+                s.op,
+                s.domain,
+                s.calls / runs,
+                s.rows / runs,
+                s.flops / runs,
+                s.nanoseconds / runs,
+                next(predicted[s.name, s.op, s.domain], math.nan),
+            )
             for s in found.steps
-        )
+        ]
         return cls(
             requests=found.requests,
             candidates=found.candidates,
@@ -110,7 +129,7 @@ class Profile:
         )
 
     def to_pandas(self) -> pd.DataFrame:
-        """One row a step: ``step``, ``op``, ``domain``, ``calls``, ``rows``, ``flops`` and ``nanoseconds``."""
+        """One row a step: ``step`` (its name) and what else :class:`StepTime` has."""
         import pandas as pd
 
         return pd.DataFrame([msgspec.structs.asdict(step) for step in self.steps]).rename(columns={"name": "step"})
@@ -143,11 +162,29 @@ class Profile:
         for phase, time in self.phases.items():
             domain = {"request": "request", "candidates": "candidate"}.get(phase)
             steps = [s for s in self.steps if s.domain == domain]
-            rows.append((phase, "", "", "", *self._times(time, sum(s.flops for s in steps))))
+            predicted = sum(s.predicted for s in steps) if steps else math.nan
+            rows.append((phase, "", "", "", *self._times(time, predicted, sum(s.flops for s in steps))))
             for s in steps:
-                rows.append((f"  {s.name}", s.op, s.domain, f"{s.rows:.0f}", *self._times(s.nanoseconds, s.flops)))
+                times = self._times(s.nanoseconds, s.predicted, s.flops)
+                rows.append((f"  {s.name}", s.op, s.domain, f"{s.rows:.0f}", *times))
         return rows
 
-    def _times(self, nanoseconds: float, flops: float) -> tuple[str, str, str]:
+    def _times(self, nanoseconds: float, predicted: float, flops: float) -> tuple[str, str, str, str]:
         share = nanoseconds / max(sum(self.phases.values()), 1)
-        return f"{nanoseconds / 1e3:.1f}", f"{share:.1%}", f"{flops / nanoseconds:.1f}" if flops and nanoseconds else ""
+        rate = f"{flops / nanoseconds:.1f}" if flops and nanoseconds else ""
+        model = "" if math.isnan(predicted) else f"{predicted / 1e3:.1f}"
+        return f"{nanoseconds / 1e3:.1f}", model, f"{share:.1%}", rate
+
+
+def _predictions(
+    explanation: Explanation | None, found: _Measured
+) -> defaultdict[tuple[str, str, str], Iterator[float]]:
+    """Nanoseconds of the call's steps; steps of one name in their order."""
+    lists: defaultdict[tuple[str, str, str], list[float]] = defaultdict(list)
+    if explanation is not None and found.requests:
+        each = explanation.predict(round(found.candidates / found.requests))
+        for step, seconds in zip(explanation.steps, each, strict=True):
+            lists[step.name, step.op.split(" ")[0], step.domain].append(1e9 * seconds * found.requests)
+    ready: defaultdict[tuple[str, str, str], Iterator[float]] = defaultdict(lambda: iter(()))
+    ready.update((key, iter(values)) for key, values in lists.items())
+    return ready

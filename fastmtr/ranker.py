@@ -449,7 +449,7 @@ class Ranker:
             )
             return found
 
-        return Profile.from_json(self._items.of_one_version(profile))
+        return Profile.from_json(self._items.of_one_version(profile), explanation=self.bundle.explain())
 
     def predict(self, samples: Samples, *, items: NDArray[np.int64]) -> NDArray[np.float32]:
         """Scores of evaluation samples, each a request with one candidate.

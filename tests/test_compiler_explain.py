@@ -4,11 +4,13 @@ import io
 import re
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 from rich.console import Console
 
 from cases import MODELS, model_graph
 from fastmtr.compiler import Explanation, compile_graph, explain
+from fastmtr.compiler.costs import Machine
 from fastmtr.graph import GraphBuilder, Input
 
 
@@ -53,6 +55,19 @@ def test_each_product_of_candidates_has_a_reason(kind: str, item_memory: object)
     for s in explained(kind, n_items=1000, item_memory=item_memory).steps:
         if s.domain == "candidate" and s.op.startswith("affine"):
             assert re.match(r"split: |not split: |item part not stored: |item value, not stored: .", s.remark), s
+
+
+def test_predicted_times() -> None:
+    found = explained("mmoe", n_items=1000)
+    few, many = found.predict(32), found.predict(512)
+    for step, a, b in zip(found.steps, few, many, strict=True):
+        assert (a, b) == (0, 0) if step.domain == "item" else 0 < a <= b, step
+        assert step.domain != "request" or a == b
+        assert step.domain != "candidate" or b == pytest.approx(16 * a)  # tiles of 32
+    usual = Machine()
+    rates = {name: 2 * rate for name, rate in usual._asdict().items() if name.endswith(("flops", "bytes"))}
+    twice = usual._replace(**rates, step_seconds=usual.step_seconds / 2)
+    np.testing.assert_allclose(found.predict(512, machine=twice), np.array(many) / 2)
 
 
 def test_text_and_page_have_every_step() -> None:

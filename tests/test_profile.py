@@ -27,11 +27,11 @@ def test_numbers_are_means_of_one_run():
     assert (step.calls, step.rows, step.flops, step.nanoseconds) == (2, 10, 20_000, 5_000)
     assert repr(profile).splitlines() == [
         "rank, best 3: 2 request(s), 10 candidates, 10.0 us (avx2, fp32, 1 thread(s), mean of 4)",
-        "step        operator  domain     rows   us  share  GFLOP/s",
-        "checks                                 0.1   1.0%",
-        "candidates                             9.0  90.0%      2.2",
-        "  layer     affine    candidate    10  5.0  50.0%      4.0",
-        "top_k                                  0.9   9.0%",
+        "step        operator  domain     rows   us  predicted us  share  GFLOP/s",
+        "checks                                 0.1                 1.0%",
+        "candidates                             9.0                90.0%      2.2",
+        "  layer     affine    candidate    10  5.0                50.0%      4.0",
+        "top_k                                  0.9                 9.0%",
     ]
 
 
@@ -44,7 +44,8 @@ def test_of_a_ranker(ranker, k):
     assert [s.rows for s in profile.steps] == [rows[s.domain] for s in profile.steps]
     assert {s.domain for s in profile.steps} == set(rows)
     frame = pytest.importorskip("pandas").DataFrame(ranker.profile(101, ranker.items[:3]).to_pandas())
-    assert list(frame) == ["step", "op", "domain", "calls", "rows", "flops", "nanoseconds"]
+    assert list(frame) == ["step", "op", "domain", "calls", "rows", "flops", "nanoseconds", "predicted"]
+    assert (frame["predicted"] > 0).all()
     assert set(frame["rows"]) == {1, 3}
 
 

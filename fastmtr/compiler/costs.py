@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["CACHED_BYTES", "LOOKUP_WORK", "flops", "lookups", "product_work", "row_work", "work"]
+__all__ = ["CACHED_BYTES", "LOOKUP_WORK", "Machine", "flops", "lookups", "product_work", "row_work", "work"]
 
 # One random 64-byte row of a table that does not fit the caches takes about as long as so many FLOPs of dense product
 # (45 M rows a second against 91 GFLOP/s on one Zen 3 core).
@@ -16,6 +16,45 @@ LOOKUP_WORK = 1000
 # products with the widest vectors (180 GFLOP/s), for which a byte is dearest, that is so many FLOPs a byte.
 CACHED_BYTES = 16 << 20
 _CACHED_BYTE_WORK, _BYTE_WORK = 3.0, 26.0
+
+
+class Machine(NamedTuple):
+    """Rates of one core, from which times are predicted. The defaults were measured on a Zen 4 core with AVX-512.
+
+    Parameters
+    ----------
+    product_flops : float
+        FLOP/s of dense products of many rows.
+    zeros_gain : float
+        So much quicker are products of what a ReLU gave, half of it zeros.
+    other_flops : float
+        FLOP/s of everything else, which passes over columns one operator after the other.
+    cached_bytes, random_bytes : float
+        Bytes a second of weights read in order out of the shared cache, and of table rows at random out of memory.
+    step_seconds : float
+        To begin a step on a tile of rows.
+    tile_rows : int
+        Candidates a tile.
+    """
+
+    product_flops: float = 108e9
+    zeros_gain: float = 1.38
+    other_flops: float = 12e9
+    cached_bytes: float = 90e9
+    random_bytes: float = 12e9
+    step_seconds: float = 40e-9
+    tile_rows: int = 32
+
+    def seconds(
+        self, *, flops: float, product: bool, zeros: bool, weight_bytes: float, table_bytes: float, rows: int
+    ) -> float:
+        """Of a step on so many rows; ``flops`` and ``table_bytes`` are of one, ``zeros``: x is what a ReLU gave."""
+        tiles = -(-rows // self.tile_rows)
+        rate = self.product_flops * (self.zeros_gain if zeros else 1.0) if product else self.other_flops
+        computing = rows * flops / rate
+        reading = tiles * weight_bytes / self.cached_bytes
+        return max(computing, reading) + rows * table_bytes / self.random_bytes + tiles * self.step_seconds
+
 
 _ACTIVATION_FLOPS = {
     **{"none": 0, "relu": 1, "leaky_relu": 2, "prelu": 2, "relu6": 2, "hard_sigmoid": 4, "hard_swish": 5},
