@@ -99,9 +99,9 @@ class Ranker:
             An instruction set in place of the best this CPU has.
         precision : {"fp32", "fp16", "int8"}
             ``"fp16"`` stores the weights of all products in half precision (11 bits of each number remain), which is
-            quicker for a few candidates, and takes half the memory. ``"int8"`` rounds weights (once, for each output)
-            and activations (for each candidate, as they come) to 8 bits in the layers where that is quicker. With
-            either, scores are no longer those of the trained model, but near.
+            half the memory, and quicker where one row waits for many weights. ``"int8"`` rounds weights (once, for each
+            output) and activations (for each candidate, as they come) to 8 bits in the layers where that is quicker.
+            With either, scores are no longer those of the trained model, but near.
         verify : bool, optional
             Check all checksums; None does so for bundles below 256 MB.
         retrieval : RetrievalConfig, optional

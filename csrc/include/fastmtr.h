@@ -64,7 +64,7 @@ FMTR_API void fmtr_string_free(char* text);
 /* What products are computed in. Weights on disk are fp32 whatever is chosen here. */
 typedef enum fmtr_precision {
   FMTR_FP32 = 0,
-  FMTR_FP16 = 1, /* weights stored in half precision: quicker for a few candidates, half the memory; arithmetic in fp32 */
+  FMTR_FP16 = 1, /* weights stored in half precision: half the memory; arithmetic in fp32 */
   FMTR_INT8 = 2 /* candidates: weights and activations in 8 bits where that is quicker; sums in 32 bits */
 } fmtr_precision;
 
