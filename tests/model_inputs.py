@@ -22,6 +22,8 @@ SCHEMA = Schema(
         Feature(name="tags", entity="item", kind="multi", dim=3, length=3, pooling="max"),
         Feature(name="price", entity="item", kind="numeric"),
         Feature(name="position", entity="candidate", kind="numeric"),
+        Feature(name="shop", entity="candidate", kind="categorical", dim=3),
+        Feature(name="time_of_day", entity="candidate", kind="numeric"),
     ),
     tasks=(
         Task(name="click"),
@@ -40,6 +42,8 @@ INPUTS = (
     Input("tags", "item", "ids", 1, 3, rows=6, padding=0),
     Input("price", "item", "dense", 0, 1),
     Input("position", "candidate", "dense", 0, 1),
+    Input("shop", "candidate", "ids", 0, 2, rows=8),
+    Input("time_of_day", "candidate", "dense", 1, 2),
 )
 
 CONFIGS = {

@@ -88,6 +88,15 @@ def test_the_input_layer_pools_without_padding_and_shares_the_history_table() ->
     torch.testing.assert_close(layer.embed("item", item)[3, 4:7], tags[chosen].max(dim=0).values)
 
 
+def test_the_embeddings_of_several_hashes_are_added_and_wide_numbers_pass() -> None:
+    layer = build("mmoe").inputs
+    ids, dense = as_tensors(random_rows(4))[2]
+    shop = layer.table(INPUTS[9]).weight
+    expected = torch.cat([dense[:, :1], shop[ids[:, 0].long()] + shop[ids[:, 1].long()], dense[:, 1:3]], dim=1)
+    torch.testing.assert_close(layer.embed("candidate", (ids, dense)), expected)
+    assert layer.widths["candidate"] == 1 + 3 + 2
+
+
 def test_a_categorical_learns_its_missing_row_though_the_history_pads_with_it() -> None:
     model = build("shared_bottom", embedding_std=1.0).eval()
     packed = random_rows(2)
@@ -187,7 +196,7 @@ def test_what_does_not_fit_is_refused_with_a_reason() -> None:
     request, item, _ = as_tensors(random_rows(3))
     with pytest.raises(ConfigError, match="no retrieval head"):
         build("mmoe").user_vector(request)
-    with pytest.raises(SchemaError, match="candidate features \\['position'\\]"):
+    with pytest.raises(SchemaError, match="candidate features \\['position', 'shop'"):
         build("mmoe")(request, item)
     longer = Input("history", "request", "ids", 1, 5, rows=12, padding=0)
     with pytest.raises(SchemaError, match="share an embedding table"):

@@ -76,8 +76,8 @@ class MLP(nn.Sequential):
 
 
 class InputLayer(nn.Module):
-    """Embeds and joins the packed inputs: each categorical becomes its embeddings side by side, each sequence or
-    multi-valued feature one pooled embedding, and numeric values pass.
+    """Embeds and joins the packed inputs: each categorical becomes its embedding (the sum of several, where it is hashed
+    several times), each sequence or multi-valued feature one pooled embedding, and numbers pass, however many columns.
 
     A sequence looks up the table of the item feature it is made ``of``, as the schema says.
 
@@ -125,7 +125,8 @@ class InputLayer(nn.Module):
                 f"other {self._table(key).num_embeddings}; fit them as one vocabulary"
             )
         self.table_of[each.name] = key
-        self.pooling[each.name] = None if feature.kind == "categorical" else feature.pooling
+        alone: Pooling | None = "sum" if each.width > 1 else None
+        self.pooling[each.name] = alone if feature.kind == "categorical" else feature.pooling
 
     def _table(self, key: str) -> nn.Embedding:
         table = self.tables[key]
@@ -140,8 +141,7 @@ class InputLayer(nn.Module):
         """Columns of the joined input that come from this input."""
         if each.kind == "dense":
             return each.width
-        dim = self.table(each).embedding_dim
-        return dim if self.pooling[each.name] is not None else dim * each.width
+        return self.table(each).embedding_dim
 
     @property
     def out_width(self) -> int:
