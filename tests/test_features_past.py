@@ -19,35 +19,43 @@ def _columns(rows: list[tuple[int, ...]], n: int) -> list[np.ndarray]:
     return [np.array([row[i] for row in rows], np.int64) for i in range(n)]
 
 
-@given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10))
-def test_last_events(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]]) -> None:
+WINDOW = st.none() | st.sampled_from([1, 3, 7, 2**62, 2**63 - 1])
+
+
+@given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10), WINDOW)
+def test_last_events(
+    events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]], window: int | None
+) -> None:
     owners, times, payload = _columns(events, 3)
     asked, before = _columns(queries, 2)
     past = PastEvents(owners, times, payload)
-    found = past.last(past.before(before, asked), length=3)
-    assert found.shape == (len(queries), 3)
-    for row, owner, moment in zip(found.tolist(), asked, before, strict=True):
-        own = sorted((t, p) for o, t, p, _ in events if o == owner and o >= 0 and t < moment)
-        expected = [p for _, p in reversed(own)][:3]
-        assert row == expected + [-1] * (3 - len(expected))
+    span = past.before(before, asked, window=window)
+    found, (moments, there) = past.last(span, length=3), past.last_times(span, length=3)
+    assert found.shape == moments.shape == there.shape == (len(queries), 3)
+    for i, (owner, moment) in enumerate(queries):
+        least = -(2**63) if window is None else moment - window
+        own = sorted((t, p) for o, t, p, _ in events if o == owner and o >= 0 and least <= t < moment)[::-1][:3]
+        assert found[i].tolist() == [p for _, p in own] + [-1] * (3 - len(own))
+        assert moments[i][there[i]].tolist() == [t for t, _ in own]
+        assert there[i].tolist() == [k < len(own) for k in range(3)]
 
 
-@given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10))
-def test_rates(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]]) -> None:
+@given(st.lists(EVENT, max_size=30), st.lists(QUERY, max_size=10), WINDOW)
+def test_rates(events: list[tuple[int, int, int, float]], queries: list[tuple[int, int]], window: int | None) -> None:
     owners, times, payload = _columns(events, 3)
     outcomes = np.array([event[3] for event in events])
     asked, before = _columns(queries, 2)
     index = PastEvents(owners, times, payload)
-    past, span = PastRates(index, outcomes, strength=2.0), index.before(before, asked)
+    past, span = PastRates(index, outcomes, strength=2.0), index.before(before, asked, window=window)
     counts, rates, odds = (past.at(span, statistic=s) for s in ("count", "rate", "log_odds"))
     for i, (owner, moment) in enumerate(queries):
-        known = [(o, y) for o, t, _, y in events if t < moment and not math.isnan(y)]
-        own = [y for o, y in known if o == owner and o >= 0]
+        known = [(o, y, t) for o, t, _, y in events if t < moment and not math.isnan(y)]
+        own = [y for o, y, t in known if o == owner and o >= 0 and (window is None or t >= moment - window)]
         assert counts[i] == len(own)
         if not known:
             assert np.isnan([rates[i], odds[i]]).all()
             continue
-        mean = sum(y for _, y in known) / len(known)
+        mean = sum(y for _, y, _ in known) / len(known)
         rate = (sum(own) + 2 * mean) / (len(own) + 2)
         assert rates[i] == pytest.approx(rate)
         floor = 0.5 / (len(known) + 1)

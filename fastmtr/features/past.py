@@ -39,9 +39,9 @@ class Span(NamedTuple):
     Attributes
     ----------
     start, end : ndarray of int64, shape (n,)
-        The owner's.
+        The owner's, within the window if there is one.
     all : ndarray of int64, shape (n,)
-        How many events of anybody.
+        How many events of anybody, however long ago.
     """
 
     start: NDArray[np.int64]
@@ -66,34 +66,55 @@ class PastEvents:
         self.in_time: NDArray[np.int64] = np.lexsort((payload, times))
         self.by_owner: NDArray[np.int64] = self.in_time[np.argsort(owners[self.in_time], kind="stable")]
         self._payload = np.append(payload[self.by_owner], -1)
+        self._own_times = np.append(times[self.by_owner], 0)
         self._times = times[self.in_time]
         # Times become ranks, so that (owner, time) fits one integer that sorts the same way.
         self._stride = len(times) + 1
         sorted_owners = owners[self.by_owner]
-        self._keys = sorted_owners * self._stride + np.searchsorted(self._times, times[self.by_owner])
+        self._keys = sorted_owners * self._stride + np.searchsorted(self._times, self._own_times[:-1])
         most = int(sorted_owners[-1]) if len(owners) else -1
         self._starts = np.searchsorted(sorted_owners, np.arange(max(most, -1) + 2))
 
-    def before(self, moments: NDArray[np.int64], owners: NDArray[np.int64]) -> Span:
-        """The events of each owner that are strictly earlier than a moment; nobody (below 0) has none."""
+    def before(self, moments: NDArray[np.int64], owners: NDArray[np.int64], *, window: int | None = None) -> Span:
+        """The events of each owner that are strictly earlier than a moment; nobody (below 0) has none.
+
+        Parameters
+        ----------
+        moments, owners : ndarray of int64, shape (n,)
+        window : int, optional
+            Only those that are at most so many ticks older than the moment.
+        """
         rank = np.searchsorted(self._times, moments)
-        start = self._starts[np.clip(owners, 0, len(self._starts) - 1)]
         end = np.searchsorted(self._keys, owners * self._stride + rank)
+        if window is None:
+            start = self._starts[np.clip(owners, 0, len(self._starts) - 1)]
+        else:
+            # No subtraction below the least integer.
+            since = np.maximum(moments, np.iinfo(np.int64).min + window) - window
+            start = np.searchsorted(self._keys, owners * self._stride + np.searchsorted(self._times, since))
         return Span(start, np.where(owners < 0, start, end), rank)
 
     def last(self, span: Span, *, length: int) -> NDArray[np.int64]:
         """The payload of the last events of a span, newest first, -1 beyond them; shape (n, length)."""
+        result: NDArray[np.int64] = self._payload[self._places(span, length)]
+        return result
+
+    def last_times(self, span: Span, *, length: int) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """When the events of :meth:`last` were, and which places hold one; both of shape (n, length)."""
+        places = self._places(span, length)
+        return self._own_times[places], places >= 0
+
+    def _places(self, span: Span, length: int) -> NDArray[np.int64]:
         places = span.end[:, None] - np.arange(1, length + 1)
         places[places < span.start[:, None]] = -1
-        result: NDArray[np.int64] = self._payload[places]
-        return result
+        return places
 
 
 class PastRates:
     """Smoothed rates of one outcome for many owners, as of any moment.
 
-    With n events of an owner summing to s, and the mean m over all events so far, the rate is ``(s + strength * m) /
-    (n + strength)``.
+    With n events of an owner (within the span's window) summing to s, and the mean m over all events so far (of
+    anybody, however long ago), the rate is ``(s + strength * m) / (n + strength)``.
 
     Parameters
     ----------

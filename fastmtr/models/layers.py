@@ -76,8 +76,9 @@ class MLP(nn.Sequential):
 
 
 class InputLayer(nn.Module):
-    """Embeds and joins the packed inputs: each categorical becomes its embedding (the sum of several, where it is hashed
-    several times), each sequence or multi-valued feature one pooled embedding, and numbers pass, however many columns.
+    """Embeds and joins the packed inputs: each categorical becomes its embedding (the sum of several, where it is
+    hashed several times), each sequence or multi-valued feature one pooled embedding, and numbers pass, however many
+    columns they have.
 
     A sequence looks up the table of the item feature it is made ``of``, as the schema says.
 
