@@ -13,15 +13,15 @@ import pytest
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import accumulators
+from fastmtr.features import counts as counting
 from fastmtr.features.accumulators import (
     CategoryCounts,
     DocumentCounts,
     GroupSums,
     Moments,
     NumberSummary,
-    count_ints,
-    count_texts,
 )
+from fastmtr.features.counts import count_ints, count_texts
 
 TINY = 5e-324
 ADVERSARIAL = [0.0, -0.0, TINY, -TINY, 2.3e-308, 1.0, -1.0, 0.1, 1e16, 1.0000000000000002, -3.4e38, 3.4e38, 1e-30]
@@ -73,7 +73,7 @@ def test_texts_are_ordered_by_their_bytes():
 @pytest.mark.parametrize("kind", ["int", "str"])
 def test_counts_do_not_depend_on_order_or_chunks(monkeypatch, kind, weighted):
     rng = np.random.default_rng(1)
-    monkeypatch.setattr(accumulators, "_WAITING", 40)  # merges many times
+    monkeypatch.setattr(counting, "WAITING", 40)  # merges many times
     n = 3000
     numbers = rng.zipf(1.3, n) % 500 - 250
     valid = (rng.random(n) > 0.1).astype(np.uint8)
@@ -196,7 +196,7 @@ def bits(summary):
 @pytest.mark.parametrize("exact", [1 << 18, 300])
 def test_summaries_do_not_depend_on_order_or_chunks(monkeypatch, exact):
     rng = np.random.default_rng(3)
-    monkeypatch.setattr(accumulators, "_WAITING", 64)
+    monkeypatch.setattr(counting, "WAITING", 64)
     values = np.concatenate(
         [rng.standard_normal(800) * 1e3, rng.integers(0, 50, 300), ADVERSARIAL, [np.nan, np.inf, -np.inf, 1e300] * 3]
     )
@@ -277,7 +277,7 @@ def test_document_counts():
 
 @pytest.mark.parametrize("binary", [True, False])
 def test_group_sums(monkeypatch, binary):
-    monkeypatch.setattr(accumulators, "_WAITING", 50)
+    monkeypatch.setattr(accumulators, "WAITING", 50)
     rng = np.random.default_rng(6)
     n = 2000
     groups = rng.choice([-(2**63), -1, 0, 7, 2**63 - 1], n)

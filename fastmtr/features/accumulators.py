@@ -10,194 +10,35 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.errors import SchemaError
+from fastmtr.features.counts import (
+    WAITING,
+    CountKernels,
+    IntCounts,
+    Ints,
+    TextCounts,
+    count_ints,
+    sums_of_runs,
+    take_texts,
+    total_weight,
+)
 from fastmtr.features.values import ValueType
-
-if TYPE_CHECKING:
-    import pyarrow as pa
 
 __all__ = [
     "CategoryCounts",
-    "CountKernels",
     "DocumentCounts",
     "GroupSums",
     "GroupTotals",
-    "IntCounts",
     "Moments",
     "NumberSummary",
-    "TextCounts",
-    "count_ints",
-    "count_texts",
 ]
 
 FLOAT32_MAX = float(np.finfo(np.float32).max)
-
-# Distinct values are merged only when so many wait, so that the cost of merging stays a small part of counting.
-_WAITING = 1 << 16
-
-Ints = NDArray[np.int64]
-Texts = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
-class CountKernels(Protocol):
-    """Functions that count the values of one batch; this module's own are the reference."""
-
-    def count_ints(self, values: Ints, weights: Ints | None) -> tuple[Ints, Ints]: ...
-
-    def count_texts(
-        self, data: NDArray[np.uint8], offsets: Ints, weights: Ints | None
-    ) -> tuple[NDArray[np.uint8], Ints, Ints]: ...
-
-
-def count_ints(values: Ints, weights: Ints | None) -> tuple[Ints, Ints]:
-    """The distinct values (in any order) and how often each occurs, or the sum of its weights."""
-    if weights is None:
-        return np.unique(values, return_counts=True)
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = _run_starts(ordered)
-    return ordered[starts], _sums_of_runs(weights[order], starts)
-
-
-def count_texts(data: NDArray[np.uint8], offsets: Ints, weights: Ints | None) -> tuple[NDArray[np.uint8], Ints, Ints]:
-    """The distinct texts (in any order, as bytes and offsets) and how often each occurs, or the sum of its weights."""
-    coded = _binary(data, offsets).dictionary_encode()
-    codes = coded.indices.to_numpy(zero_copy_only=False)
-    counts = np.zeros(len(coded.dictionary), np.int64)
-    if weights is None:
-        counts += np.bincount(codes, minlength=len(counts))
-    else:
-        np.add.at(counts, codes, weights)
-    return *_content(coded.dictionary), counts
-
-
-class _Counts:
-    """Counts of distinct values; see :class:`IntCounts` and :class:`TextCounts`."""
-
-    def __init__(self) -> None:
-        self._waiting: list[tuple[Any, Ints]] = []
-        self._n_waiting = 0
-        self._n_merged = 0
-
-    def _add(self, values: Any, counts: Ints) -> None:
-        """Note distinct values of one batch."""
-        if not len(counts):
-            return
-        self._waiting.append((values, counts))
-        self._n_waiting += len(counts)
-        if self._n_waiting - self._n_merged > max(_WAITING, self._n_merged):
-            self._merged()
-
-    def _merged(self) -> tuple[Any, Ints]:
-        if len(self._waiting) != 1 or self._n_waiting != self._n_merged:
-            self._waiting = [self._count_all([v for v, _ in self._waiting], [c for _, c in self._waiting])]
-            self._n_merged = self._n_waiting = len(self._waiting[0][1])
-        return self._waiting[0]
-
-    def _count_all(self, values: list[Any], counts: list[Ints]) -> tuple[Any, Ints]:
-        raise NotImplementedError
-
-    @property
-    def distinct(self) -> int:
-        """How many different values there are."""
-        return len(self._merged()[1])
-
-    @property
-    def at_most(self) -> int:
-        """A bound of `distinct` that is known without merging."""
-        return self._n_waiting
-
-    @property
-    def total(self) -> int:
-        """The sum of all counts."""
-        return sum(int(counts.sum()) for _, counts in self._waiting)
-
-
-class IntCounts(_Counts):
-    """How often each whole number occurs.
-
-    Parameters
-    ----------
-    kernels : CountKernels, optional
-        What counts a batch; this module's NumPy functions by default.
-    """
-
-    def __init__(self, kernels: CountKernels | None = None) -> None:
-        super().__init__()
-        self._count = count_ints if kernels is None else kernels.count_ints
-
-    def update(self, values: Ints, weights: Ints | None = None) -> None:
-        """Count a batch; values of weight 0 leave no trace."""
-        if weights is not None:
-            values, weights = values[weights > 0], weights[weights > 0]
-        self._add(*self._count(values, weights))
-
-    def merge(self, other: IntCounts) -> None:
-        """Count what `other` counted, too."""
-        self._add(*other._merged())
-
-    def _count_all(self, values: list[Any], counts: list[Ints]) -> tuple[Any, Ints]:
-        every = np.concatenate([np.zeros(0, np.int64), *values])
-        return self._count(every, np.concatenate([np.zeros(0, np.int64), *counts]))
-
-    def ascending(self) -> tuple[Ints, Ints]:
-        """The distinct values in ascending order, and the count of each."""
-        values, counts = self._merged()
-        order = np.argsort(values)
-        return values[order], counts[order]
-
-    def by_count(self, min_count: int = 1) -> tuple[Ints, Ints]:
-        """The values that occur often enough, most frequent first, ties ascending; and the count of each."""
-        values, counts = self.ascending()
-        order = np.argsort(-counts, kind="stable")
-        order = order[counts[order] >= min_count]
-        return values[order], counts[order]
-
-
-class TextCounts(_Counts):
-    """How often each text occurs; texts are UTF-8 bytes side by side, and offsets (one more than texts).
-
-    Parameters
-    ----------
-    kernels : CountKernels, optional
-    """
-
-    def __init__(self, kernels: CountKernels | None = None) -> None:
-        super().__init__()
-        self._count = count_texts if kernels is None else kernels.count_texts
-
-    def update(self, data: NDArray[np.uint8], offsets: Ints, weights: Ints | None = None) -> None:
-        """Count a batch; texts of weight 0 leave no trace."""
-        if weights is not None and not (weights > 0).all():
-            data, offsets = _taken(data, offsets, np.flatnonzero(weights > 0))
-            weights = weights[weights > 0]
-        *texts, counts = self._count(data, offsets, weights)
-        self._add(tuple(texts), counts)
-
-    def merge(self, other: TextCounts) -> None:
-        """Count what `other` counted, too."""
-        self._add(*other._merged())
-
-    def _count_all(self, values: list[Any], counts: list[Ints]) -> tuple[Any, Ints]:
-        data = np.concatenate([np.zeros(0, np.uint8), *(data for data, _ in values)])
-        lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for _, offsets in values)])
-        *texts, merged = self._count(data, np.cumsum(lengths), np.concatenate([np.zeros(0, np.int64), *counts]))
-        return tuple(texts), merged
-
-    def by_count(self, min_count: int = 1) -> tuple[NDArray[np.uint8], Ints, Ints]:
-        """The texts that occur often enough, most frequent first, ties ascending by bytes: data, offsets, counts."""
-        import pyarrow.compute as pc
-
-        (data, offsets), counts = self._merged()
-        ascending = pc.sort_indices(_binary(data, offsets)).to_numpy().astype(np.int64)
-        order = ascending[np.argsort(-counts[ascending], kind="stable")]
-        order = order[counts[order] >= min_count]
-        return *_taken(data, offsets, order), counts[order]
 
 
 class CategoryCounts:
@@ -257,7 +98,7 @@ class CategoryCounts:
         """Count a batch of texts: text i is ``data[offsets[i]:offsets[i + 1]]``; else as :meth:`update_ints`."""
         kept, weights = self._present(len(offsets) - 1, valid, weights)
         if kept is not None:
-            data, offsets = _taken(data, offsets, kept)
+            data, offsets = take_texts(data, offsets, kept)
         if len(offsets) > 1:
             self._becomes("str")
             self._texts.update(data, offsets, weights)
@@ -288,12 +129,12 @@ class CategoryCounts:
         self, n: int, valid: NDArray[np.uint8] | None, weights: Ints | None
     ) -> tuple[NDArray[np.intp] | None, Ints | None]:
         """Which rows hold a value (None: all), and their weights; counts the others."""
-        self.rows += _weight(n, weights)
+        self.rows += total_weight(n, weights)
         if valid is None or valid.all():
             return None, weights
         kept = np.flatnonzero(valid)
         present = None if weights is None else weights[kept]
-        self.nulls += _weight(n, weights) - _weight(len(kept), present)
+        self.nulls += total_weight(n, weights) - total_weight(len(kept), present)
         return kept, present
 
     def _becomes(self, kind: ValueType) -> None:
@@ -329,7 +170,7 @@ class Moments:
 
     def update(self, values: NDArray[np.float64], counts: Ints | None = None) -> None:
         """Add finite numbers, each as often as its count says; quickest when they are ascending."""
-        n = _weight(len(values), counts)
+        n = total_weight(len(values), counts)
         if n >= _MOST_ROWS:
             raise SchemaError(f"one batch stands for {n} rows; at most {_MOST_ROWS - 1} can be summed at once")
         if not n:
@@ -431,14 +272,14 @@ class NumberSummary:
             values, weights = values[weights > 0], weights[weights > 0]
         size = np.abs(values)
         held = size <= FLOAT32_MAX
-        rows = _weight(len(values), weights)
+        rows = total_weight(len(values), weights)
         self.rows += rows
         if not held.all():
             absent = np.isnan(values)
-            nulls = _weight(int(absent.sum()), None if weights is None else weights[absent])
+            nulls = total_weight(int(absent.sum()), None if weights is None else weights[absent])
             values, weights = values[held], None if weights is None else weights[held]
             self.nulls += nulls
-            self.beyond += rows - nulls - _weight(len(values), weights)
+            self.beyond += rows - nulls - total_weight(len(values), weights)
         if not len(values):
             return
         # + 0.0 makes one zero of two.
@@ -567,7 +408,7 @@ class DocumentCounts:
         weights : ndarray of int64, shape (documents,), optional
         """
         n = len(offsets) - 1
-        self.documents += _weight(n, weights)
+        self.documents += total_weight(n, weights)
         dim = len(self.counts)
         pairs = np.unique(np.repeat(np.arange(n), np.diff(offsets)) * dim + columns)
         if weights is None:
@@ -655,7 +496,7 @@ class GroupSums:
         rows = _sum_alike(rows)
         self._waiting.append(rows)
         self._n_waiting += rows.shape[1]
-        if self._n_waiting - self._n_merged > max(_WAITING, self._n_merged):
+        if self._n_waiting - self._n_merged > max(WAITING, self._n_merged):
             self._merged()
 
     def _merged(self) -> Ints:
@@ -669,7 +510,7 @@ class GroupSums:
         starts = np.flatnonzero(np.diff(groups, prepend=groups[:1] - 1) | np.diff(folds, prepend=0))
         parts = np.ldexp(high * 2.0**_LIMB + low, (exponent - _UNIT).astype(np.int32))
         sums = np.add.reduceat(parts, starts) if len(starts) else np.zeros(0)
-        return GroupTotals(groups[starts], folds[starts], _sums_of_runs(times, starts), sums)
+        return GroupTotals(groups[starts], folds[starts], sums_of_runs(times, starts), sums)
 
 
 def _sum_alike(rows: Ints) -> Ints:
@@ -677,45 +518,4 @@ def _sum_alike(rows: Ints) -> Ints:
     rows = rows[:, np.lexsort(rows[2::-1])]
     changes = (np.diff(rows[:3], axis=1) != 0).any(axis=0)
     starts = np.flatnonzero(np.append(True, changes)) if rows.shape[1] else np.zeros(0, np.int64)
-    return np.concatenate([rows[:3, starts], np.stack([_sums_of_runs(row, starts) for row in rows[3:]])])
-
-
-# ---- small parts -----------------------------------------------------------------------------------------------------
-
-
-def _weight(n: int, weights: Ints | None) -> int:
-    return n if weights is None else int(weights.sum())
-
-
-def _run_starts(ordered: Ints) -> NDArray[np.intp]:
-    if not len(ordered):
-        return np.zeros(0, np.intp)
-    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
-
-
-def _sums_of_runs(values: Ints, starts: NDArray[np.intp]) -> Ints:
-    result: Ints = np.add.reduceat(values, starts) if len(starts) else np.zeros(0, np.int64)
-    return result
-
-
-def _binary(data: NDArray[np.uint8], offsets: Ints) -> pa.Array:
-    """Texts as an Arrow array over the same memory."""
-    import pyarrow as pa
-
-    buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(np.ascontiguousarray(data))]
-    return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
-
-
-def _content(array: pa.Array) -> Texts:
-    _, offsets, data = array.buffers()
-    ends = np.frombuffer(offsets, np.int64)[array.offset : array.offset + len(array) + 1] if len(array) else None
-    if ends is None or data is None:
-        return np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64)
-    start, end = int(ends[0]), int(ends[-1])
-    return np.frombuffer(data, np.uint8)[start:end], ends - start
-
-
-def _taken(data: NDArray[np.uint8], offsets: Ints, places: NDArray[np.integer[Any]]) -> Texts:
-    import pyarrow as pa
-
-    return _content(_binary(data, offsets).take(pa.array(places)))
+    return np.concatenate([rows[:3, starts], np.stack([sums_of_runs(row, starts) for row in rows[3:]])])
