@@ -1,0 +1,284 @@
+"""Rows of data larger than memory, batch by batch: Parquet files and folders, Arrow datasets and streams, iterators."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import pyarrow as pa
+import pyarrow.dataset
+import pyarrow.parquet as pq
+
+from fastmtr.errors import SchemaError
+from fastmtr.tables import read_table
+
+__all__ = ["BATCH_ROWS", "Source", "open_source", "read_batches"]
+
+# A batch of 40 columns takes some tens of MB.
+BATCH_ROWS = 1 << 17
+
+_READ_BYTES = 1 << 20
+
+
+class Source(Protocol):
+    """Where batches come from.
+
+    Attributes
+    ----------
+    names : tuple of str, or None
+        The columns; None: not known before the first batch.
+    n_rows : int, or None
+        None: not known before the last batch.
+    again : bool
+        Whether the rows can be read more than once.
+    identity : str, or None
+        Tells files from others without reading their rows; None: it takes reading.
+    """
+
+    names: tuple[str, ...] | None
+    n_rows: int | None
+    again: bool
+    identity: str | None
+
+    def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
+        """Tables of any number of rows, without the first `start` rows."""
+        ...
+
+
+def open_source(source: Any) -> Source:
+    """What :func:`read_batches` reads from.
+
+    Parameters
+    ----------
+    source : path, Dataset, RecordBatchReader, table, iterable of tables, or function
+        A ``.parquet`` file; a folder of such files, read in the order of their names; a ``pyarrow.dataset``; a
+        ``RecordBatchReader`` or an iterator of tables, which can be read once; a list of tables, or a function that
+        returns a new iterator each time; or whatever :func:`fastmtr.tables.read_table` takes, in memory as a whole.
+
+    Raises
+    ------
+    SchemaError
+        Nothing can be read from it, or two files of a folder differ in their columns.
+    FileNotFoundError
+        There is no such file or folder.
+    """
+    if isinstance(source, str | os.PathLike):
+        path = Path(source)
+        if path.is_dir():
+            files = sorted(path.rglob("*.parquet"))
+            if not files:
+                raise SchemaError(f"{path} holds no .parquet file; give a folder of Parquet files, or a table")
+            return _Parquet(path, files)
+        return _Parquet(path.parent, [path]) if path.suffix == ".parquet" and path.exists() else _Memory(source)
+    if isinstance(source, pa.dataset.Dataset):
+        return _Dataset(source)
+    if isinstance(source, pa.RecordBatchReader):
+        return _Iterated(lambda: iter(source), again=False, names=tuple(source.schema.names))
+    if callable(source):
+        return _Iterated(source, again=True)
+    if isinstance(source, Iterator):
+        return _Iterated(lambda: source, again=False)
+    if isinstance(source, list | tuple):
+        return _Iterated(lambda: iter(source), again=True)
+    return _Memory(source)
+
+
+def read_batches(
+    source: Source, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS, start: int = 0
+) -> Iterator[pa.Table]:
+    """The rows from `start` on in tables of exactly `batch_rows` rows, the last one excepted.
+
+    Where one batch ends does not depend on how the source is cut (row groups, the tables of an iterator).
+
+    Parameters
+    ----------
+    source : Source
+    columns : sequence of str, optional
+        Read these where they are there; None: all.
+    batch_rows : int
+    start : int
+
+    Raises
+    ------
+    SchemaError
+        Tables of one source differ in their columns.
+    """
+    waiting: list[pa.Table] = []
+    missing = batch_rows
+    for table in source.tables(columns, start):
+        at = 0
+        while at < table.num_rows:
+            piece = table.slice(at, missing)
+            waiting.append(piece)
+            at += piece.num_rows
+            missing -= piece.num_rows
+            if not missing:
+                yield _joined(waiting)
+                waiting, missing = [], batch_rows
+    if waiting:
+        yield _joined(waiting)
+
+
+def _joined(tables: list[pa.Table]) -> pa.Table:
+    first = tables[0]
+    for table in tables:
+        if table.column_names != first.column_names:
+            raise SchemaError(
+                f"the tables of a stream should have the same columns: found {table.column_names} after "
+                f"{first.column_names}"
+            )
+    try:
+        return pa.concat_tables(tables, promote_options="permissive")
+    except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
+        raise SchemaError(f"the tables of a stream should have columns of the same types: {error}") from error
+
+
+class _Parquet:
+    """Parquet files as one table after another."""
+
+    again = True
+
+    def __init__(self, folder: Path, files: Sequence[Path]) -> None:
+        self._files = files
+        digest = hashlib.sha256()
+        rows = []
+        first: pa.Schema = None
+        for path in files:
+            try:
+                with pq.ParquetFile(path) as file:
+                    schema = file.schema_arrow.remove_metadata()
+                    rows.append(file.metadata.num_rows)
+            except (pa.ArrowException, OSError) as error:
+                raise SchemaError(f"{path} cannot be read: {error}") from error
+            first = schema if first is None else first
+            if schema != first:
+                raise SchemaError(
+                    f"the Parquet files of one folder should have the same columns; {path.name} has "
+                    f"{_fields(schema)}, {files[0].name} has {_fields(first)}"
+                )
+            digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
+            digest.update(_footer(path))
+        self._rows = rows
+        self.names: tuple[str, ...] | None = tuple(first.names)
+        self.n_rows: int | None = sum(rows)
+        self.identity: str | None = digest.hexdigest()
+
+    def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
+        wanted = None if columns is None else [name for name in self.names or () if name in columns]
+        for path, rows in zip(self._files, self._rows, strict=True):
+            if start >= rows:
+                start -= rows
+                continue
+            yield from _row_groups(path, wanted, start)
+            start = 0
+
+
+def _row_groups(path: Path, columns: list[str] | None, start: int) -> Iterator[pa.Table]:
+    # A buffered stream reads a column's pages as they are needed, not whole row groups.
+    with pq.ParquetFile(path, buffer_size=_READ_BYTES, pre_buffer=False) as file:
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if start >= rows:
+                start -= rows
+                continue
+            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
+                skipped = min(start, batch.num_rows)
+                start -= skipped
+                yield read_table(batch.slice(skipped))
+
+
+def _footer(path: Path) -> bytes:
+    """A Parquet file's own description: where each column's pages are, their sizes and statistics."""
+    with path.open("rb") as file:
+        file.seek(-8, os.SEEK_END)
+        size = int.from_bytes(file.read(4), "little")
+        file.seek(-8 - size, os.SEEK_END)
+        return file.read(size)
+
+
+class _Dataset:
+    """An Arrow dataset, fragment by fragment."""
+
+    again = True
+
+    def __init__(self, dataset: pa.dataset.Dataset) -> None:
+        self._dataset = dataset
+        self._fragments = list(dataset.get_fragments())
+        self._rows = [fragment.count_rows() for fragment in self._fragments]
+        self.names: tuple[str, ...] | None = tuple(dataset.schema.names)
+        self.n_rows: int | None = sum(self._rows)
+        parts = [(str(getattr(f, "path", "")), n) for f, n in zip(self._fragments, self._rows, strict=True)]
+        text = f"{_fields(dataset.schema)} {parts}"
+        self.identity: str | None = hashlib.sha256(text.encode()).hexdigest()
+
+    def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
+        wanted = None if columns is None else [name for name in self.names or () if name in columns]
+        for fragment, rows in zip(self._fragments, self._rows, strict=True):
+            if start >= rows:
+                start -= rows
+                continue
+            scanner = fragment.scanner(
+                schema=self._dataset.schema,
+                columns=wanted,
+                batch_size=BATCH_ROWS,
+                batch_readahead=1,
+                fragment_readahead=1,
+                use_threads=False,
+            )
+            for batch in scanner.to_batches():
+                skipped = min(start, batch.num_rows)
+                start -= skipped
+                yield read_table(batch.slice(skipped))
+
+
+class _Memory:
+    """One table, whole in memory."""
+
+    again = True
+    identity: str | None = None
+
+    def __init__(self, source: Any) -> None:
+        self._table = read_table(source)
+        self.names: tuple[str, ...] | None = tuple(self._table.column_names)
+        self.n_rows: int | None = self._table.num_rows
+
+    def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
+        yield _selected(self._table, columns).slice(start)
+
+
+class _Iterated:
+    """Tables that come one by one."""
+
+    n_rows: int | None = None
+    identity: str | None = None
+
+    def __init__(self, make: Callable[[], Iterable[Any]], *, again: bool, names: tuple[str, ...] | None = None) -> None:
+        self._make: Callable[[], Iterable[Any]] | None = make
+        self.again = again
+        self.names = names
+
+    def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
+        if self._make is None:
+            raise SchemaError(
+                "this takes a second pass over the rows, and an iterator can be read once; give a path, a dataset, or "
+                "a function that returns a new iterator each time"
+            )
+        tables = self._make()
+        if not self.again:
+            self._make = None
+        for each in tables:
+            table = _selected(read_table(each), columns)
+            skipped = min(start, table.num_rows)
+            start -= skipped
+            yield table.slice(skipped)
+
+
+def _selected(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:
+    return table if columns is None else table.select([name for name in table.column_names if name in columns])
+
+
+def _fields(schema: pa.Schema) -> dict[str, str]:
+    return {field.name: str(field.type) for field in schema}
