@@ -87,7 +87,7 @@ class SharedMemory {
   SharedMemory(size_t size, unsigned char poison)
       : size_(size),
         poison_(poison),
-        memory_(static_cast<unsigned char*>(::operator new (size + 2 * kGuard, std::align_val_t{128}))) {
+        memory_(static_cast<unsigned char*>(::operator new(size + 2 * kGuard, std::align_val_t{128}))) {
     std::memset(memory_, kGuardByte, kGuard);
     std::memset(memory_ + kGuard + size, kGuardByte, kGuard);
     ASAN_POISON_MEMORY_REGION(memory_, kGuard);
@@ -97,7 +97,7 @@ class SharedMemory {
   SharedMemory& operator=(const SharedMemory&) = delete;
   ~SharedMemory() {
     ASAN_UNPOISON_MEMORY_REGION(memory_, size_ + 2 * kGuard);
-    ::operator delete (memory_, std::align_val_t{128});
+    ::operator delete(memory_, std::align_val_t{128});
   }
   unsigned char* begin() {  // of a block
     std::memset(memory_ + kGuard, poison_, size_);

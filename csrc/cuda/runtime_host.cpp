@@ -82,7 +82,7 @@ void use_device(int device) { properties(device); }
 
 void* allocate(size_t bytes, Place place) {
   if (bytes == 0) return nullptr;
-  void* memory = ::operator new (bytes, std::align_val_t{kAlignment});
+  void* memory = ::operator new(bytes, std::align_val_t{kAlignment});
   std::memset(memory, 0xff, bytes);
   if (place == Place::device) device_memory().add(memory, bytes);
   return memory;
@@ -91,7 +91,7 @@ void* allocate(size_t bytes, Place place) {
 void release(void* memory, Place place) noexcept {
   if (!memory) return;
   if (place == Place::device) device_memory().remove(memory);
-  ::operator delete (memory, std::align_val_t{kAlignment});
+  ::operator delete(memory, std::align_val_t{kAlignment});
 }
 
 // ---- streams -------------------------------------------------------------------------------------------------------
