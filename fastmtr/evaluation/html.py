@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["render", "write_html"]
+    from fastmtr.features.quality import ColumnCheck, FeatureCheck
+
+__all__ = ["render", "render_check", "write_html"]
 
 _STYLE = """
 :root { color-scheme: light; --ink: #1d2733; --soft: #5b6b7c; --line: #d8dee6; --strong: #eef4fb; }
@@ -92,10 +94,7 @@ def render(
     for table in [*report.tables(), *extra]:
         sections[table.section].append(_table(table))
     parts = [
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
-        f"<title>{escape(report.title)}</title><style>{_STYLE}</style></head><body>",
-        f"<h1>{escape(report.title)}</h1>",
-        f'<p class="lead">{escape(report.model)}; {report.parameters:,} parameters</p>',
+        *_begin(report.title, f"{report.model}; {report.parameters:,} parameters"),
         _facts(report, latency),
         "<h2>Data</h2>",
         *sections["data"],
@@ -118,6 +117,21 @@ def render(
             f'<iframe sandbox title="steps of the compiled plan" srcdoc="{escape(explain)}"></iframe>',
         ]
     return "\n".join([*parts, "</body></html>", ""])
+
+
+def render_check(check: FeatureCheck, *, title: str = "Features") -> str:
+    """A page on whether new rows look like the fitted ones."""
+    parts = [*_begin(title, check.verdict), *_plot(_indices, check), *_check_plots(check), _table(check.table())]
+    return "\n".join([*parts, "</body></html>", ""])
+
+
+def _begin(title: str, lead: str) -> list[str]:
+    return [
+        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">',
+        f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body>",
+        f"<h1>{escape(title)}</h1>",
+        f'<p class="lead">{escape(lead)}</p>',
+    ]
 
 
 def _facts(report: Report, latency: Sequence[Latency]) -> str:
@@ -151,6 +165,7 @@ def _table(table: Table) -> str:
 # ---- plots -----------------------------------------------------------------------------------------------------------
 
 _COLOURS = ("#2563a8", "#d1682b", "#3a8f5c", "#9a4aa8", "#b8962e", "#4aa3a8", "#a84a5b", "#6b7280")
+_VERDICTS = {"ok": _COLOURS[0], "watch": _COLOURS[4], "drift": _COLOURS[1]}
 _RC: Any = {
     "svg.fonttype": "none",
     "svg.hashsalt": "fastmtr",
@@ -292,6 +307,56 @@ def _latency(figure: Figure, latency: Sequence[Latency]) -> str:
     ax.set(title="Stages of one request (percentiles of each stage, added up)", xlabel="µs")
     ax.legend(loc="center left", bbox_to_anchor=(1.0, 0.5))
     return "time of each stage of one request"
+
+
+# More bars than these are not read.
+_MOST_INDICES = 40
+_MOST_DISTRIBUTIONS = 12
+
+
+def _by_index(check: FeatureCheck) -> list[ColumnCheck]:
+    return sorted((c for c in check.columns if c.index is not None), key=lambda c: -(c.index or 0.0))
+
+
+def _indices(figure: Figure, check: FeatureCheck) -> str:
+    shown = _by_index(check)[:_MOST_INDICES]
+    figure.set_figheight(1.4 + 0.22 * len(shown))
+    ax = figure.subplots()
+    at = np.arange(len(shown))[::-1]
+    colours = [_VERDICTS[c.verdict] for c in shown]
+    ax.barh(at, [_nan(c.index) for c in shown], color=colours, height=0.7)
+    ax.scatter([_nan(c.chance) for c in shown], at, marker="|", color="#1d2733", s=60, label="by chance at most (99 %)")
+    ax.set_yticks(at, [_short(c.name) for c in shown])
+    ax.set_ylim(-0.7, max(len(shown), 1) - 0.3)
+    ax.set_xlim(left=0)
+    more = f" (the first {len(shown)} of {len(check.columns)})" if len(shown) < len(_by_index(check)) else ""
+    ax.set(title=f"Population stability index of each feature{more}", xlabel="PSI against the fitted rows")
+    ax.legend(loc="lower right")
+    return "population stability index of each feature"
+
+
+def _check_plots(check: FeatureCheck) -> list[str]:
+    shown = _by_index(check)[:_MOST_DISTRIBUTIONS]
+    return _plot(_distributions, shown) if shown else []
+
+
+def _distributions(figure: Figure, shown: Sequence[ColumnCheck]) -> str:
+    across = 3
+    down = -(-len(shown) // across)
+    figure.set_figheight(2.9 * down)
+    for ax, column in zip(figure.subplots(down, across, squeeze=False).flat, shown, strict=False):
+        at = np.arange(len(column.labels))
+        ax.bar(at - 0.2, column.fitted, width=0.4, color="#8795a5", label="fitted")
+        ax.bar(at + 0.2, column.found, width=0.4, color=_VERDICTS[column.verdict], label="found")
+        # Long lists of labels are thinned out, from the first on and always with the last.
+        step = -(-len(at) // 11)
+        ticks = sorted({*at[::step].tolist(), len(at) - 1})
+        ax.set_xticks(ticks, [_short(column.labels[i]) for i in ticks], rotation=40, ha="right", fontsize=7)
+        ax.set_title(f"{_short(column.name)}  ({_nan(column.index):.3f})", fontsize=10)
+        ax.legend(fontsize=7)
+    for ax in figure.axes[len(shown) :]:
+        ax.set_visible(False)
+    return "shares of the bins of each feature, fitted and found"
 
 
 def _cycle(n: int) -> list[str]:

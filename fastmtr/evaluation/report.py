@@ -191,7 +191,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
 class Table(msgspec.Struct, frozen=True):
     """Rows and columns; the ``text`` first columns are left-aligned, the row ``strong`` is the one to look at."""
 
-    section: Literal["data", "quality", "effects", "retrieval", "latency", "lists"]
+    section: Literal["data", "quality", "effects", "retrieval", "latency", "lists", "features"]
     title: str
     columns: list[str]
     rows: list[list[str]]

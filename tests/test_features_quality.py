@@ -1,0 +1,219 @@
+"""fastmtr.features.quality: what is counted, the stability index, and verdicts that small samples do not shake."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+
+import msgspec
+import numpy as np
+import pytest
+
+from fastmtr.errors import SchemaError
+from fastmtr.evaluation import html
+from fastmtr.features.accumulators import NumberSummary
+from fastmtr.features.quality import (
+    TOP,
+    FeatureCheck,
+    Limits,
+    category_statistics,
+    check_counts,
+    compare,
+    number_statistics,
+    read_statistics,
+    stability_index,
+)
+
+EVIL = '<script>alert("x")</script>&$\\frac$'
+
+
+def numbers(values, fitted=None):
+    summary = NumberSummary()
+    summary.update(np.asarray(values, np.float64))
+    return number_statistics(summary, fitted)
+
+
+def categories(ids, rows=30, hashed=False):
+    """Of ids 0 = null, 1 = unseen, 2 and on = the vocabulary."""
+    ids = np.asarray(ids)
+    by_row = np.bincount(ids[ids >= 2] - 2, minlength=rows)
+    return category_statistics(
+        rows=len(ids), nulls=int((ids == 0).sum()), unseen=int((ids == 1).sum()), by_row=by_row, hashed=hashed
+    )
+
+
+def test_numbers_are_counted_between_deciles():
+    fitted = numbers([*range(100), np.nan, np.inf])
+    assert (fitted.rows, fitted.nulls, fitted.outside) == (102, 1, 1)
+    assert fitted.edges == [9, 19, 29, 39, 49, 59, 69, 79, 89]
+    assert fitted.bins == [9, *[10] * 8, 11]
+    found = numbers([-5, 8, 9, 89, 99, 100, np.nan, -np.inf], fitted)
+    assert (found.outside, found.nulls) == (3, 1)
+    assert found.bins == [2, 1, 0, 0, 0, 0, 0, 0, 0, 3]
+    ties = numbers([0.0] * 80 + [1.0, 2.0] * 10)
+    assert ties.edges == [0.0, 1.0]
+    assert ties.bins == [0, 80, 20]
+    nothing = numbers([np.nan])
+    assert (nothing.edges, nothing.bins) == ([], [0])
+
+
+def test_categories_are_counted_by_row():
+    found = categories([0, 1, 2, 2, 3, 2 + TOP, 3 + TOP])
+    assert (found.rows, found.nulls, found.values, found.unseen) == (7, 1, 6, 1)
+    assert found.bins == [2, 1, *[0] * (TOP - 2), 2]
+    hashed = categories(range(2, 102), rows=100, hashed=True)
+    assert hashed.bins == [5] * TOP
+    assert categories([0], rows=0).bins == [0]
+
+
+def test_statistics_there_and_back():
+    fitted = {"a": numbers([1, 2, 3]), "b": categories([0, 1, 2])}
+    plain = json.loads(msgspec.json.encode(fitted))
+    assert read_statistics(plain) == fitted
+    for name, change in {
+        "a": {"edges": [3.0, 1.0]},
+        "b": {"unseen": 7},
+    }.items():
+        with pytest.raises(SchemaError, match=f"statistics of feature '{name}' are damaged"):
+            read_statistics(plain | {name: plain[name] | change})
+    with pytest.raises(SchemaError, match="are damaged"):
+        read_statistics({"a": {"type": "else"}})
+    with pytest.raises(SchemaError, match="are damaged"):
+        read_statistics({"a": plain["a"] | {"bins": [-1, 1, 1, 1]}})
+
+
+def test_the_index_is_as_published():
+    fitted, found = [300, 500, 200], [200, 500, 300]
+    p, q = ((np.array(c) + 0.5) / (1000 + 1.5) for c in (fitted, found))
+    index, chance = stability_index(fitted, found)
+    assert index == pytest.approx(float(((q - p) * np.log(q / p)).sum()), rel=1e-12)
+    assert index == pytest.approx(2 * 0.1 * math.log(1.5), rel=0.01)
+    # chi-squared of 2 degrees of freedom: 9.2103 at 99 %.
+    assert chance == pytest.approx(9.2103 * 2 / 1000, rel=0.003)
+    assert stability_index([5], [7]) == (0.0, 0.0)
+    assert stability_index([0, 0], [3, 4])[1] == 0.0
+
+
+def test_chance_keeps_its_promise():
+    rng = np.random.default_rng(0)
+    shares = rng.dirichlet(np.full(10, 5.0))
+    exceeded = 0
+    for _ in range(2000):
+        index, chance = stability_index(*(rng.multinomial(n, shares).tolist() for n in (2000, 500)))
+        exceeded += index > chance
+    assert 5 <= exceeded <= 40  # 20 are expected
+
+
+def test_verdicts():
+    rng = np.random.default_rng(1)
+    fitted = {
+        "same": numbers(rng.normal(size=5000)),
+        "moved": numbers(rng.normal(size=5000)),
+        "a bit": numbers(rng.normal(size=5000)),
+        "holes": numbers(rng.normal(size=5000)),
+        "beyond": numbers(rng.random(5000)),
+        "city": categories(rng.integers(2, 12, 5000)),
+        "words": categories(rng.integers(1, 12, 5000)),
+        "gone": numbers([1.0]),
+    }
+    old = fitted
+    holes = np.where(rng.random(3000) < 0.2, np.nan, rng.normal(size=3000))
+    found = {
+        "same": numbers(rng.normal(size=3000), old["same"]),
+        "moved": numbers(rng.normal(size=3000) + 1, old["moved"]),
+        "a bit": numbers(rng.normal(size=3000) + 0.4, old["a bit"]),
+        "holes": numbers(holes, old["holes"]),
+        "beyond": numbers(np.where(rng.random(3000) < 0.05, 7.0, rng.random(3000)), old["beyond"]),
+        "city": categories(np.where(rng.random(3000) < 0.3, 1, rng.integers(2, 12, 3000))),
+        "words": categories(rng.integers(1, 12, 3000)),
+    }
+    check = compare(fitted, found)
+    by_name = {c.name: c for c in check.columns}
+    assert {name: c.verdict for name, c in by_name.items()} == {
+        "same": "ok",
+        "moved": "drift",
+        "a bit": "watch",
+        "holes": "drift",
+        "beyond": "drift",
+        "city": "drift",
+        "words": "ok",
+    }
+    assert by_name["holes"].reasons == ["more nulls"]
+    assert by_name["beyond"].reasons == ["out of range"]
+    assert by_name["city"].reasons[0] == "more unseen values"
+    assert by_name["city"].labels[-1] == "unseen"
+    assert by_name["moved"].reasons[0].startswith("another distribution (PSI ")
+    assert check.absent == ["gone"]
+    assert not check.ok
+    assert check.verdict == (
+        "4 of 7 features are not as they were fitted: moved, holes, beyond, city; 1 of 7 features are to be watched: "
+        "a bit; no column for gone"
+    )
+    table = check.table()
+    assert {row[0] for row in table.rows[:4]} == {"moved", "holes", "beyond", "city"}
+    assert table.rows[-1][1] == "ok"
+    assert "by chance" in str(check)
+    assert msgspec.json.decode(msgspec.json.encode(check), type=FeatureCheck) == check
+    loose = compare(fitted, found, limits=Limits(nulls=1, unseen=1, out_of_range=1, watch=9, drift=9))
+    assert {c.verdict for c in loose.columns} == {"ok"}
+
+
+def test_few_rows_are_no_drift():
+    rng = np.random.default_rng(2)
+    fitted = {"x": numbers(rng.normal(size=1000)), "c": categories(rng.integers(2, 22, 1000))}
+    found = {"x": numbers([0.1, np.nan, 0.3], fitted["x"]), "c": categories([2, 1, 4])}
+    check = compare(fitted, found)
+    assert check.ok
+    assert max(c.index for c in check.columns) > Limits().drift  # chance explains it
+    assert check.verdict == "all 2 features are as they were fitted"
+
+
+def test_other_bins_are_refused():
+    one, other = numbers([1, 2, 3]), numbers([4, 5, 6])
+    with pytest.raises(SchemaError, match="'x': the new rows were counted in other bins"):
+        compare({"x": one}, {"x": other})
+    with pytest.raises(SchemaError, match="counted in other bins"):
+        compare({"x": one}, {"x": categories([2])})
+
+
+def test_what_a_server_counted():
+    fitted = {"x": numbers(np.arange(1000.0)), "c": categories(np.full(1000, 2)), "idle": numbers([1.0])}
+    counts = {
+        "x": {"rows": 500, "nulls": 100, "out_of_range": 40},
+        "c": {"rows": 500, "nulls": 0, "unseen": 10},
+        "idle": {"rows": 0, "nulls": 0},
+    }
+    check = check_counts(fitted, counts)
+    x, c = check.columns
+    assert (x.nulls, x.out_of_range, x.unseen, x.index) == (0.2, 0.1, None, None)
+    assert x.reasons == ["more nulls", "out of range"]
+    assert (c.unseen, c.out_of_range, c.verdict) == (0.02, None, "ok")
+    assert "-" in check.table().rows[0]
+
+
+def test_page():
+    pytest.importorskip("matplotlib")
+    rng = np.random.default_rng(3)
+    fitted = {EVIL: categories(rng.integers(2, 12, 500)), "x": numbers(rng.normal(size=500)), "no": numbers([np.nan])}
+    found = {
+        EVIL: categories(rng.integers(2, 12, 500)),
+        "x": numbers(rng.normal(size=500) + 2, fitted["x"]),
+        "no": numbers([1.0], fitted["no"]),
+    }
+    check = compare(fitted, found, labels={EVIL: [EVIL] * (TOP + 1)})
+    page = html.render_check(check, title=EVIL)
+    assert "<script" not in page
+    assert page.count("<img ") == 2
+    assert page == html.render_check(check, title=EVIL)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(?!data:)[a-z/]""", page, re.I)
+    empty = html.render_check(FeatureCheck(columns=[]))
+    assert "all 0 features" in empty
+
+
+def test_page_without_matplotlib(monkeypatch):
+    monkeypatch.setattr(html, "find_spec", lambda name: None)
+    check = compare({"x": numbers([1.0, 2.0])}, {"x": numbers([1.0], numbers([1.0, 2.0]))})
+    page = html.render_check(check)
+    assert "<img" not in page
+    assert "matplotlib is not installed" in page
