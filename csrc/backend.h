@@ -11,6 +11,33 @@
 
 namespace fastmtr {
 
+enum class Domain : uint8_t { request, item, candidate };
+constexpr int kDomains = 3;
+
+enum class Op : uint8_t {
+  gather,
+  copy,
+  embedding,
+  embedding_bag,
+  affine,
+  activation,
+  softmax,
+  mixture,
+  binary,
+  scale_shift,
+  reduce,
+  layer_norm,
+  l2_normalize,
+  dot,
+  repeat,
+  transpose,
+  matmul,
+  present,
+  mask,
+  gru,
+  conv1d
+};
+
 enum class Activation : int32_t {
   none, relu, leaky_relu, prelu, elu, sigmoid, tanh, silu, gelu, gelu_tanh, softplus, exp,
   selu, mish, relu6, hard_sigmoid, hard_swish, softsign, log, sqrt, abs

@@ -150,7 +150,9 @@ fmtr_precision precision_of(const std::string& name) {
   if (name == "fp32") return FMTR_FP32;
   if (name == "fp16") return FMTR_FP16;
   if (name == "int8") return FMTR_INT8;
-  raise(PyExc_ValueError, "precision must be 'fp32', 'fp16' or 'int8', found '" + name + "'");
+  if (name == "tf32") return FMTR_TF32;
+  if (name == "bf16") return FMTR_BF16;
+  raise(PyExc_ValueError, "precision must be 'fp32', 'fp16', 'int8', 'tf32' or 'bf16', found '" + name + "'");
 }
 
 struct OutputKey {
@@ -161,9 +163,9 @@ struct OutputKey {
 class Model {
  public:
   Model(const std::filesystem::path& path, const std::optional<std::string>& isa, bool without_catalogue,
-        const std::string& precision) {
+        const std::string& precision, const std::string& device) {
     const fmtr_load_options options{sizeof(fmtr_load_options), isa ? isa->c_str() : nullptr, without_catalogue,
-                                    precision_of(precision)};
+                                    precision_of(precision), device.c_str()};
     call([&] { return fmtr_model_load(path.c_str(), &options, &model_); });
     try {
       const py::dict about = py::module_::import("json").attr("loads")(describe());
@@ -527,9 +529,10 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
 
   const auto none = py::none();
   py::class_<Model, std::shared_ptr<Model>>(m, "Model")
-      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool, const std::string&>(),
+      .def(py::init<const std::filesystem::path&, const std::optional<std::string>&, bool, const std::string&,
+                    const std::string&>(),
            py::arg("path"), py::kw_only(), py::arg("isa") = none, py::arg("without_catalogue") = false,
-           py::arg("precision") = "fp32")
+           py::arg("precision") = "fp32", py::arg("device") = "cpu")
       .def("describe", &Model::describe)
       .def("explain", &Model::explain)
       .def("set_catalogue", &Model::set_catalogue, py::arg("keys"), py::arg("ids"), py::arg("dense"))

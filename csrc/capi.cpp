@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 
+#include "core/device_plugin.h"
 #include "core/model.h"
 #include "core/session.h"
 #include "core/status.h"
@@ -110,6 +111,23 @@ fmtr_status fmtr_info(char** json) {
 
 void fmtr_string_free(char* text) { delete[] text; }
 
+static fastmtr::DevicePrecision device_precision_of(fmtr_precision precision) {
+  switch (precision) {
+    case FMTR_FP32:
+      return fastmtr::DevicePrecision::fp32;
+    case FMTR_FP16:
+      return fastmtr::DevicePrecision::fp16;
+    case FMTR_TF32:
+      return fastmtr::DevicePrecision::tf32;
+    case FMTR_BF16:
+      return fastmtr::DevicePrecision::bf16;
+    case FMTR_INT8:
+      fail(FMTR_ERROR_BACKEND, "precision int8 is the CPU's; a GPU has fp32, tf32, fp16 and bf16");
+  }
+  fail(FMTR_ERROR_ARGUMENT, "precision is ", static_cast<int>(precision),
+       ", expected FMTR_FP32, FMTR_TF32, FMTR_FP16 or FMTR_BF16");
+}
+
 static fastmtr::Precision precision_of(fmtr_precision precision) {
   switch (precision) {
     case FMTR_FP32:
@@ -118,6 +136,10 @@ static fastmtr::Precision precision_of(fmtr_precision precision) {
       return fastmtr::Precision::fp16;
     case FMTR_INT8:
       return fastmtr::Precision::int8;
+    case FMTR_TF32:
+    case FMTR_BF16:
+      fail(FMTR_ERROR_BACKEND, "precision ", precision == FMTR_TF32 ? "tf32" : "bf16",
+           " is a GPU's; the CPU has fp32, fp16 and int8");
   }
   fail(FMTR_ERROR_ARGUMENT, "precision is ", static_cast<int>(precision),
        ", expected FMTR_FP32, FMTR_FP16 or FMTR_INT8");
@@ -126,10 +148,17 @@ static fastmtr::Precision precision_of(fmtr_precision precision) {
 fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model) {
   return guard([&] {
     deref(model, "model") = nullptr;
-    fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0, FMTR_FP32};
+    fmtr_load_options chosen{sizeof(fmtr_load_options), nullptr, 0, FMTR_FP32, nullptr};
     if (options != nullptr) chosen = read_options(options, "fmtr_load_options", offsetof(fmtr_load_options, precision));
-    *model = new fmtr_model{std::make_shared<fastmtr::Model>(
-        &deref(directory, "directory"), chosen.isa, chosen.without_catalogue != 0, precision_of(chosen.precision))};
+    const char* path = &deref(directory, "directory");
+    const bool without_catalogue = chosen.without_catalogue != 0;
+    const std::string device = chosen.device == nullptr ? "cpu" : chosen.device;
+    const fastmtr::DevicePlugin* plugin = device == "cpu" ? nullptr : fastmtr::choose_device(device);
+    *model = new fmtr_model{
+        plugin == nullptr ? std::make_shared<fastmtr::Model>(path, chosen.isa, without_catalogue,
+                                                             precision_of(chosen.precision))
+                          : std::make_shared<fastmtr::Model>(path, chosen.isa, without_catalogue,
+                                                             device_precision_of(chosen.precision), *plugin)};
   });
 }
 

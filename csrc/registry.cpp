@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <cstring>
 
+#include "core/device_plugin.h"
 #include "core/json.h"
 #include "core/status.h"
 
@@ -65,10 +66,23 @@ std::string info_json() {
     if (!candidate.automatic) isas += ", \"purpose\": \"tests\"";
     isas += "}";
   }
+  std::string devices = "{\"name\": \"cpu\", \"available\": true}";
+  for (const std::string& name : device_names()) {
+    const DevicePlugin& plugin = device_plugin(name);
+    const bool for_tests = name != "cuda";
+    if (for_tests && !plugin.there) continue;
+    devices += say(", {\"name\": ", json_quote(name), ", \"available\": ", plugin.api != nullptr ? "true" : "false");
+    if (plugin.api != nullptr)
+      devices += say(", \"processor\": ", json_quote(plugin.properties.name),
+                     ", \"memory_bytes\": ", plugin.properties.memory_bytes);
+    else
+      devices += say(", \"reason\": ", json_quote(plugin.why));
+    if (for_tests) devices += ", \"purpose\": \"tests\"";
+    devices += "}";
+  }
   return say("{\"version\": ", json_quote(fmtr_version()), ", \"abi\": ", fmtr_abi_version(),
              ", \"isa\": ", json_quote(choose_kernels(nullptr).isa), ", \"instruction_sets\": [", isas,
-             "], \"back_ends\": [{\"name\": \"cpu\", \"available\": true}, {\"name\": \"cuda\", \"available\": false, ",
-             "\"reason\": \"the CUDA plugin is not part of fastmtr ", fmtr_version(), "\"}]}");
+             "], \"back_ends\": [", devices, "]}");
 }
 
 }  // namespace fastmtr

@@ -181,6 +181,10 @@ void Catalogue::index_keys() {
   index_ = KeyIndex(std::move(map));
 }
 
+void Catalogue::put_on(const std::shared_ptr<const OnDevice>& device) {
+  rows_ = std::make_unique<const DeviceRows>(store_->mirror(device), slots_, n_items_);
+}
+
 void Catalogue::publish(uint64_t version, Catalogue* previous) noexcept {
   version_ = version;
   bytes_ = store_->bytes() + slots_.size() * sizeof(uint32_t) + index_.bytes();

@@ -9,6 +9,7 @@
 #include <string>
 #include <vector>
 
+#include "core/device_model.h"
 #include "core/item_store.h"
 #include "core/key_map.h"
 #include "fastmtr.h"
@@ -50,6 +51,10 @@ class Catalogue {
   // Of n items.
   void read(const Port& port, const int64_t* keys, uint64_t n, float* values) const;
 
+  // Brings it to the device, before readers can see it.
+  void put_on(const std::shared_ptr<const OnDevice>& device);
+  const DeviceCatalogue* on_device() const { return rows_ == nullptr ? nullptr : rows_->get(); }
+
   // Before readers can see it. The slots that it has no more go with `previous` (NULL: it is the first).
   void publish(uint64_t version, Catalogue* previous) noexcept;
 
@@ -65,6 +70,7 @@ class Catalogue {
   uint32_t n_items_ = 0;
   std::vector<uint32_t> slots_;  // by row; empty: slot = row
   KeyIndex index_;
+  std::unique_ptr<const DeviceRows> rows_;
   uint64_t version_ = 0, bytes_ = 0;
   std::vector<uint32_t> replaced_;  // slots that the version before has and this one has not
   std::vector<uint32_t> gone_;      // slots that this version has and the next one has not

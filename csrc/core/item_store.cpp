@@ -5,6 +5,7 @@
 #include <numeric>
 
 #include "core/arena.h"
+#include "core/device_model.h"
 #include "core/status.h"
 #include "core/tile.h"
 
@@ -92,6 +93,7 @@ void ItemStore::write(const std::vector<uint32_t>& slots, const ItemInputs& from
   copy(ids_, from.ids);
   copy(dense_, from.dense);
   compute(slots);
+  if (mirror_ != nullptr) written_.insert(written_.end(), slots.begin(), slots.end());
 }
 
 void ItemStore::move_in(const ItemStore& other, const std::vector<uint32_t>& slots) {
@@ -123,6 +125,30 @@ void ItemStore::compute(const std::vector<uint32_t>& slots) {
     context.tile_rows = n;
     program_.run(Domain::item, n, context);
   }
+}
+
+std::shared_ptr<const DeviceMirror> ItemStore::mirror(const std::shared_ptr<const OnDevice>& device) {
+  if (mirror_ == nullptr || mirror_->capacity() < used_) {  // versions that read the one before go on
+    mirror_ = nullptr;
+    const uint64_t room = used_ + used_ / 4 + 1024;
+    const auto made = std::make_shared<const DeviceMirror>(device, std::min(room, capacity_));
+    written_.resize(used_);
+    std::iota(written_.begin(), written_.end(), 0u);
+    upload(*made);
+    mirror_ = made;
+  } else {
+    upload(*mirror_);
+  }
+  return mirror_;
+}
+
+void ItemStore::upload(const DeviceMirror& mirror) {
+  std::vector<const void*> sources{inputs_.ids, inputs_.dense};
+  sources.insert(sources.end(), table_data_.begin(), table_data_.end());
+  const DeviceItems items{written_.size(), written_.data(), sources.data()};
+  DeviceError error{};
+  check_device(mirror.on().api().store_write(mirror.get(), &items, &error), error);
+  written_.clear();
 }
 
 uint64_t ItemStore::bytes() const {

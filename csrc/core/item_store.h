@@ -7,6 +7,7 @@
 #define FASTMTR_CORE_ITEM_STORE_H
 
 #include <cstdint>
+#include <memory>
 #include <mutex>
 #include <optional>
 #include <vector>
@@ -19,6 +20,9 @@
 namespace fastmtr {
 
 constexpr uint64_t kMaxItems = UINT32_MAX - 2;  // slots are 32-bit numbers, the last two of which mean something else
+
+class OnDevice;
+class DeviceMirror;
 
 // One row an item.
 struct ItemInputs {
@@ -47,6 +51,9 @@ class ItemStore {
   // The item in slots[i] of another store of the same program into slot i, which is taken.
   void move_in(const ItemStore& other, const std::vector<uint32_t>& slots);
 
+  // The same slots on a device, which is given what has been written since the last call. For the writer.
+  std::shared_ptr<const DeviceMirror> mirror(const std::shared_ptr<const OnDevice>& device);
+
   // For the writer: where the next version finds its inputs, and how many slots there are, taken or not.
   const ItemInputs& inputs() const { return inputs_; }
   uint64_t n_slots() const { return used_; }
@@ -56,6 +63,7 @@ class ItemStore {
 
  private:
   void own_inputs();
+  void upload(const DeviceMirror& mirror);
   void compute(const std::vector<uint32_t>& slots);
 
   const Program& program_;
@@ -66,6 +74,8 @@ class ItemStore {
   Region keys_, ids_, dense_;
   std::vector<Region> tables_;
   std::vector<unsigned char*> table_data_;
+  std::vector<uint32_t> written_;                // slots, since the mirror was brought up to date
+  std::shared_ptr<const DeviceMirror> mirror_;  // NULL: there was none yet
 
   mutable std::mutex mutex_;  // of what follows: readers that leave give slots back
   uint64_t used_ = 0;         // slots that were ever taken

@@ -38,33 +38,44 @@ struct Model::Files {
 };
 
 Model::Model(const std::string& directory, const char* isa, bool without_catalogue, Precision precision)
-    : Model(Files(directory, without_catalogue), choose_kernels(isa), precision) {}
+    : Model(Files(directory, without_catalogue), choose_kernels(isa), precision, nullptr, DevicePrecision::fp32) {}
 
-Model::Model(Files&& files, const Kernels& kernels, Precision precision)
+Model::Model(const std::string& directory, const char* isa, bool without_catalogue, DevicePrecision precision,
+             const DevicePlugin& device)
+    : Model(Files(directory, without_catalogue), choose_kernels(isa), Precision::fp32, &device, precision) {}
+
+Model::Model(Files&& files, const Kernels& kernels, Precision precision, const DevicePlugin* device,
+             DevicePrecision device_precision)
     : plan_sha256_(std::move(files.plan_sha256)),
       weights_sha256_(std::move(files.weights_sha256)),
       weights_(std::move(files.weights)),
       plan_(std::move(files.plan)),
       program_(std::make_unique<Program>(plan_, kernels, precision)),
       checks_{{plan_, Domain::request}, {plan_, Domain::item}, {plan_, Domain::candidate}} {
-  if (!files.catalogue.empty()) catalogues_.publish(Catalogue::open(files.catalogue, plan_, *program_), ++version_);
+  if (device != nullptr) device_ = std::make_shared<const OnDevice>(plan_, *program_, device_precision, *device);
+  if (!files.catalogue.empty()) publish(Catalogue::open(files.catalogue, plan_, *program_), ++version_);
+}
+
+void Model::publish(std::unique_ptr<Catalogue> next, uint64_t version) {
+  if (device_ != nullptr) next->put_on(device_);
+  catalogues_.publish(std::move(next), version);
 }
 
 void Model::set_catalogue(const fmtr_catalogue_data& data) {
   const std::lock_guard lock(writer_);
-  catalogues_.publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
+  publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
   ++version_;
 }
 
 void Model::upsert(const fmtr_catalogue_data& data) {
   const std::lock_guard lock(writer_);
   if (catalogues_.current() == nullptr) {
-    catalogues_.publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
+    publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
   } else {
     check_items(data, plan_, FMTR_ERROR_SCHEMA);
     if (!catalogues_.current()->has_room(data.n_items))
-      catalogues_.publish(catalogues_.current()->moved(data.n_items, plan_), version_);
-    catalogues_.publish(catalogues_.current()->with(data), version_ + 1);
+      publish(catalogues_.current()->moved(data.n_items, plan_), version_);
+    publish(catalogues_.current()->with(data), version_ + 1);
   }
   ++version_;
 }
@@ -77,7 +88,7 @@ uint64_t Model::remove(const int64_t* keys, uint64_t n) {
   auto next = current->without(keys, n);
   const uint64_t removed = before - next->n_items();
   if (removed == 0) return 0;
-  catalogues_.publish(std::move(next), version_ + 1);
+  publish(std::move(next), version_ + 1);
   ++version_;
   return removed;
 }
@@ -112,7 +123,9 @@ void Model::read_item_output(const std::string& name, const int64_t* keys, uint6
 std::string Model::explain() const {
   const uint64_t n_items =
       read([](const Catalogue* catalogue) { return catalogue == nullptr ? 0 : uint64_t{catalogue->n_items()}; });
-  return explain_json(*program_, n_items);
+  std::string json = explain_json(*program_, n_items);
+  if (device_ != nullptr) json.replace(json.size() - 1, 1, say(", \"device\": ", device_->describe(), "}"));
+  return json;
 }
 
 std::string Model::describe() const {
@@ -158,7 +171,8 @@ std::string Model::describe() const {
              outputs, "], \"fusion\": {\"kind\": \"", plan_.fusion.product ? "product" : "sum", "\", \"tasks\": [",
              fused, "], \"weights\": [", weights, "], \"offsets\": [", offsets,
              "]}, \"isa\": ", json_quote(program_->kernels().isa), ", \"precision\": \"",
-             precision_name(program_->precision()), "\", \"int8_steps\": [", int8_steps, "]",
+             device_ != nullptr ? precision_name(device_->precision()) : precision_name(program_->precision()),
+             "\", \"device\": ", device_ != nullptr ? device_->describe() : "{\"name\": \"cpu\"}", ", \"int8_steps\": [", int8_steps, "]",
              ", \"plan_sha256\": ", json_quote(plan_sha256_), ", \"weights_sha256\": ", json_quote(weights_sha256_),
              ", \"n_items\": ", n_items, ", \"has_catalogue\": ", version == 0 ? "false" : "true",
              ", \"catalogue_version\": ", version, ", \"item_tables\": [", tables,

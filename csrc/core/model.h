@@ -8,6 +8,7 @@
 #include <string>
 
 #include "core/catalogue_versions.h"
+#include "core/device_model.h"
 #include "core/input_check.h"
 #include "core/plan.h"
 #include "core/program.h"
@@ -19,11 +20,15 @@ class Model {
  public:
   // `isa`: NULL for the best.
   Model(const std::string& directory, const char* isa, bool without_catalogue, Precision precision = Precision::fp32);
+  // On a device; what the item phase makes is the CPU's, by `isa`.
+  Model(const std::string& directory, const char* isa, bool without_catalogue, DevicePrecision precision,
+        const DevicePlugin& device);
   Model(const Model&) = delete;
   Model& operator=(const Model&) = delete;
 
   const Plan& plan() const { return plan_; }
   const Program& program() const { return *program_; }
+  const OnDevice* device() const { return device_.get(); }  // NULL: the CPU
   const InputCheck& check(Domain domain) const { return checks_[static_cast<int>(domain)]; }
 
   // What a session reads the catalogue through.
@@ -51,12 +56,15 @@ class Model {
 
  private:
   struct Files;
-  Model(Files&& files, const Kernels& kernels, Precision precision);
+  Model(Files&& files, const Kernels& kernels, Precision precision, const DevicePlugin* device,
+        DevicePrecision device_precision);
+  void publish(std::unique_ptr<Catalogue> next, uint64_t version);
 
   std::string plan_sha256_, weights_sha256_;  // as the manifest tells them
   SafeTensors weights_;
   Plan plan_;
   std::unique_ptr<const Program> program_;
+  std::shared_ptr<const OnDevice> device_;
   InputCheck checks_[kDomains];
   std::mutex writer_;  // held while a version is made: one after the other
   uint64_t version_ = 0;

@@ -15,33 +15,6 @@
 
 namespace fastmtr {
 
-enum class Domain : uint8_t { request, item, candidate };
-constexpr int kDomains = 3;
-
-enum class Op : uint8_t {
-  gather,
-  copy,
-  embedding,
-  embedding_bag,
-  affine,
-  activation,
-  softmax,
-  mixture,
-  binary,
-  scale_shift,
-  reduce,
-  layer_norm,
-  l2_normalize,
-  dot,
-  repeat,
-  transpose,
-  matmul,
-  present,
-  mask,
-  gru,
-  conv1d
-};
-
 enum class Role : uint8_t { task, request, item };
 
 struct Buffer {

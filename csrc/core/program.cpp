@@ -7,13 +7,12 @@
 #include <tuple>
 
 #include "core/json.h"
+#include "core/layout.h"
 #include "core/status.h"
 
 namespace fastmtr {
 
 namespace {
-
-constexpr size_t kForever = SIZE_MAX;
 
 // Rows of workspace begin at a cache line, unless they are shorter than one.
 size_t tile_stride(size_t width) { return width < kLine ? width : round_up(width, kLine); }
@@ -33,12 +32,6 @@ Table make_table(uint32_t index, const Buffer& buffer) {
   table.row_bytes = round_up(bytes, step);
   return table;
 }
-
-// [first, last]: positions of the steps between which the buffer holds something.
-struct Life {
-  size_t first = kForever, last = 0;
-  bool meets(const Life& other) const { return first <= other.last && other.first <= last; }
-};
 
 // Products that 8 bits make quicker: long enough that quantising x costs less than it saves. Gates, small towers and
 // the last layers stay in fp32, and so does all that is not computed for each candidate.
@@ -154,24 +147,10 @@ void Program::lay_out(const std::vector<bool>& needed) {
     order.push_back(b);
   }
 
-  // Widest first; each goes to the lowest place where nothing that lives at the same time lies.
-  std::stable_sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return stride_[a] > stride_[b]; });
-  std::vector<uint32_t> placed[kDomains];
-  for (const uint32_t b : order) {
-    const int domain = static_cast<int>(plan_.buffers[b].domain);
-    std::vector<uint32_t> neighbours;
-    for (const uint32_t other : placed[domain])
-      if (lives[b].meets(lives[other])) neighbours.push_back(other);
-    std::sort(neighbours.begin(), neighbours.end(), [&](uint32_t x, uint32_t y) { return place_[x] < place_[y]; });
-    size_t at = 0;
-    for (const uint32_t other : neighbours) {
-      if (at + stride_[b] <= place_[other]) break;
-      at = std::max(at, place_[other] + stride_[other]);
-    }
-    place_[b] = at;
-    placed[domain].push_back(b);
-    floats_a_row_[domain] = std::max(floats_a_row_[domain], at + stride_[b]);
-  }
+  std::vector<uint32_t> of_domain[kDomains];
+  for (const uint32_t b : order) of_domain[static_cast<int>(plan_.buffers[b].domain)].push_back(b);
+  for (int domain = 0; domain < kDomains; ++domain)
+    floats_a_row_[domain] = lay_out_buffers(std::move(of_domain[domain]), lives, stride_, &place_);
 
   for (const PlanStep& step : plan_.steps) {
     Port& port = workspace_[static_cast<int>(step.domain)];

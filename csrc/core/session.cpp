@@ -42,6 +42,12 @@ Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t 
   const Program& program = model_->program();
   const Plan& plan = model_->plan();
   for (const uint32_t t : plan.tasks) tasks_.push_back(program.port(plan.outputs[t].operand, Domain::candidate));
+  if (model_->device() != nullptr) {
+    device_.emplace(*model_->device());
+    tile_ = tile;
+    workers_.resize(1);
+    return;
+  }
   tile_ = tile_rows(program.busy_floats_a_candidate(), tile);
   workers_.resize(std::max<uint32_t>(threads, 1));
   for (Worker& worker : workers_) {
@@ -301,6 +307,7 @@ void Session::score(const fmtr_batch& batch, float* scores, float* fused) {
 
 void Session::score(const Call& call, float* scores, float* fused) {
   if (call.total == 0) return;
+  if (device_) return score_on_device(call, scores, fused);
   const Wanted all{call.total, nullptr, false, scores, fused};
   if (shares_tiles(call))
     return for_each_block(call, [&](uint64_t begin, uint64_t end, size_t who, const Context& shared) {
@@ -312,7 +319,67 @@ void Session::score(const Call& call, float* scores, float* fused) {
   });
 }
 
+DeviceCall Session::device_call(const Call& call) const {
+  DeviceCall to{};
+  to.n_requests = call.batch->n_requests;
+  to.total = call.total;
+  to.most = call.most;
+  to.request_ids = call.batch->request_ids;
+  to.request_dense = call.batch->request_dense;
+  to.offsets = call.whole_catalogue ? nullptr : call.batch->offsets;
+  to.slots = call.slots;
+  to.candidate_ids = call.batch->candidate_ids;
+  to.candidate_dense = call.batch->candidate_dense;
+  to.fusion_weights = call.fusion_weights;
+  to.catalogue = call.catalogue == nullptr ? nullptr : call.catalogue->on_device();
+  to.tile = static_cast<uint32_t>(tile_);
+  return to;
+}
+
+void Session::score_on_device(const Call& call, float* scores, float* fused) const {
+  if (call.unknown && call.catalogue->n_items() == 0) {  // there is no item that could stand for one
+    if (scores != nullptr) std::fill_n(scores, call.total * tasks_.size(), kNaN);
+    if (fused != nullptr) std::fill_n(fused, call.total, kNaN);
+    return;
+  }
+  DeviceCall to = device_call(call);
+  to.scores = scores;
+  to.fused = fused;
+  device_->run(to);
+}
+
+// The device's lists are no longer than the longest request; places beyond are filled here.
+void Session::rank_on_device(const Call& call, const RankResult& result) {
+  const uint64_t n_requests = call.batch->n_requests, k = std::min(result.k, call.most), n_tasks = tasks_.size();
+  const bool nothing = k == 0 || (call.unknown && call.catalogue->n_items() == 0);
+  for (uint64_t r = 0; r < n_requests; ++r) {
+    const uint64_t from = nothing ? 0 : k, places = result.k - from, at = r * result.k + from;
+    if (nothing) result.counts[r] = 0;
+    std::fill_n(result.positions + at, places, UINT64_MAX);
+    if (result.fused != nullptr) std::fill_n(result.fused + at, places, kNaN);
+    if (result.scores != nullptr) std::fill_n(result.scores + at * n_tasks, places * n_tasks, kNaN);
+  }
+  if (nothing) return;
+  DeviceCall to = device_call(call);
+  to.list = 1;
+  to.k = k;
+  to.list_stride = result.k;
+  to.positions = result.positions;
+  to.list_fused = result.fused;
+  to.list_scores = result.scores;
+  to.counts = result.counts;
+  device_->run(to);
+}
+
+bool Session::computes_in_fp32() const {
+  return device_ ? model_->device()->precision() == DevicePrecision::fp32
+                 : model_->program().precision() == Precision::fp32;
+}
+
 void Session::need_fp32() const {
+  if (device_ && !computes_in_fp32())
+    fail(FMTR_ERROR_BACKEND, "on this device nothing is scored again in fp32: load the model with precision fp32, or "
+         "for certified lists on the CPU with int8");
   if (model_->program().precision() == Precision::fp16)
     fail(FMTR_ERROR_ARGUMENT,
          "a model loaded with precision fp16 keeps no fp32 weights to compare with or to score again in: load it with "
@@ -326,6 +393,10 @@ void Session::errors(const fmtr_batch& batch, float* errors) {
   const Call call = check(batch, snapshot.get());
   if (call.total == 0) return;
   if (errors == nullptr) fail(FMTR_ERROR_ARGUMENT, "errors is NULL");
+  if (device_) {  // in fp32
+    std::fill_n(errors, call.total, 0.0f);
+    return;
+  }
   for (size_t w = 0; w < workers_used(call); ++w) workers_[w].exact.reserve(call.most);
   for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
     float* to = errors + call.begin(r);
@@ -365,6 +436,7 @@ void Session::rank(const Call& call, const RankResult& result) {
     std::fill_n(result.counts, call.batch->n_requests, uint64_t{0});
     return;
   }
+  if (device_) return rank_on_device(call, result);
   reserve(call, result);
   for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
     float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
@@ -379,7 +451,7 @@ void Session::rank(const Call& call, const RankResult& result) {
 
 void Session::rank_certified(const fmtr_batch& batch, const RankResult& result, const Certify& certify) {
   need_fp32();
-  if (result.k == 0 || model_->program().precision() == Precision::fp32) {
+  if (result.k == 0 || computes_in_fp32()) {
     rank(batch, result);
     if (certify.rescored != nullptr) std::fill_n(certify.rescored, batch.n_requests, uint64_t{0});
     return;
@@ -433,6 +505,9 @@ void Session::write_list(uint64_t request, const RankResult& result, const uint6
 }
 
 std::string Session::profile(const fmtr_batch& batch, uint64_t k, uint64_t repeats) {
+  if (device_)
+    fail(FMTR_ERROR_BACKEND, "the profile is the CPU's, step by step: load the model with device cpu, or use the "
+         "device's own profiler");
   const InUse mine(in_use_);
   const CatalogueVersions::Snapshot snapshot(reader_);
   const auto run = [&](const Call& call, auto& memory) {
@@ -486,6 +561,14 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
          " are needed");
   if (n_requests == 0) return;
   if (values == nullptr) fail(FMTR_ERROR_ARGUMENT, "values is NULL");
+  if (device_) {
+    DeviceCall to{};
+    to.n_requests = n_requests;
+    to.request_ids = batch.request_ids;
+    to.request_dense = batch.request_dense;
+    device_->request_output(to, static_cast<size_t>(&output - plan.outputs.data()), values);
+    return;
+  }
   const auto& steps = program.steps_for(static_cast<size_t>(&output - plan.outputs.data()));
   const Port port = program.port(output.operand, Domain::request);
   Call call{};

@@ -11,6 +11,7 @@
 
 #include "core/arena.h"
 #include "core/certified.h"
+#include "core/device_model.h"
 #include "core/model.h"
 #include "core/profile.h"
 #include "core/thread_pool.h"
@@ -50,6 +51,7 @@ class Session {
  private:
   // Of a model that has its weights in fp32 (too); else FMTR_ERROR_ARGUMENT.
   void need_fp32() const;
+  bool computes_in_fp32() const;
 
   struct Worker {
     Aligned<float> request_tile, tile, tile_scores, scores, fused, exact;
@@ -91,6 +93,9 @@ class Session {
   void reserve(const Call& call, const RankResult& result);
   Context context(const Call& call, Worker& worker) const;
   void score(const Call& call, float* scores, float* fused);
+  DeviceCall device_call(const Call& call) const;
+  void score_on_device(const Call& call, float* scores, float* fused) const;
+  void rank_on_device(const Call& call, const RankResult& result);
   void rank(const Call& call, const RankResult& result);
 
   bool by_request(const Call& call) const;
@@ -119,6 +124,7 @@ class Session {
   size_t tile_;
   std::vector<Worker> workers_;
   std::optional<ThreadPool> pool_;
+  std::optional<DeviceRunner> device_;  // of a model that is on one; then there are no workers but for checks
   Aligned<uint32_t> slots_;
   std::atomic_flag in_use_;
   CatalogueVersions::Reader reader_;  // before the model goes

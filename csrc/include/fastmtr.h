@@ -65,7 +65,9 @@ FMTR_API void fmtr_string_free(char* text);
 typedef enum fmtr_precision {
   FMTR_FP32 = 0,
   FMTR_FP16 = 1, /* weights stored in half precision: half the memory; arithmetic in fp32 */
-  FMTR_INT8 = 2 /* candidates: weights and activations in 8 bits where that is quicker; sums in 32 bits */
+  FMTR_INT8 = 2, /* candidates: weights and activations in 8 bits where that is quicker; sums in 32 bits */
+  FMTR_TF32 = 3, /* a GPU's tensor cores, sums in fp32: 11 bits of each factor */
+  FMTR_BF16 = 4  /* the same with 8 bits. On a GPU FMTR_FP16 is its tensor cores, too: factors in half precision */
 } fmtr_precision;
 
 typedef struct fmtr_load_options {
@@ -73,6 +75,7 @@ typedef struct fmtr_load_options {
   const char* isa; /* NULL: the best this CPU has (or FASTMTR_FORCE_ISA); else "baseline", "avx2", "avx512", "avx512_vnni", "neon" */
   int32_t without_catalogue; /* 1: do not read catalogue.safetensors even if it is there */
   fmtr_precision precision;
+  const char* device; /* NULL or "cpu"; "cuda": an NVIDIA GPU, FMTR_ERROR_BACKEND with the reason where there is none to use; "auto": that or else the CPU */
 } fmtr_load_options;
 
 FMTR_API fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* options, fmtr_model** model);
