@@ -100,7 +100,6 @@ struct DeviceProperties {
   char name[256];
   uint32_t blocks_at_once;  // processors
   uint32_t shared_bytes;    // that a block may have
-  uint32_t split_bytes;     // weights beyond which a request's product is shared out among blocks
   uint64_t memory_bytes;
 };
 

@@ -1,0 +1,121 @@
+// out = act(W x + b + sum of addends), in fp32: a multiply-add a term, k ascending, one sum an element, so the bits are
+// those of any tile, and of the CPU where that has a multiply-add.
+#ifndef FASTMTR_CUDA_AFFINE_CUH
+#define FASTMTR_CUDA_AFFINE_CUH
+
+#include "cuda/device_math.h"
+#include "cuda/frame.cuh"
+
+namespace fastmtr::device {
+
+// Weights of a group lie [k][n rounded up to 4], so that neighbouring threads read neighbouring columns.
+constexpr uint32_t kColumns = 4;     // of a thread at once
+constexpr uint32_t kThreadRows = 4;
+FMTR_DEVICE uint32_t padded(uint32_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
+
+struct alignas(16) Four {
+  float x[kColumns];
+};
+
+// What is done to a sum once it is complete.
+struct Finish {
+  const float* bias;
+  const DeviceOperand* addends;
+  uint32_t n_addends;
+  Activation activation;
+  float alpha;
+  const float* slope;
+};
+
+// Rows of a tile, each with `steps` rows side by side.
+struct Product {
+  uint32_t rows, steps;
+  uint32_t groups, n, k;  // of a step's columns
+  uint32_t x_step;
+  Rows x;  // data NULL: none
+  const float* w;
+  Finish finish;
+  Out out;
+};
+
+// The share of a product's columns that a block computes.
+struct Part {
+  uint32_t index, count;
+};
+
+FMTR_DEVICE Finish finish_of(const Step& step, const Frame& frame) {
+  return {step.b,          frame.program->operands + step.first_input + step.has_x, step.n_inputs - step.has_x,
+          step.activation, step.alpha,                                              step.slope};
+}
+
+// Adds to the sums of neighbouring columns of one row (of one step of it).
+FMTR_DEVICE void finish_columns(const Finish& finish, const Frame& frame, uint32_t row, uint32_t step, uint32_t columns,
+                                uint32_t first, uint32_t count, float* sums) {
+  if (finish.bias != nullptr)
+    for (uint32_t j = 0; j < count; ++j) sums[j] += finish.bias[first + j];
+  for (uint32_t i = 0; i < finish.n_addends; ++i) {
+    const DeviceOperand& operand = finish.addends[i];
+    const Rows addend = rows_of(operand, frame);
+    const size_t place = place_of(addend, row);
+    const uint32_t column = first + (operand.width > columns ? step * columns : 0);
+    for (uint32_t j = 0; j < count; ++j) sums[j] = add_number(sums[j], addend, place, column + j);
+  }
+  for (uint32_t j = 0; j < count; ++j)
+    sums[j] = math::activate(sums[j], finish.activation, finish.alpha,
+                             finish.slope != nullptr ? finish.slope[first + j] : 0.0f);
+}
+
+FMTR_DEVICE void multiply(const Product& p, const Frame& frame, Part part) {
+  const uint32_t columns = p.groups * p.n, quads = padded(p.n) / kColumns, lines = p.rows * p.steps;
+  const uint32_t all_quads = p.groups * quads;
+  const uint32_t begin = all_quads * part.index / part.count, end = all_quads * (part.index + 1) / part.count;
+  const uint32_t line_blocks = (lines + kThreadRows - 1) / kThreadRows;
+  for_each(line_blocks * (end - begin), [&](uint32_t item) {
+    const uint32_t quad = begin + item % (end - begin), group = quad / quads, column = quad % quads * kColumns;
+    const uint32_t first = item / (end - begin) * kThreadRows;
+    const float* x[kThreadRows];
+    for (uint32_t r = 0; r < kThreadRows; ++r) {
+      const uint32_t line = first + r < lines ? first + r : lines - 1;
+      x[r] = p.x.data == nullptr ? nullptr : row(p.x, line / p.steps) + line % p.steps * p.x_step + group * p.k;
+    }
+    float sums[kThreadRows][kColumns] = {};
+    const Four* w = (const Four*)(p.w + (size_t)group * p.k * quads * kColumns) + column / kColumns;
+    if (p.x.data != nullptr)
+      for (uint32_t k = 0; k < p.k; ++k, w += quads) {
+        const Four weights = *w;
+#pragma unroll
+        for (uint32_t r = 0; r < kThreadRows; ++r) {
+          const float a = x[r][k];
+#pragma unroll
+          for (uint32_t j = 0; j < kColumns; ++j) sums[r][j] = math::fma(a, weights.x[j], sums[r][j]);
+        }
+      }
+    const uint32_t count = p.n - column < kColumns ? p.n - column : kColumns;
+    for (uint32_t r = 0; r < kThreadRows && first + r < lines; ++r) {
+      const uint32_t line = first + r, step = line % p.steps, at = group * p.n + column;
+      for (uint32_t j = 0; j < kColumns; ++j) sums[r][j] += 0.0f;  // -0 becomes 0, as if no term were left out
+      finish_columns(p.finish, frame, line / p.steps, step, columns, at, count, sums[r]);
+      float* to = row(p.out, line / p.steps) + step * columns + at;
+      for (uint32_t j = 0; j < count; ++j) to[j] = sums[r][j];
+    }
+  });
+}
+
+FMTR_DEVICE Product product_of(const Step& step, const Frame& frame) {
+  const DeviceOperand* inputs = frame.program->operands + step.first_input;
+  Product p{};
+  p.rows = frame.rows;
+  p.steps = step.steps;
+  p.groups = step.groups;
+  p.n = step.n;
+  p.k = step.k;
+  p.x_step = step.x_step;
+  if (step.has_x) p.x = rows_of(inputs[0], frame);
+  p.w = step.w;
+  p.finish = finish_of(step, frame);
+  p.out = out_of(step.out, frame);
+  return p;
+}
+
+}  // namespace fastmtr::device
+#endif

@@ -1,0 +1,161 @@
+#include "cuda/model.h"
+
+#include <algorithm>
+
+#include "cuda/upload.h"
+
+namespace fastmtr::device {
+
+namespace {
+
+constexpr uint32_t kQuad = 4;  // columns of a product that a thread computes: see affine.cuh
+enum Way { kAsItIs, kTransposed };
+
+uint32_t round_up(uint32_t n, uint32_t multiple) { return (n + multiple - 1) / multiple * multiple; }
+
+// [groups][n][k] to [groups][k][n rounded up].
+void transpose(const float* w, uint32_t groups, uint32_t n, uint32_t k, float* to) {
+  const size_t padded = round_up(n, kQuad);
+  std::fill_n(to, groups * k * padded, 0.0f);
+  for (size_t g = 0; g < groups; ++g, w += size_t{n} * k, to += k * padded)
+    for (size_t j = 0; j < n; ++j)
+      for (size_t i = 0; i < k; ++i) to[i * padded + j] = w[j * k + i];
+}
+
+class Packer {
+ public:
+  explicit Packer(Upload& upload) : upload_(upload) {}
+
+  void pack(Step& step) {
+    const size_t columns = size_t{step.groups} * step.n;
+    step.w = transposed(step.w, step.groups, step.n, step.k);
+    step.w_state = transposed(step.w_state, 1, step.n, step.hidden);
+    for (const float** each : {&step.b, &step.b_state, &step.slope, &step.scale, &step.shift}) *each = floats(*each, columns);
+    pack_table(step.table, step.k);
+  }
+
+ private:
+  const float* floats(const float* from, size_t n) {
+    return static_cast<const float*>(upload_.add(from, n * sizeof(float)));
+  }
+  const float* transposed(const float* w, uint32_t groups, uint32_t n, uint32_t k) {
+    const size_t bytes = size_t{groups} * k * round_up(n, kQuad) * sizeof(float);
+    return static_cast<const float*>(upload_.make(
+        w, bytes, kTransposed, [&](unsigned char* to) { transpose(w, groups, n, k, reinterpret_cast<float*>(to)); }));
+  }
+  void pack_table(EmbeddingTable& table, size_t rows) {
+    if (table.data == nullptr) return;
+    const size_t numbers = rows * table.dim;
+    const size_t bytes = table.encoding == TableEncoding::f32   ? 4 * numbers
+                         : table.encoding == TableEncoding::f16 ? 2 * numbers
+                         : table.encoding == TableEncoding::u8  ? numbers
+                                                                : numbers / 2;
+    table.data = upload_.add(table.data, bytes);
+    table.scales = floats(table.scales, rows);
+    table.shifts = floats(table.shifts, rows);
+  }
+
+  Upload& upload_;
+};
+
+void resolve(const Upload& upload, Step& step) {
+  for (const float** each :
+       {&step.w, &step.w_state, &step.b, &step.b_state, &step.slope, &step.scale, &step.shift, &step.table.scales,
+        &step.table.shifts})
+    upload.resolve(*each);
+  const auto* data = static_cast<const unsigned char*>(step.table.data);
+  upload.resolve(data);
+  step.table.data = data;
+}
+
+template <class T>
+const T* add(Upload& upload, const T* from, size_t n) {
+  return n == 0 ? nullptr : static_cast<const T*>(upload.add(from, n * sizeof(T)));
+}
+
+}  // namespace
+
+uint32_t split_bytes() {
+#if !defined(__CUDACC__)
+  return 1024;  // so that small models have such products, too
+#else
+  return 64 * 1024;
+#endif
+}
+
+LoadedModel::LoadedModel(const DeviceProgram& from) {
+  const Properties device = properties(0);
+  multiprocessors = device.multiprocessors;
+  shared_bytes = device.shared_bytes;
+  std::copy_n(from.ids_width, kDomains, ids_width);
+  std::copy_n(from.dense_width, kDomains, dense_width);
+  for (uint32_t t = 0; t < from.n_tables; ++t) table_row_bytes.push_back(from.tables[t].row_bytes);
+
+  Upload upload;
+  std::vector<Step> steps(from.n_steps);
+  for (uint32_t i = 0; i < from.n_steps; ++i) static_cast<DeviceStep&>(steps[i]) = from.steps[i];
+  Packer packer(upload);
+  for (Step& step : steps) packer.pack(step);
+  std::vector<uint32_t> lists;
+  std::vector<size_t> begins;
+  const auto add_list = [&](const DeviceList& list) {
+    begins.push_back(lists.size());
+    lists.insert(lists.end(), list.steps, list.steps + list.n);
+  };
+  add_list(from.candidate);
+  add_list(from.request);
+  for (uint32_t o = 0; o < from.n_outputs; ++o) add_list(from.outputs[o]);
+
+  program.tasks = add(upload, from.tasks, from.n_tasks);
+  program.operands = add(upload, from.operands, from.n_operands);
+  program.fused_tasks = add(upload, from.fused_tasks, from.n_fused);
+  program.fusion_offsets = add(upload, from.fusion_offsets, from.n_fused);
+  const uint32_t* on_device = add(upload, lists.data(), lists.size());
+  program.steps = add(upload, steps.data(), steps.size());
+  upload.allocate();
+  for (Step& step : steps) resolve(upload, step);
+  upload.resolve(program.tasks);
+  upload.resolve(program.operands);
+  upload.resolve(program.fused_tasks);
+  upload.resolve(program.fusion_offsets);
+  upload.resolve(program.steps);
+  upload.resolve(on_device);
+  Stream stream;
+  memory_ = upload.finish(stream);
+
+  program.candidate = {on_device, from.candidate.n};
+  program.n_tasks = from.n_tasks;
+  program.n_fused = from.n_fused;
+  program.product = from.product;
+  program.request_row_floats = from.request_row_floats;
+  program.shared_floats = from.shared_floats;
+  program.scratch_floats = from.scratch_floats;
+  program.tile_rows = from.tile_rows;
+  program.precision = from.precision;
+  request = segments(from, from.request, on_device + begins[1]);
+  for (uint32_t o = 0; o < from.n_outputs; ++o)
+    outputs.push_back({segments(from, from.outputs[o], on_device + begins[2 + o]), from.output_operands[o]});
+}
+
+std::vector<Segment> LoadedModel::segments(const DeviceProgram& from, const DeviceList& list,
+                                           const uint32_t* on_device) const {
+  std::vector<Segment> found;
+  bool alone = true;  // the last one found is
+  for (uint32_t i = 0; i < list.n; ++i) {
+    const DeviceStep& step = from.steps[list.steps[i]];
+    const size_t bytes = step.op == Op::affine && step.w != nullptr ? sizeof(float) * step.groups * step.n * step.k : 0;
+    if (bytes > split_bytes()) {
+      const size_t parts = std::min<size_t>((bytes + split_bytes() - 1) / split_bytes(), multiprocessors);
+      found.push_back({{on_device + i, 1}, static_cast<uint32_t>(parts)});
+      alone = true;
+    } else if (alone) {
+      found.push_back({{on_device + i, 1}, 1});
+      alone = false;
+    } else {
+      ++found.back().list.n;
+    }
+  }
+  return found;
+}
+
+}  // namespace fastmtr::device
