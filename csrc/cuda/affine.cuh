@@ -83,10 +83,10 @@ FMTR_DEVICE void multiply(const Product& p, const Frame& frame, Part part) {
     if (p.x.data != nullptr)
       for (uint32_t k = 0; k < p.k; ++k, w += quads) {
         const Four weights = *w;
-#pragma unroll
+        FMTR_UNROLL
         for (uint32_t r = 0; r < kThreadRows; ++r) {
           const float a = x[r][k];
-#pragma unroll
+        FMTR_UNROLL
           for (uint32_t j = 0; j < kColumns; ++j) sums[r][j] = math::fma(a, weights.x[j], sums[r][j]);
         }
       }

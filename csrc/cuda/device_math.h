@@ -5,11 +5,24 @@
 #include "backend.h"
 #include "cuda/portable.h"
 
+#if defined(__CUDACC__)
+#define FMTR_UNROLL _Pragma("unroll")
+#else
+#define FMTR_UNROLL _Pragma("GCC unroll 16")
+#endif
+
 namespace fastmtr::device::math {
 
 FMTR_DEVICE float fma(float a, float b, float c) { return fused_multiply_add(a, b, c); }
 FMTR_DEVICE float infinity() { return float_of(0x7f800000u); }
 FMTR_DEVICE float nan() { return float_of(0x7fc00000u); }
+FMTR_DEVICE float sqrt(float x) {
+#if defined(__CUDACC__)
+  return __fsqrt_rn(x);
+#else
+  return __builtin_sqrtf(x);
+#endif
+}
 FMTR_DEVICE float abs(float x) { return float_of(bits_of(x) & 0x7fffffffu); }
 FMTR_DEVICE float copy_sign(float size, float sign) {
   return float_of((bits_of(size) & 0x7fffffffu) | (bits_of(sign) & 0x80000000u));
@@ -23,7 +36,7 @@ FMTR_DEVICE float min_or_nan(float a, float b) { return a == a ? min(a, b) : a; 
 template <int N>
 FMTR_DEVICE float polynomial(float x, const float (&c)[N]) {  // c[0] + c[1] x + ...
   float y = c[N - 1];
-#pragma unroll
+  FMTR_UNROLL
   for (int i = N - 2; i >= 0; --i) y = fma(y, x, c[i]);
   return y;
 }
@@ -168,7 +181,7 @@ FMTR_DEVICE float activate(float x, Activation fn, float alpha, float slope) {
     case Activation::log:
       return log_or_nan(x);
     case Activation::sqrt:
-      return sqrtf(x);
+      return sqrt(x);
     case Activation::abs:
       return abs(x);
   }

@@ -65,7 +65,7 @@ FMTR_DEVICE void layer_norm(uint32_t rows, uint32_t width, const Step& step, con
     float* to = row(out, r) + run * size;
     const float mean = lanes.sum(size, [&](uint32_t i) { return from[i]; }) / (float)size;
     const float variance = lanes.sum(size, [&](uint32_t i) { return (from[i] - mean) * (from[i] - mean); }) / (float)size;
-    const float factor = 1.0f / sqrtf(variance + step.eps);
+    const float factor = 1.0f / math::sqrt(variance + step.eps);
     lanes.each(size, [&](uint32_t i) {
       float v = (from[i] - mean) * factor;
       if (step.scale != nullptr) v = v * step.scale[i];
@@ -87,7 +87,7 @@ FMTR_DEVICE void l2_normalize(uint32_t rows, uint32_t width, const Step& step, c
     const float* from = row(x, r) + run * size;
     float* to = row(out, r) + run * size;
     const auto value = [&](uint32_t i) { return from[i]; };
-    const float norm = sqrtf(dot_of(lanes, size, value, value));
+    const float norm = math::sqrt(dot_of(lanes, size, value, value));
     const float divisor = norm < step.eps ? step.eps : norm;  // a NaN stays
     lanes.each(size, [&](uint32_t i) { to[i] = from[i] / divisor; });
   });
