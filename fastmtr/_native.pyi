@@ -25,15 +25,18 @@ class Model:
         The instruction set; None: the best this processor has, or what ``FASTMTR_FORCE_ISA`` says.
     without_catalogue : bool
         Do not read the bundle's catalogue.
-    precision : {"fp32", "int8"}
-        Of the candidates' products. int8: weights and activations in 8 bits where that is quicker.
+    precision : {"fp32", "fp16", "int8", "tf32", "bf16"}
+        Of the candidates' products. int8: weights and activations in 8 bits where that is quicker. tf32 and bf16 are a
+        GPU's.
+    device : {"cpu", "cuda", "auto"}
+        auto: the GPU where there is one to use, else the CPU.
 
     Raises
     ------
     BundleError
         The bundle is missing, damaged, or of a version that this engine does not read.
     BackendError
-        The instruction set is not available here.
+        The instruction set or the device is not available here, or has no such precision.
     """
 
     def __init__(
@@ -43,6 +46,7 @@ class Model:
         isa: str | None = None,
         without_catalogue: bool = False,
         precision: str = "fp32",
+        device: str = "cpu",
     ) -> None: ...
     def describe(self) -> str:
         """JSON text: inputs, widths, tasks, outputs, fusion, isa, precision, n_items, memory in bytes."""

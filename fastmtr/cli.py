@@ -187,8 +187,9 @@ def _bundle(parser: argparse.ArgumentParser) -> None:
 
 
 def _precision(parser: argparse.ArgumentParser) -> None:
-    choices = ("fp32", "fp16", "int8")
+    choices = ("fp32", "fp16", "int8", "tf32", "bf16")
     parser.add_argument("--precision", choices=choices, default="fp32", help="of the products (fp32)")
+    parser.add_argument("--device", choices=("cpu", "cuda", "auto"), default="cpu", help="what computes (cpu)")
 
 
 def _count(text: str) -> int:
@@ -478,7 +479,7 @@ def _recommend(options: argparse.Namespace) -> None:
 
     from fastmtr.ranker import Ranker
 
-    ranker = Ranker.load(options.bundle, precision=options.precision)
+    ranker = Ranker.load(options.bundle, precision=options.precision, device=options.device)
     users = options.user if ranker.bundle.user_names is not None else [_whole(user) for user in options.user]
     exclude = None if options.with_seen or ranker.bundle.seen is None else "seen"
     retrieve = None if options.all else options.retrieve
@@ -510,7 +511,7 @@ def _bench(options: argparse.Namespace) -> None:
     from fastmtr.latency import measure
     from fastmtr.ranker import Ranker
 
-    ranker = Ranker.load(options.bundle, threads=options.threads, precision=options.precision)
+    ranker = Ranker.load(options.bundle, threads=options.threads, precision=options.precision, device=options.device)
     found: list[Latency] = measure(ranker, sizes=options.n, calls=options.calls)
     if options.json:
         print(msgspec.json.encode(found).decode())
@@ -527,7 +528,7 @@ def _profile(options: argparse.Namespace) -> None:
 
     from fastmtr.ranker import Ranker
 
-    ranker = Ranker.load(options.bundle, threads=options.threads, precision=options.precision)
+    ranker = Ranker.load(options.bundle, threads=options.threads, precision=options.precision, device=options.device)
     if not ranker.n_items or not len(ranker.users):
         raise SchemaError("this bundle has no items or no users of its own to measure with")
     user = ranker.users.tolist()[0]

@@ -25,7 +25,7 @@ from fastmtr.fusion import fusion_weights as weights_of
 
 __all__ = ["SAFETY", "ErrorWidth", "Precision"]
 
-Precision: TypeAlias = Literal["fp32", "fp16", "int8"]
+Precision: TypeAlias = Literal["fp32", "fp16", "int8", "tf32", "bf16"]
 
 SAFETY = 2.0
 

@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmtr import _native
 from fastmtr.bundle import Bundle, open_bundle
-from fastmtr.errors import BackendError, ConfigError, SchemaError
+from fastmtr.errors import ConfigError, SchemaError
 from fastmtr.fusion import fusion_weights as weights_of
 from fastmtr.graph import Packed
 from fastmtr.items import KnownItems, LiveItems
@@ -92,16 +92,20 @@ class Ranker:
         ----------
         path : str or Path
             The bundle's directory.
-        device : {"cpu"}
+        device : {"cpu", "cuda", "auto"}
+            ``"cuda"``: an NVIDIA GPU, for which fastmtr must have been built (see the README); ``"auto"``: the GPU where
+            there is one to use, else the CPU.
         threads : int
             That one call may use. A service that runs many requests at once wants 1.
         isa : str, optional
             An instruction set in place of the best this CPU has.
-        precision : {"fp32", "fp16", "int8"}
+        precision : {"fp32", "fp16", "int8", "tf32", "bf16"}
             ``"fp16"`` stores the weights of all products in half precision (11 bits of each number remain), which is
             half the memory, and quicker where one row waits for many weights. ``"int8"`` rounds weights (once, for each
             output) and activations (for each candidate, as they come) to 8 bits in the layers where that is quicker.
-            With either, scores are no longer those of the trained model, but near.
+            With either, scores are no longer those of the trained model, but near. A GPU has no ``"int8"``; its
+            ``"tf32"``, ``"fp16"`` and ``"bf16"`` compute the products of candidates with tensor cores, from factors of
+            11, 11 and 8 bits with sums in fp32.
         verify : bool, optional
             Check all checksums; None does so for bundles below 256 MB.
         retrieval : RetrievalConfig, optional
@@ -112,21 +116,19 @@ class Ranker:
         BundleError
             The bundle is missing, damaged, or of another version.
         BackendError
-            The device or instruction set is not available.
+            The device or instruction set is not available, or does not have that precision.
         """
-        if device != "cpu":
-            raise BackendError(f"device must be 'cpu', found {device!r}: this build of fastmtr has no other back end")
         if threads < 1:
             raise ConfigError(f"threads must be at least 1, found {threads}")
         if precision not in get_args(Precision):
             raise ConfigError(f"precision must be one of {', '.join(get_args(Precision))}, found {precision!r}")
         bundle = open_bundle(path, verify=verify)
-        return cls(
-            bundle, _native.Model(str(bundle.path), isa=isa, precision=precision), threads=threads, retrieval=retrieval
-        )
+        model = _native.Model(str(bundle.path), isa=isa, precision=precision, device=device)
+        return cls(bundle, model, threads=threads, retrieval=retrieval)
 
     def __repr__(self) -> str:
-        return f"Ranker({str(self.bundle.path)!r}, {self.n_items} items, tasks {', '.join(self.tasks)}, {self.isa})"
+        by = self.isa if self.device == "cpu" else self.device
+        return f"Ranker({str(self.bundle.path)!r}, {self.n_items} items, tasks {', '.join(self.tasks)}, {by})"
 
     # ---- what a user debugs with -------------------------------------------------------------------------------------
 
@@ -136,8 +138,13 @@ class Ranker:
         return self._model.n_items
 
     @property
+    def device(self) -> str:
+        """What computes: ``"cpu"`` or ``"cuda"``."""
+        return str(self._description["device"]["name"])
+
+    @property
     def isa(self) -> str:
-        """The instruction set that the engine uses."""
+        """The instruction set that the engine uses; on a GPU, for what is computed of items when they come."""
         return str(self._description["isa"])
 
     @property

@@ -104,9 +104,9 @@ class Scene:
             candidate_dense=np.ascontiguousarray(candidate.dense[chosen]),
         )
 
-    def check_engine(self, path: str, *, isa: str, tile: int = 0) -> None:
-        """The engine's outputs, on that instruction set."""
-        model = Model(path, isa=isa)
+    def check_engine(self, path: str, *, isa: str | None = None, tile: int = 0, device: str = "cpu") -> None:
+        """The engine's outputs, on that instruction set or device."""
+        model = Model(path, isa=isa, device=device)
         session = Session(model, tile=tile)
         scores, fused = self.score(session)
         for task, name in enumerate(self.graph.tasks):

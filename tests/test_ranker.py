@@ -299,8 +299,8 @@ def test_shared_by_threads(ranker):
 
 
 def test_load(bundle):
-    with pytest.raises(BackendError, match="device must be 'cpu'"):
-        Ranker.load(bundle, device="cuda")
+    with pytest.raises(BackendError, match="device must be 'cpu', 'cuda' or 'auto', found 'gpu'"):
+        Ranker.load(bundle, device="gpu")
     with pytest.raises(ConfigError, match="threads must be at least 1"):
         Ranker.load(bundle, threads=0)
     with pytest.raises(BackendError):

@@ -48,8 +48,8 @@ inline std::string info() {
 class Model {
  public:
   explicit Model(const std::string& directory, const char* isa = nullptr, bool without_catalogue = false,
-                 fmtr_precision precision = FMTR_FP32) {
-    const fmtr_load_options options{sizeof(fmtr_load_options), isa, without_catalogue ? 1 : 0, precision};
+                 fmtr_precision precision = FMTR_FP32, const char* device = nullptr) {
+    const fmtr_load_options options{sizeof(fmtr_load_options), isa, without_catalogue ? 1 : 0, precision, device};
     check(fmtr_model_load(directory.c_str(), &options, &model_));
   }
   ~Model() { fmtr_model_free(model_); }

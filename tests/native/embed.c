@@ -17,7 +17,7 @@ static double number(FILE* file) {
 }
 
 int main(int argc, char** argv) {
-  fmtr_load_options load = {sizeof(fmtr_load_options), NULL, 0, FMTR_FP32};
+  fmtr_load_options load = {sizeof(fmtr_load_options), NULL, 0, FMTR_FP32, NULL};
   fmtr_session_options options = {sizeof(fmtr_session_options), 2, 0};
   fmtr_batch batch = {sizeof(fmtr_batch), 0, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL, 0};
   fmtr_model* model = NULL;

@@ -22,7 +22,7 @@ static void expect(fmtr_status found, fmtr_status expected, const char* message,
 int main(int argc, char** argv) {
   fmtr_model* model = NULL;
   fmtr_session* session = NULL;
-  fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0, FMTR_FP32};
+  fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0, FMTR_FP32, NULL};
   fmtr_session_options options = {sizeof(fmtr_session_options), 0, 0};
   fmtr_catalogue_data data = {sizeof(fmtr_catalogue_data), 1, NULL, NULL, NULL};
   fmtr_batch batch = {sizeof(fmtr_batch), 1, NULL, NULL, NULL, NULL, NULL, NULL, FMTR_UNKNOWN_ERROR, NULL, 0};
