@@ -155,10 +155,10 @@ fmtr_status fmtr_model_load(const char* directory, const fmtr_load_options* opti
     const std::string device = chosen.device == nullptr ? "cpu" : chosen.device;
     const fastmtr::DevicePlugin* plugin = device == "cpu" ? nullptr : fastmtr::choose_device(device);
     *model = new fmtr_model{
-        plugin == nullptr ? std::make_shared<fastmtr::Model>(path, chosen.isa, without_catalogue,
-                                                             precision_of(chosen.precision))
-                          : std::make_shared<fastmtr::Model>(path, chosen.isa, without_catalogue,
-                                                             device_precision_of(chosen.precision), *plugin)};
+        plugin == nullptr
+            ? std::make_shared<fastmtr::Model>(path, chosen.isa, without_catalogue, precision_of(chosen.precision))
+            : std::make_shared<fastmtr::Model>(path, chosen.isa, without_catalogue,
+                                               device_precision_of(chosen.precision), *plugin)};
   });
 }
 

@@ -77,7 +77,7 @@ struct DeviceProgram {
   uint32_t n_steps;
   const DeviceOperand* operands;
   uint32_t n_operands;
-  DeviceList request;         // what tasks need
+  DeviceList request;  // what tasks need
   DeviceList candidate;
   const DeviceList* outputs;  // request outputs, each with the steps it needs
   const DeviceOperand* output_operands;
@@ -118,7 +118,7 @@ struct DeviceCall {
   const uint32_t* slots;    // [total]; NULL: candidates need no slot, or are the catalogue
   const int32_t* candidate_ids;
   const float* candidate_dense;
-  const float* fusion_weights;  // [n_fused]
+  const float* fusion_weights;              // [n_fused]
   const struct DeviceCatalogue* catalogue;  // NULL: none
   uint32_t tile;                            // rows; 0: as the device likes
   // scores: of all candidates.
@@ -146,7 +146,7 @@ struct DeviceSession;
 struct DeviceApi {
   uint32_t api_version;
   const char* fastmtr_version;
-  const char* name;                              // "cuda", or "cuda-host"
+  const char* name;                                        // "cuda", or "cuda-host"
   int32_t (*properties)(DeviceProperties*, DeviceError*);  // FMTR_ERROR_BACKEND where there is no device to use
 
   int32_t (*model_create)(const DeviceProgram*, DeviceModel**, DeviceError*);

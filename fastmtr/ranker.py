@@ -93,8 +93,8 @@ class Ranker:
         path : str or Path
             The bundle's directory.
         device : {"cpu", "cuda", "auto"}
-            ``"cuda"``: an NVIDIA GPU, for which fastmtr must have been built (see the README); ``"auto"``: the GPU where
-            there is one to use, else the CPU.
+            ``"cuda"``: an NVIDIA GPU, for which fastmtr must have been built (see the README); ``"auto"``: the GPU
+            where there is one to use, else the CPU.
         threads : int
             That one call may use. A service that runs many requests at once wants 1.
         isa : str, optional

@@ -10,7 +10,7 @@ namespace fastmtr {
 
 namespace {
 
-constexpr uint32_t kTileRows = 64;    // of which a product by fragments takes 16 at a time
+constexpr uint32_t kTileRows = 64;  // of which a product by fragments takes 16 at a time
 constexpr uint32_t kLeastRows = 16;
 constexpr uint32_t kReserved = 8192;  // bytes of shared memory for lists and staging
 
@@ -255,10 +255,9 @@ std::string DeviceLowering::describe() const {
   std::string spilled;
   for (size_t b = 0; b < plan_.buffers.size(); ++b)
     if (in_scratch_[b]) spilled += say(spilled.empty() ? "" : ", ", json_quote(plan_.buffers[b].name));
-  return say("{\"tile_rows\": ", program_.tile_rows,
-             ", \"shared_bytes_a_row\": ", program_.shared_floats * sizeof(float),
-             ", \"scratch_bytes_a_row\": ", program_.scratch_floats * sizeof(float), ", \"in_scratch\": [", spilled,
-             "]}");
+  return say(
+      "{\"tile_rows\": ", program_.tile_rows, ", \"shared_bytes_a_row\": ", program_.shared_floats * sizeof(float),
+      ", \"scratch_bytes_a_row\": ", program_.scratch_floats * sizeof(float), ", \"in_scratch\": [", spilled, "]}");
 }
 
 }  // namespace fastmtr

@@ -38,8 +38,8 @@ DevicePlugin open_plugin(const std::string& name) {
   const std::string path = path_of(name);
   std::error_code ignored;
   if (path.empty() || !std::filesystem::exists(path, ignored)) {
-    plugin.why = say("its plugin is not there (", path.empty() ? known(name).library : path,
-                     "): build fastmtr with ", known(name).built_with);
+    plugin.why = say("its plugin is not there (", path.empty() ? known(name).library : path, "): build fastmtr with ",
+                     known(name).built_with);
     return plugin;
   }
   plugin.there = true;
@@ -53,8 +53,9 @@ DevicePlugin open_plugin(const std::string& name) {
   if (api == nullptr) {
     plugin.why = say(path, " is no plugin of fastmtr");
   } else if (api->api_version != kDeviceApiVersion || std::strcmp(api->fastmtr_version, fmtr_version()) != 0) {
-    plugin.why = say("its plugin ", path, " is of fastmtr ", api->fastmtr_version, " (interface ", api->api_version,
-                     "), this is fastmtr ", fmtr_version(), " (interface ", kDeviceApiVersion, "): build both together");
+    plugin.why =
+        say("its plugin ", path, " is of fastmtr ", api->fastmtr_version, " (interface ", api->api_version,
+            "), this is fastmtr ", fmtr_version(), " (interface ", kDeviceApiVersion, "): build both together");
   } else {
     DeviceError error{};
     if (api->properties(&plugin.properties, &error) != FMTR_OK)

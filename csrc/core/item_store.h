@@ -74,7 +74,7 @@ class ItemStore {
   Region keys_, ids_, dense_;
   std::vector<Region> tables_;
   std::vector<unsigned char*> table_data_;
-  std::vector<uint32_t> written_;                // slots, since the mirror was brought up to date
+  std::vector<uint32_t> written_;               // slots, since the mirror was brought up to date
   std::shared_ptr<const DeviceMirror> mirror_;  // NULL: there was none yet
 
   mutable std::mutex mutex_;  // of what follows: readers that leave give slots back

@@ -28,7 +28,8 @@ inline size_t lay_out_buffers(std::vector<uint32_t> buffers, const std::vector<L
     std::vector<uint32_t> neighbours;
     for (size_t j = 0; j < i; ++j)
       if (lives[b].meets(lives[buffers[j]])) neighbours.push_back(buffers[j]);
-    std::sort(neighbours.begin(), neighbours.end(), [&](uint32_t x, uint32_t y) { return (*places)[x] < (*places)[y]; });
+    std::sort(neighbours.begin(), neighbours.end(),
+              [&](uint32_t x, uint32_t y) { return (*places)[x] < (*places)[y]; });
     size_t at = 0;
     for (const uint32_t other : neighbours) {
       if (at + strides[b] <= (*places)[other]) break;

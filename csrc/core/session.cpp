@@ -378,7 +378,8 @@ bool Session::computes_in_fp32() const {
 
 void Session::need_fp32() const {
   if (device_ && !computes_in_fp32())
-    fail(FMTR_ERROR_BACKEND, "on this device nothing is scored again in fp32: load the model with precision fp32, or "
+    fail(FMTR_ERROR_BACKEND,
+         "on this device nothing is scored again in fp32: load the model with precision fp32, or "
          "for certified lists on the CPU with int8");
   if (model_->program().precision() == Precision::fp16)
     fail(FMTR_ERROR_ARGUMENT,
@@ -506,7 +507,8 @@ void Session::write_list(uint64_t request, const RankResult& result, const uint6
 
 std::string Session::profile(const fmtr_batch& batch, uint64_t k, uint64_t repeats) {
   if (device_)
-    fail(FMTR_ERROR_BACKEND, "the profile is the CPU's, step by step: load the model with device cpu, or use the "
+    fail(FMTR_ERROR_BACKEND,
+         "the profile is the CPU's, step by step: load the model with device cpu, or use the "
          "device's own profiler");
   const InUse mine(in_use_);
   const CatalogueVersions::Snapshot snapshot(reader_);

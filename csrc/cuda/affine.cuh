@@ -9,7 +9,7 @@
 namespace fastmtr::device {
 
 // Weights of a group lie [k][n rounded up to 4], so that neighbouring threads read neighbouring columns.
-constexpr uint32_t kColumns = 4;     // of a thread at once
+constexpr uint32_t kColumns = 4;  // of a thread at once
 constexpr uint32_t kThreadRows = 4;
 FMTR_DEVICE uint32_t padded(uint32_t n) { return (n + kColumns - 1) / kColumns * kColumns; }
 
@@ -44,8 +44,12 @@ struct Part {
 };
 
 FMTR_DEVICE Finish finish_of(const Step& step, const Frame& frame) {
-  return {step.b,          frame.program->operands + step.first_input + step.has_x, step.n_inputs - step.has_x,
-          step.activation, step.alpha,                                              step.slope};
+  return {step.b,
+          frame.program->operands + step.first_input + step.has_x,
+          step.n_inputs - step.has_x,
+          step.activation,
+          step.alpha,
+          step.slope};
 }
 
 // Adds to the sums of neighbouring columns of one row (of one step of it).
@@ -86,7 +90,7 @@ FMTR_DEVICE void multiply(const Product& p, const Frame& frame, Part part) {
         FMTR_UNROLL
         for (uint32_t r = 0; r < kThreadRows; ++r) {
           const float a = x[r][k];
-        FMTR_UNROLL
+          FMTR_UNROLL
           for (uint32_t j = 0; j < kColumns; ++j) sums[r][j] = math::fma(a, weights.x[j], sums[r][j]);
         }
       }

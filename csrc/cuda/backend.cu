@@ -96,9 +96,11 @@ int32_t request_output(DeviceSession* session, const DeviceCall* call, uint32_t 
 }
 
 constexpr DeviceApi kApi{
-    kDeviceApiVersion, FASTMTR_VERSION,  FASTMTR_DEVICE_NAME, get_properties,   model_create,   model_free,
-    model_bytes,       store_create,     store_free,          store_write,      store_bytes,    catalogue_create,
-    catalogue_free,    session_create,   session_free,        run,              request_output,
+    kDeviceApiVersion, FASTMTR_VERSION, FASTMTR_DEVICE_NAME, get_properties,
+    model_create,      model_free,      model_bytes,         store_create,
+    store_free,        store_write,     store_bytes,         catalogue_create,
+    catalogue_free,    session_create,  session_free,        run,
+    request_output,
 };
 
 }  // namespace

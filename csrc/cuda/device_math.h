@@ -86,8 +86,8 @@ FMTR_DEVICE float log(float x) {
 }
 
 FMTR_DEVICE float log1p_unit(float x) {
-  const float c[] = {1.0f,           -4.9999553e-01f, 3.3320343e-01f, -2.4852943e-01f, 1.9145103e-01f,
-                     -1.3746591e-01f, 7.921034e-02f,   -3.0110708e-02f, 5.383995e-03f};
+  const float c[] = {1.0f,          -4.9999553e-01f, 3.3320343e-01f, -2.4852943e-01f, 1.9145103e-01f, -1.3746591e-01f,
+                     7.921034e-02f, -3.0110708e-02f, 5.383995e-03f};
   return x * polynomial(x, c);
 }
 

@@ -37,16 +37,16 @@ constexpr uint32_t kNoRow = 0xffffffffu;  // the slot of an item that the catalo
 // One call. Its numbers change from call to call, the memory it names rarely.
 struct Batch {
   uint64_t n_requests, total;
-  uint64_t n_items;         // of the catalogue
-  const uint64_t* offsets;  // NULL: each request has the whole catalogue
-  const uint32_t* slots;    // of the candidates; NULL: they need none, or are the catalogue
+  uint64_t n_items;           // of the catalogue
+  const uint64_t* offsets;    // NULL: each request has the whole catalogue
+  const uint32_t* slots;      // of the candidates; NULL: they need none, or are the catalogue
   const uint32_t* row_slots;  // of the catalogue's rows; NULL: the rows themselves
   const int32_t *request_ids, *item_ids, *candidate_ids;
   const float *request_dense, *item_dense, *candidate_dense;
   const unsigned char* const* tables;
   const float* fusion_weights;
   float* request_rows;
-  float* scratch;       // a piece a block
+  float* scratch;  // a piece a block
   float *scores, *fused;
   uint32_t tile_rows;
   // Lists of the k best.

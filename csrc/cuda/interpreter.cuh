@@ -119,7 +119,8 @@ struct ScoreArgs {
   uint32_t staging_bytes;
 };
 
-// Shared memory of a block: staging, the tile's buffers, the request and the item of each row, and whether that is known.
+// Shared memory of a block: staging, the tile's buffers, the request and the item of each row, and whether that is
+// known.
 FMTR_DEVICE size_t tile_floats(const Program& program, uint32_t rows) { return (size_t)program.shared_floats * rows; }
 
 FMTR_DEVICE uint64_t request_of(const Batch& batch, uint64_t candidate) {

@@ -1,7 +1,6 @@
-#include "cuda/model.h"
-
 #include <algorithm>
 
+#include "cuda/model.h"
 #include "cuda/upload.h"
 
 namespace fastmtr::device {
@@ -30,7 +29,8 @@ class Packer {
     const size_t columns = size_t{step.groups} * step.n;
     step.w = transposed(step.w, step.groups, step.n, step.k);
     step.w_state = transposed(step.w_state, 1, step.n, step.hidden);
-    for (const float** each : {&step.b, &step.b_state, &step.slope, &step.scale, &step.shift}) *each = floats(*each, columns);
+    for (const float** each : {&step.b, &step.b_state, &step.slope, &step.scale, &step.shift})
+      *each = floats(*each, columns);
     pack_table(step.table, step.k);
   }
 
@@ -59,9 +59,8 @@ class Packer {
 };
 
 void resolve(const Upload& upload, Step& step) {
-  for (const float** each :
-       {&step.w, &step.w_state, &step.b, &step.b_state, &step.slope, &step.scale, &step.shift, &step.table.scales,
-        &step.table.shifts})
+  for (const float** each : {&step.w, &step.w_state, &step.b, &step.b_state, &step.slope, &step.scale, &step.shift,
+                             &step.table.scales, &step.table.shifts})
     upload.resolve(*each);
   const auto* data = static_cast<const unsigned char*>(step.table.data);
   upload.resolve(data);

@@ -45,7 +45,8 @@ template <class Fn>
 FMTR_DEVICE void for_each_run(uint32_t rows, uint32_t runs, uint32_t size, const Fn& fn) {
   const uint32_t count = size <= kShortRun ? 1 : kWarp;
   const uint32_t step = block_size() / count, all = rows * runs;
-  for (uint32_t i = thread_index() / count; i < all; i += step) fn(i / runs, i % runs, Lanes{lane_index() % count, count});
+  for (uint32_t i = thread_index() / count; i < all; i += step)
+    fn(i / runs, i % runs, Lanes{lane_index() % count, count});
 }
 
 FMTR_DEVICE void softmax(uint32_t rows, uint32_t width, uint32_t size, const Rows& x, const Out& out) {
@@ -64,7 +65,8 @@ FMTR_DEVICE void layer_norm(uint32_t rows, uint32_t width, const Step& step, con
     const float* from = row(x, r) + run * size;
     float* to = row(out, r) + run * size;
     const float mean = lanes.sum(size, [&](uint32_t i) { return from[i]; }) / (float)size;
-    const float variance = lanes.sum(size, [&](uint32_t i) { return (from[i] - mean) * (from[i] - mean); }) / (float)size;
+    const float variance =
+        lanes.sum(size, [&](uint32_t i) { return (from[i] - mean) * (from[i] - mean); }) / (float)size;
     const float factor = 1.0f / math::sqrt(variance + step.eps);
     lanes.each(size, [&](uint32_t i) {
       float v = (from[i] - mean) * factor;
@@ -96,7 +98,8 @@ FMTR_DEVICE void l2_normalize(uint32_t rows, uint32_t width, const Step& step, c
 FMTR_DEVICE void dot(uint32_t rows, uint32_t width, const Rows& a, const Rows& b, const Out& out) {
   for_each_run(rows, 1, width, [&](uint32_t r, uint32_t, const Lanes& lanes) {
     const float *u = row(a, r), *v = row(b, r);
-    const float found = dot_of(lanes, width, [&](uint32_t i) { return u[i]; }, [&](uint32_t i) { return v[i]; });
+    const float found = dot_of(
+        lanes, width, [&](uint32_t i) { return u[i]; }, [&](uint32_t i) { return v[i]; });
     if (lanes.index == 0) *row(out, r) = found;
   });
 }
@@ -140,8 +143,8 @@ FMTR_DEVICE void copy(uint32_t rows, uint32_t width, const Rows& x, const Out& o
 
 FMTR_DEVICE void activation(uint32_t rows, uint32_t width, const Step& step, const Rows& x, const Out& out) {
   for_each_column(rows, width, [&](uint32_t r, uint32_t c) {
-    row(out, r)[c] = math::activate(row(x, r)[c], step.activation, step.alpha,
-                                    step.slope != nullptr ? step.slope[c] : 0.0f);
+    row(out, r)[c] =
+        math::activate(row(x, r)[c], step.activation, step.alpha, step.slope != nullptr ? step.slope[c] : 0.0f);
   });
 }
 
@@ -233,9 +236,8 @@ FMTR_DEVICE void embedding_bag(uint32_t rows, uint32_t n_ids, const Rows& ids, c
 }
 
 FMTR_DEVICE void present(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out) {
-  for_each_column(rows, n_ids, [&](uint32_t r, uint32_t c) {
-    row(out, r)[c] = ids_row(ids, r)[c] == step.padding ? 0.0f : 1.0f;
-  });
+  for_each_column(rows, n_ids,
+                  [&](uint32_t r, uint32_t c) { row(out, r)[c] = ids_row(ids, r)[c] == step.padding ? 0.0f : 1.0f; });
 }
 
 FMTR_DEVICE void mask(uint32_t rows, uint32_t width, uint32_t inner, const Rows& ids, const Step& step, const Rows& x,

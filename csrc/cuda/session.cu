@@ -1,11 +1,10 @@
-#include "cuda/session.h"
-
 #include <algorithm>
 #include <bit>
 #include <cstring>
 
 #include "core/status.h"
 #include "cuda/interpreter.cuh"
+#include "cuda/session.h"
 #include "cuda/top_k.cuh"
 
 namespace fastmtr::device {
@@ -126,8 +125,8 @@ size_t CallSession::shared_bytes(uint32_t tile) const {
 }
 
 unsigned CallSession::blocks_for(const Shape& shape) const {
-  const unsigned together = std::max(
-      1u, blocks_per_multiprocessor(FMTR_KERNEL_OF(score_candidates), kThreads, shared_bytes(shape.tile)));
+  const unsigned together =
+      std::max(1u, blocks_per_multiprocessor(FMTR_KERNEL_OF(score_candidates), kThreads, shared_bytes(shape.tile)));
   const uint64_t tiles = (shape.candidates + shape.tile - 1) / shape.tile;
   return static_cast<unsigned>(std::min<uint64_t>(tiles, uint64_t{together} * model_.multiprocessors));
 }
