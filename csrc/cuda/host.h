@@ -176,7 +176,6 @@ struct half_t {
 struct bf16_t {
   uint16_t bits;
 };
-struct tf32_t {};
 
 FMTR_DEVICE uint32_t bits_of(float x) { return std::bit_cast<uint32_t>(x); }
 FMTR_DEVICE float float_of(uint32_t x) { return std::bit_cast<float>(x); }
@@ -212,9 +211,6 @@ FMTR_HOST_DEVICE float to_float(bf16_t x) { return float_of(uint32_t{x.bits} << 
 // ---- products of a warp
 // ----------------------------------------------------------------------------------------------
 
-template <>
-constexpr int kFragmentDepth<tf32_t> = 8;
-
 namespace host {
 
 inline float element(half_t x) { return to_float(x); }
@@ -223,15 +219,6 @@ inline float element(float x) {  // to tf32: the nearest of 11 bits, ties away f
   const uint32_t bits = bits_of(x);
   return (bits & 0x7f800000u) == 0x7f800000u ? x : float_of((bits + 0x1000u) & ~0x1fffu);
 }
-
-template <class T>
-struct InMemory {
-  using Type = T;
-};
-template <>
-struct InMemory<tf32_t> {
-  using Type = float;
-};
 
 // Which element of a matrix of `size` the i-th of this lane is: scattered, for an odd factor and a power of two give a
 // permutation, so that code which believes to know where an element lies is wrong here.
@@ -251,7 +238,7 @@ struct Operand {
   static constexpr unsigned kSize = Rows * Columns, kShare = kSize / kWarp;
   float elements[kShare];
 
-  void load(const typename InMemory<T>::Type* from, unsigned stride, FMTR_SITE) {
+  void load(const typename FragmentMemory<T>::Type* from, unsigned stride, FMTR_SITE) {
     check_matrix(from, stride, site);
     wait_for_warp("load of a fragment", site);
     for (unsigned i = 0; i < kShare; ++i) {

@@ -15,9 +15,24 @@ constexpr unsigned kWarp = 32;
 
 enum class Layout { row_major, column_major };
 
+// Names a precision of fragments; what they are made of is float.
+struct tf32_t {};
+
 // The third number of a fragment's product, m x n x k; m and n are 16.
 template <class T>
 constexpr int kFragmentDepth = 16;
+template <>
+constexpr int kFragmentDepth<tf32_t> = 8;
+
+// What the memory holds that a fragment is loaded from.
+template <class T>
+struct FragmentMemory {
+  using Type = T;
+};
+template <>
+struct FragmentMemory<tf32_t> {
+  using Type = float;
+};
 
 // A kernel and its name, for launch() and for errors: FMTR_KERNEL_OF(score<half_t>).
 template <class Args>
@@ -130,7 +145,6 @@ FMTR_DEVICE void copy_async_wait() {
 
 using half_t = __half;
 using bf16_t = __nv_bfloat16;
-struct tf32_t {};  // names the precision of a fragment; its elements in memory are float
 
 // To the nearest, ties to even; beyond the largest: infinity.
 FMTR_HOST_DEVICE half_t to_half(float x) { return __float2half_rn(x); }
@@ -151,19 +165,14 @@ FMTR_DEVICE unsigned first_bit_set(uint32_t x) { return (unsigned)__ffs((int)x) 
 // tf32_t. Which lane holds which element is nobody's business. A pointer is 32-byte aligned, `stride` elements lie
 // between rows (column_major: columns), a multiple of 16 bytes.
 
-template <>
-constexpr int kFragmentDepth<tf32_t> = 8;
-
 namespace detail {
 template <class T>
-struct Fragments {
-  using Memory = T;
-  using Wmma = T;
+struct Wmma {
+  using Type = T;
 };
 template <>
-struct Fragments<tf32_t> {
-  using Memory = float;
-  using Wmma = nvcuda::wmma::precision::tf32;
+struct Wmma<tf32_t> {
+  using Type = nvcuda::wmma::precision::tf32;
 };
 template <Layout layout>
 struct WmmaLayout {
@@ -175,11 +184,11 @@ struct WmmaLayout<Layout::column_major> {
 };
 template <class Use, class T, Layout layout>
 struct Operand {
-  nvcuda::wmma::fragment<Use, 16, 16, kFragmentDepth<T>, typename Fragments<T>::Wmma, typename WmmaLayout<layout>::Type>
+  nvcuda::wmma::fragment<Use, 16, 16, kFragmentDepth<T>, typename Wmma<T>::Type, typename WmmaLayout<layout>::Type>
       fragment;
 
   // tf32: elements are rounded to its 11 bits here, ties away from zero.
-  __device__ void load(const typename Fragments<T>::Memory* from, unsigned stride) {
+  __device__ void load(const typename FragmentMemory<T>::Type* from, unsigned stride) {
     nvcuda::wmma::load_matrix_sync(fragment, from, stride);
     if constexpr (kFragmentDepth<T> == 8)
       for (int i = 0; i < fragment.num_elements; ++i) fragment.x[i] = nvcuda::wmma::__float_to_tf32(fragment.x[i]);

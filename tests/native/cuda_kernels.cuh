@@ -142,17 +142,8 @@ FMTR_KERNEL(sum_copied, Vectors) {
 }
 
 template <class T>
-struct Element {
-  using Type = T;
-};
-template <>
-struct Element<tf32_t> {
-  using Type = float;
-};
-
-template <class T>
 struct Matrices {
-  const typename Element<T>::Type *a, *b;
+  const typename FragmentMemory<T>::Type *a, *b;
   const float* c;
   float* out;
   unsigned depth;  // a [16, depth], b [depth, 16]

@@ -186,7 +186,7 @@ void test_copies() {
 // ---- products ------------------------------------------------------------------------------------------------------
 
 template <class T>
-typename Element<T>::Type stored(float x) {
+typename FragmentMemory<T>::Type stored(float x) {
   if constexpr (std::is_same_v<T, half_t>) return to_half(x);
   if constexpr (std::is_same_v<T, bf16_t>) return to_bf16(x);
   if constexpr (std::is_same_v<T, tf32_t>) return x;
@@ -211,7 +211,7 @@ void test_product(const std::string& what, const std::function<float()>& value, 
   Stream stream;
   constexpr unsigned depth = 48;
   std::vector<float> a(16 * depth), b(depth * 16), c(16 * 16);
-  std::vector<typename Element<T>::Type> stored_a(a.size()), stored_b(b.size());
+  std::vector<typename FragmentMemory<T>::Type> stored_a(a.size()), stored_b(b.size());
   for (float& x : c) x = value();
   for (unsigned i = 0; i < 16; ++i)
     for (unsigned k = 0; k < depth; ++k) {
@@ -248,7 +248,7 @@ void test_rounding(const std::string& what) {
   a[2] = -1 - 0x1p-11f;
   a[3] = 1 + 0x1p-11f + 0x1p-20f;
   const std::vector<float> c(256);
-  std::vector<typename Element<T>::Type> stored_a(a.size()), identity(k * 16, stored<T>(0));
+  std::vector<typename FragmentMemory<T>::Type> stored_a(a.size()), identity(k * 16, stored<T>(0));
   for (size_t i = 0; i < a.size(); ++i) stored_a[i] = stored<T>(a[i]);
   for (unsigned i = 0; i < k; ++i) identity[i * 16 + i] = stored<T>(1);
   const auto on_a = on_device(stream, stored_a), on_b = on_device(stream, identity);
