@@ -22,6 +22,13 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 CEILINGS = Path(__file__).with_suffix(".json")
 TARGET = "fastmtr_cuda"
+OPTIONS = [
+    "-DCMAKE_BUILD_TYPE=Release",
+    "-DFASTMTR_PYTHON=OFF",
+    "-DFASTMTR_NATIVE_TESTS=ON",
+    "-DFASTMTR_CUDA=ON",
+    "-DCMAKE_CUDA_FLAGS=-Xptxas=-v",
+]
 WHAT = ("registers", "spill_bytes", "stack_bytes", "shared_bytes")
 
 _KERNEL = re.compile(r"Compiling entry function '(?P<name>\w+)' for '(?P<arch>sm_\w+)'")
@@ -43,8 +50,7 @@ def kernels_of(report: str) -> Iterator[tuple[str, dict[str, int]]]:
         kernel, stack, used = _KERNEL.match(part), _STACK.search(part), _USED.search(part)
         if not (kernel and stack and used):
             raise ValueError(f"the assembler's report is not of the expected form: {part[:300]!r}")
-        line = part[used.start() : part.find("\n", used.start()) % (len(part) + 1)]
-        shared = _SHARED.search(line)
+        shared = _SHARED.search(part[used.start() :].splitlines()[0])
         numbers = (int(used[1]), int(stack[2]) + int(stack[3]), int(stack[1]), int(shared[1]) if shared else 0)
         yield f"{kernel['name']} {kernel['arch']}", dict(zip(WHAT, numbers, strict=True))
 
@@ -64,9 +70,9 @@ def short(name: str) -> str:
 
 def measure(folder: Path) -> dict[str, dict[str, int]]:
     """Compile the plugin and read what the assembler said."""
-    options = ["-DCMAKE_BUILD_TYPE=Release", "-DFASTMTR_PYTHON=OFF", "-DFASTMTR_CUDA=ON", "-DCMAKE_CUDA_FLAGS=-Xptxas=-v"]
-    configure = ["cmake", "-S", ROOT, "-B", folder, *options]
-    build = ["cmake", "--build", folder, "--target", TARGET, "--parallel", "2"]
+    ninja = shutil.which("ninja") is not None  # which does not mix what two compilers say at once
+    configure = ["cmake", "-S", ROOT, "-B", folder, *(["-G", "Ninja"] if ninja else []), *OPTIONS]
+    build = ["cmake", "--build", folder, "--target", TARGET, "--parallel", "2" if ninja else "1"]
     report = ""
     for command in (configure, build):
         done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False)

@@ -1,6 +1,6 @@
 // What a device can do at most, measured: the ceilings that bench/gpu_check.py holds results against. Prints JSON.
 //
-//   gpu_ceilings [--small]     --small: sizes for the emulation, whose numbers mean nothing
+//   device_ceilings [--small]     --small: sizes for the emulation, whose numbers mean nothing
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
@@ -160,7 +160,7 @@ double of_graph_launch(Stream& stream, bool small) {
 int main(int argc, char** argv) try {
   const bool small = argc == 2 && std::strcmp(argv[1], "--small") == 0;
   if (argc > 1 && !small) {
-    std::fprintf(stderr, "usage: gpu_ceilings [--small]\n");
+    std::fprintf(stderr, "usage: device_ceilings [--small]\n");
     return 2;
   }
   std::string why;
@@ -169,7 +169,7 @@ int main(int argc, char** argv) try {
     return 77;
   }
   const Properties device = properties(0);
-  const size_t bytes = small ? size_t{1} << 16 : size_t{1} << 30;
+  const size_t bytes = small ? size_t{1} << 14 : size_t{1} << 30;
   const uint32_t rounds = small ? 2 : 20000;
   Stream stream;
   std::string name = device.name;
@@ -186,6 +186,6 @@ int main(int argc, char** argv) try {
   std::printf(" \"graph_launch_seconds\": %.4g\n}\n", of_graph_launch(stream, small));
   return 0;
 } catch (const std::exception& error) {
-  std::fprintf(stderr, "gpu_ceilings: %s\n", error.what());
+  std::fprintf(stderr, "device_ceilings: %s\n", error.what());
   return 1;
 }
