@@ -136,6 +136,29 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--users", metavar="ARRAY", help="of the sample: the key of each row's user")
     convert.add_argument("--items", metavar="ARRAY", help="of the sample: the key of each row's item")
 
+    transform = command("transform", _transform, "Pack a table of any size with a bundle's features, into files.")
+    _bundle(transform)
+    _table(transform)
+    transform.add_argument(
+        "--out", type=Path, required=True, metavar="DIR", help="the folder to write, or to go on with"
+    )
+    transform.add_argument("--overwrite", action="store_true", help="begin anew where there are features already")
+    domains = ("request", "item", "candidate")
+    transform.add_argument("--domain", **many, choices=domains, help="what to pack (default: all); repeat it")
+    transform.add_argument(
+        "--keep", **many, metavar="COLUMN", help="of numbers, written beside the features; repeat it"
+    )
+    nothing = "what a feature without a column does (default error)"
+    transform.add_argument("--missing", choices=("error", "null"), default="error", help=nothing)
+    transform.add_argument("--batch-rows", **some, help="of a batch and of a file")
+
+    check = command("check", _check, "Whether rows look like those that a bundle's features were fitted on.")
+    _bundle(check)
+    _table(check)
+    check.add_argument("--html", **file, help="write a page with plots")
+    check.add_argument("--json", action="store_true", help="numbers for programs")
+    check.add_argument("--strict", action="store_true", help="exit status 1 unless all features are as they were")
+
     info = command("info", _info, "What the engine can use here, and what is in a bundle.")
     info.add_argument("bundle", nargs="?", type=Path, metavar="BUNDLE")
     info.add_argument("--json", action="store_true", help="for programs")
@@ -184,6 +207,10 @@ def _out(parser: argparse.ArgumentParser, *, required: bool) -> None:
 
 def _bundle(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("bundle", type=Path, metavar="BUNDLE", help="a bundle's directory")
+
+
+def _table(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("table", type=Path, metavar="TABLE", help="a .parquet file, a folder of them, or a .csv")
 
 
 def _precision(parser: argparse.ArgumentParser) -> None:
@@ -408,6 +435,26 @@ def _convert(options: argparse.Namespace) -> None:
     for line in command.report_lines(open_bundle(path).metadata):
         print(line)
     print(f"wrote {path}")
+
+
+def _transform(options: argparse.Namespace) -> None:
+    from fastmtr.features import command
+
+    files = command.transform(options, progress=sys.stderr.isatty())
+    print(f"wrote {files.path}: {files.n_rows:,} rows of {', '.join(files.job.domains)} in {len(files)} files")
+
+
+def _check(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from fastmtr.features import command
+
+    found = command.check(options, progress=sys.stderr.isatty())
+    if options.json:
+        print(msgspec.json.encode({"ok": found.ok, "verdict": found.verdict, **msgspec.to_builtins(found)}).decode())
+    else:
+        _show(found.table())
+    return int(options.strict and not found.ok)
 
 
 def _info(options: argparse.Namespace) -> None:

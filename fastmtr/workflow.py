@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import math
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.bundle import Bundle, Catalogue, Seen, write_bundle
+from fastmtr.bundle import Bundle, Catalogue, PipelineState, Seen, write_bundle
 from fastmtr.config import Config
 from fastmtr.convert import convert
 from fastmtr.datasets import DataSet
@@ -332,14 +333,27 @@ def check_same_features(ranker: Ranker, prepared: Prepared) -> None:
     state = ranker.bundle.pipeline_state
     same = state is not None and ranker.schema == prepared.schema
     if state is not None and same:
-        ours, theirs = prepared.pipeline.state(), FeaturePipeline.from_state(prepared.schema, *state).state()
-        same = ours[0] == theirs[0] and ours[1].keys() == theirs[1].keys()
-        same = same and all(np.array_equal(ours[1][name], theirs[1][name]) for name in ours[1])
+        same = _same_state(prepared.pipeline.state(), FeaturePipeline.from_state(prepared.schema, *state).state())
     if not same or not np.array_equal(ranker.items, prepared.catalogue.keys):
         raise SchemaError(
             "the configuration's data are not those that this bundle was trained on: schema, fitted features or "
             "catalogue differ; give the configuration and the data of the training"
         )
+
+
+def _same_state(ours: PipelineState, theirs: PipelineState) -> bool:
+    """Whether two pipelines learned the same. Numbers may differ a little: sums were rounded otherwise."""
+
+    def alike(a: Any, b: Any) -> bool:
+        if isinstance(a, dict) and isinstance(b, dict):
+            return a.keys() == b.keys() and all(alike(a[key], b[key]) for key in a)
+        if isinstance(a, float) and isinstance(b, float):
+            return math.isclose(a, b, rel_tol=1e-9)
+        if isinstance(a, np.ndarray) and isinstance(b, np.ndarray):
+            return a.shape == b.shape and np.allclose(a, b, rtol=1e-9 if a.dtype.kind == "f" else 0, atol=0)
+        return bool(a == b)
+
+    return alike(ours[0]["features"], theirs[0]["features"]) and alike(ours[1], theirs[1])
 
 
 def stored_thresholds(bundle: Bundle) -> dict[str, float]:

@@ -13,7 +13,9 @@ pytest.importorskip("torch", reason="the commands are tested on a bundle that is
 from small_project import CONFIG, write_project
 
 from fastmtr import cli
+from fastmtr.features import FeaturePipeline, read_features
 from fastmtr.ranker import Ranker
+from fastmtr.tables import read_table
 
 
 @pytest.fixture(scope="module")
@@ -232,6 +234,31 @@ def test_unexpected_errors_are_named(monkeypatch, capsys):
     monkeypatch.setattr("fastmtr.info", lambda: 1 / 0)
     assert cli.main(["info"]) == 1
     assert capsys.readouterr().err.startswith("fastmtr: ZeroDivisionError: division by zero (set FASTMTR_DEBUG=1")
+
+
+def test_transform_and_check(project, trained, tmp_path, capsys):
+    log, out = project.parent / "log.csv", tmp_path / "features"
+    arguments = ["transform", str(trained), str(log), "--out", str(out), "--domain", "request", "--missing", "null"]
+    arguments += ["--keep", "click", "--batch-rows", "1000"]
+    assert cli.main(arguments) == 0
+    assert "features: 2,500 rows of request in 3 files" in capsys.readouterr().out
+    files = read_features(out)
+    pipeline = FeaturePipeline.from_state(Ranker.load(trained).schema, *Ranker.load(trained).bundle.pipeline_state)
+    expected = pipeline.transform("request", read_table(log), missing="null")
+    assert np.concatenate([b.packed["request"].ids for b in files]).tobytes() == expected.ids.tobytes()
+    assert cli.main([*arguments, "--keep", "buy"]) == 1
+    assert "differs in columns" in capsys.readouterr().err
+
+    page = tmp_path / "check.html"
+    assert cli.main(["check", str(trained), str(log), "--html", str(page)]) == 0
+    told = capsys.readouterr().out
+    assert "Features: " in told
+    assert "no column for topic" in told.replace("\n", " ")
+    assert "<h1>Features of " in page.read_text()
+    assert cli.main(["check", str(trained), str(log), "--json", "--strict"]) == 1
+    found = json.loads(capsys.readouterr().out)
+    assert (found["ok"], found["absent"]) == (False, ["topic"])
+    assert {c["name"] for c in found["columns"]} == {"user", "hour", "item"}
 
 
 def test_what_is_not_installed_is_named(monkeypatch, capsys, project, tmp_path):

@@ -8,10 +8,12 @@ import re
 
 import msgspec
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from fastmtr.errors import SchemaError
 from fastmtr.evaluation import html
+from fastmtr.features import FeaturePipeline
 from fastmtr.features.accumulators import NumberSummary
 from fastmtr.features.quality import (
     TOP,
@@ -24,6 +26,7 @@ from fastmtr.features.quality import (
     read_statistics,
     stability_index,
 )
+from fastmtr.schema import Feature, Schema, Task
 
 EVIL = '<script>alert("x")</script>&$\\frac$'
 
@@ -190,6 +193,92 @@ def test_what_a_server_counted():
     assert x.reasons == ["more nulls", "out of range"]
     assert (c.unseen, c.out_of_range, c.verdict) == (0.02, None, "ok")
     assert "-" in check.table().rows[0]
+
+
+# ---- of a pipeline ---------------------------------------------------------------------------------------------------
+
+SCHEMA = Schema(
+    user="user",
+    item="item",
+    timestamp="time",
+    features=(
+        Feature(name="city", entity="user", kind="categorical", min_count=3),
+        Feature(name="age", entity="user", kind="numeric"),
+        Feature(name="income", entity="user", kind="numeric", scaling="log1p"),
+        Feature(name="odds", entity="user", kind="numeric", event="click"),
+        Feature(name="hour", entity="context", kind="categorical", derive="hour"),
+        Feature(name="author", entity="item", kind="categorical", hash_rows=50),
+        Feature(name="tags", entity="item", kind="multi", length=3),
+        Feature(name="title", entity="item", kind="text", length=4),
+    ),
+    tasks=(Task(name="click"),),
+)
+
+
+def raw(seed, n=3000, *, cities=12, older=0.0, silent=0.0):
+    rng = np.random.default_rng(seed)
+    lists = [None if r < silent else [f"t{j}" for j in rng.integers(0, 9, 2)] for r in rng.random(n)]
+    return pa.table(
+        {
+            "city": [f"city {i}" for i in rng.integers(0, cities, n)],
+            "age": rng.normal(40 + older, 9, n),
+            "income": rng.lognormal(9, 1, n),
+            "odds": rng.normal(size=n),
+            "time": rng.integers(0, 10**6, n),
+            "author": rng.integers(0, 500, n),
+            "tags": lists,
+            "title": [" ".join(rng.choice(["blue", "red", "Green"], 2)) for _ in range(n)],
+        }
+    )
+
+
+@pytest.fixture(scope="module")
+def pipeline():
+    return FeaturePipeline(SCHEMA).fit(interactions=raw(0))
+
+
+def test_a_pipeline_checks_rows(pipeline):
+    assert pipeline.check(raw(0)).ok
+    check = pipeline.check(raw(1))
+    assert check.ok, str(check)
+    assert {c.name for c in check.columns} == {f.name for f in SCHEMA.features}
+    found = pipeline.check(raw(2, cities=24, older=9, silent=0.3))
+    reasons = {c.name: c.reasons for c in found.columns if c.reasons}
+    assert reasons.keys() == {"city", "age", "tags"}
+    assert reasons["city"][0] == "more unseen values"
+    assert reasons["tags"] == ["more nulls"]
+    city = next(c for c in found.columns if c.name == "city")
+    assert city.unseen == pytest.approx(0.5, abs=0.05)
+    assert city.labels[0].startswith("city ")
+    age = next(c for c in found.columns if c.name == "age")
+    assert age.index == pytest.approx(1.0, abs=0.2)  # of two normal distributions one deviation apart
+
+
+def test_rows_may_come_in_batches(pipeline):
+    table = raw(3, older=4)
+    whole = pipeline.check(table)
+    order = np.random.default_rng(0).permutation(table.num_rows)
+    assert pipeline.check(iter(table.take(order).to_batches(max_chunksize=100))) == whole
+
+
+def test_statistics_are_saved(pipeline):
+    state, arrays = pipeline.state()
+    state = json.loads(msgspec.json.encode(state))
+    again = FeaturePipeline.from_state(SCHEMA, state, arrays)
+    assert again.check(raw(4)) == pipeline.check(raw(4))
+    without = FeaturePipeline.from_state(SCHEMA, {k: v for k, v in state.items() if k != "statistics"}, arrays)
+    assert without.transform("request", raw(4)).ids.tobytes() == pipeline.transform("request", raw(4)).ids.tobytes()
+    with pytest.raises(SchemaError, match="saved by an earlier release; fit them again"):
+        without.check(raw(4))
+
+
+def test_columns_that_are_not_there(pipeline):
+    check = pipeline.check(raw(5).drop_columns(["age", "odds", "time"]))
+    # What the log makes is in no raw table, so nobody misses it.
+    assert check.absent == ["age", "hour"]
+    assert not check.ok
+    with pytest.raises(SchemaError, match="'city' should hold text"):
+        pipeline.check({"city": [1, 2]})
 
 
 def test_page():

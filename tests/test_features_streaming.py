@@ -155,6 +155,62 @@ def test_what_cannot_be_read_is_told(table, tmp_path):
         open_source(3)
 
 
+# ---- fitting ---------------------------------------------------------------------------------------------------------
+
+
+def saved(pipeline):
+    head, arrays = pipeline.state()
+    return msgspec.json.encode(head, order="sorted"), {name: array.tobytes() for name, array in arrays.items()}
+
+
+def test_every_source_teaches_the_same(table, pipeline, tmp_path):
+    folder = write_parquet(table, tmp_path / "data")
+    for name, source in sources(table, folder).items():
+        assert saved(FeaturePipeline(SCHEMA).fit(interactions=source)) == saved(pipeline), name
+    for seed in range(3):
+        shuffled = table.take(np.random.default_rng(seed).permutation(N))
+        pieces = [shuffled.slice(a, 1 + seed * 50) for a in range(0, N, 1 + seed * 50)]
+        assert saved(FeaturePipeline(SCHEMA).fit(interactions=iter(pieces))) == saved(pipeline)
+
+
+@pytest.mark.parametrize("kind", ["int", "str"])
+def test_entities_weigh_as_often_as_they_occur(table, pipeline, tmp_path, kind):
+    """Users and items in tables of their own teach what the joined table teaches."""
+    if kind == "str":
+        for key in ("user", "item"):
+            keys = pa.array([None if k == 3 else f"{key} {k}" for k in table.column(key).to_pylist()])
+            table = table.set_column(table.column_names.index(key), key, keys)
+    table = table.drop_columns(["city", "age", "tags", "price"])
+    rng = np.random.default_rng(8)
+    users = pa.table({"user": rng.permutation(60), "city": [f"city {i % 9}" for i in range(60)], "age": rng.random(60)})
+    items = pa.table(
+        {"item": np.arange(90), "tags": [f"t{i % 7},t{i % 5}" for i in range(90)], "price": rng.random(90)}
+    )
+    if kind == "str":
+        users = users.set_column(0, "user", pa.array([f"user {k}" for k in users.column("user").to_pylist()]))
+        items = items.set_column(0, "item", pa.array([f"item {k}" for k in items.column("item").to_pylist()]))
+    joined = table.join(users, "user", join_type="left outer").join(items, "item", join_type="left outer")
+    expected = FeaturePipeline(SCHEMA).fit(interactions=joined).state()[1]
+    for cut in (lambda t: t, lambda t: iter(t.to_batches(max_chunksize=17)), lambda t: [t.slice(5), t.slice(0, 5)]):
+        fitted = FeaturePipeline(SCHEMA).fit(users=cut(users), items=cut(items), interactions=cut(table))
+        arrays = fitted.state()[1]
+        assert {name: array.tobytes() for name, array in arrays.items()} == {
+            name: array.tobytes() for name, array in expected.items()
+        }
+    never = fitted.statistics["city"]
+    assert never.rows == sum(k is not None for k in table.column("user").to_pylist())
+
+
+def test_fitting_refuses_what_it_refused_before(table):
+    for message, source in {
+        "one type of values": [table.slice(0, 9), table.set_column(3, "city", pa.array(np.arange(N)))],
+        "should hold numbers": table.set_column(4, "age", table.column("city")),
+        "has no column": table.drop_columns(["price"]),
+    }.items():
+        with pytest.raises(SchemaError, match=message):
+            FeaturePipeline(SCHEMA).fit(interactions=source)
+
+
 # ---- writing ---------------------------------------------------------------------------------------------------------
 
 

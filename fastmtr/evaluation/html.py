@@ -348,12 +348,13 @@ def _distributions(figure: Figure, shown: Sequence[ColumnCheck]) -> str:
         at = np.arange(len(column.labels))
         ax.bar(at - 0.2, column.fitted, width=0.4, color="#8795a5", label="fitted")
         ax.bar(at + 0.2, column.found, width=0.4, color=_VERDICTS[column.verdict], label="found")
-        # Long lists of labels are thinned out, from the first on and always with the last.
+        # Long lists of labels are thinned out, always with the last.
         step = -(-len(at) // 11)
-        ticks = sorted({*at[::step].tolist(), len(at) - 1})
+        ticks = [*range(0, len(at) - step, step), len(at) - 1]
         ax.set_xticks(ticks, [_short(column.labels[i]) for i in ticks], rotation=40, ha="right", fontsize=7)
         ax.set_title(f"{_short(column.name)}  ({_nan(column.index):.3f})", fontsize=10)
-        ax.legend(fontsize=7)
+        ax.margins(y=0.3)  # room for the legend
+        ax.legend(fontsize=7, loc="upper right", ncols=2)
     for ax in figure.axes[len(shown) :]:
         ax.set_visible(False)
     return "shares of the bins of each feature, fitted and found"

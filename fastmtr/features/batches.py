@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
@@ -28,8 +29,8 @@ class Source(Protocol):
 
     Attributes
     ----------
-    names : tuple of str, or None
-        The columns; None: not known before the first batch.
+    names : tuple of str
+        The columns.
     n_rows : int, or None
         None: not known before the last batch.
     again : bool
@@ -38,10 +39,12 @@ class Source(Protocol):
         Tells files from others without reading their rows; None: it takes reading.
     """
 
-    names: tuple[str, ...] | None
     n_rows: int | None
     again: bool
     identity: str | None
+
+    @property
+    def names(self) -> tuple[str, ...]: ...
 
     def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
         """Tables of any number of rows, without the first `start` rows."""
@@ -76,13 +79,13 @@ def open_source(source: Any) -> Source:
     if isinstance(source, pa.dataset.Dataset):
         return _Dataset(source)
     if isinstance(source, pa.RecordBatchReader):
-        return _Iterated(lambda: iter(source), again=False, names=tuple(source.schema.names))
+        return _Iterated(lambda: source, again=False)
     if callable(source):
         return _Iterated(source, again=True)
     if isinstance(source, Iterator):
         return _Iterated(lambda: source, again=False)
     if isinstance(source, list | tuple):
-        return _Iterated(lambda: iter(source), again=True)
+        return _Iterated(lambda: source, again=True)
     return _Memory(source)
 
 
@@ -162,12 +165,12 @@ class _Parquet:
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
             digest.update(_footer(path))
         self._rows = rows
-        self.names: tuple[str, ...] | None = tuple(first.names)
+        self.names: tuple[str, ...] = tuple(first.names)
         self.n_rows: int | None = sum(rows)
         self.identity: str | None = digest.hexdigest()
 
     def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
-        wanted = None if columns is None else [name for name in self.names or () if name in columns]
+        wanted = None if columns is None else [name for name in self.names if name in columns]
         for path, rows in zip(self._files, self._rows, strict=True):
             if start >= rows:
                 start -= rows
@@ -208,14 +211,14 @@ class _Dataset:
         self._dataset = dataset
         self._fragments = list(dataset.get_fragments())
         self._rows = [fragment.count_rows() for fragment in self._fragments]
-        self.names: tuple[str, ...] | None = tuple(dataset.schema.names)
+        self.names: tuple[str, ...] = tuple(dataset.schema.names)
         self.n_rows: int | None = sum(self._rows)
         parts = [(str(getattr(f, "path", "")), n) for f, n in zip(self._fragments, self._rows, strict=True)]
         text = f"{_fields(dataset.schema)} {parts}"
         self.identity: str | None = hashlib.sha256(text.encode()).hexdigest()
 
     def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
-        wanted = None if columns is None else [name for name in self.names or () if name in columns]
+        wanted = None if columns is None else [name for name in self.names if name in columns]
         for fragment, rows in zip(self._fragments, self._rows, strict=True):
             if start >= rows:
                 start -= rows
@@ -242,7 +245,7 @@ class _Memory:
 
     def __init__(self, source: Any) -> None:
         self._table = read_table(source)
-        self.names: tuple[str, ...] | None = tuple(self._table.column_names)
+        self.names: tuple[str, ...] = tuple(self._table.column_names)
         self.n_rows: int | None = self._table.num_rows
 
     def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
@@ -255,25 +258,38 @@ class _Iterated:
     n_rows: int | None = None
     identity: str | None = None
 
-    def __init__(self, make: Callable[[], Iterable[Any]], *, again: bool, names: tuple[str, ...] | None = None) -> None:
-        self._make: Callable[[], Iterable[Any]] | None = make
+    def __init__(self, make: Callable[[], Iterable[Any]], *, again: bool) -> None:
+        self._make = make
         self.again = again
-        self.names = names
+        # An iterator that can be read once, until it is.
+        self._once: Iterator[Any] | None = None if again else iter(make())
+        self._names: tuple[str, ...] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        if self._names is None:
+            tables = iter(self._make()) if self.again else self._take_once()
+            first = next(tables, None)
+            self._names = () if first is None else tuple(read_table(first).column_names)
+            if not self.again:
+                self._once = tables if first is None else itertools.chain([first], tables)
+        return self._names
 
     def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
-        if self._make is None:
-            raise SchemaError(
-                "this takes a second pass over the rows, and an iterator can be read once; give a path, a dataset, or "
-                "a function that returns a new iterator each time"
-            )
-        tables = self._make()
-        if not self.again:
-            self._make = None
-        for each in tables:
+        for each in self._make() if self.again else self._take_once():
             table = _selected(read_table(each), columns)
             skipped = min(start, table.num_rows)
             start -= skipped
             yield table.slice(skipped)
+
+    def _take_once(self) -> Iterator[Any]:
+        once, self._once = self._once, None
+        if once is None:
+            raise SchemaError(
+                "this takes a second pass over the rows, and an iterator can be read once; give a path, a dataset, or "
+                "a function that returns a new iterator each time"
+            )
+        return once
 
 
 def _selected(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:

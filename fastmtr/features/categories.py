@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
+from fastmtr.features.accumulators import CategoryCounts
 from fastmtr.features.scales import saved_vector
 from fastmtr.schema import Feature
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "encode_lists", "tokens", "weigh"]
+__all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "encode_lists", "split_lists", "tokens"]
 
 MISSING, UNSEEN, FIRST_ROW = 0, 1, 2
 
@@ -57,28 +58,17 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         return FIRST_ROW + (self.hash_rows if self.hash_rows is not None else len(self.known))
 
     @classmethod
-    def fit(cls, feature: Feature, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None) -> Categories:
-        """Count the values of a column, each row as often as its weight says."""
-        import pyarrow as pa
-        import pyarrow.compute as pc
-
-        kind, array = values.category_column(column, name=feature.name, expected=None)
-        nothing = array.null_count == len(array) and kind == "int"
-        if nothing or feature.hash_rows is not None:
-            return cls(name=feature.name, type=None if nothing else kind, known=(), hash_rows=feature.hash_rows)
-        coded = array.dictionary_encode()
-        codes = coded.indices.fill_null(-1).to_numpy(zero_copy_only=False)
-        present = codes >= 0
-        counts = np.bincount(
-            codes[present], weights=None if weights is None else weights[present], minlength=len(coded.dictionary)
-        ).astype(np.int64)
-        ascending = pc.sort_indices(coded.dictionary).to_numpy()
-        by_count = ascending[np.argsort(-counts[ascending], kind="stable")]
-        kept = coded.dictionary.take(pa.array(by_count[counts[by_count] >= feature.min_count]))
-        known = (
-            kept.to_numpy(zero_copy_only=False).astype(np.int64) if kind == "int" else tuple(_texts(kept, feature.name))
-        )
-        return cls(name=feature.name, type=kind, known=known)
+    def fit(cls, feature: Feature, counts: CategoryCounts) -> Categories:
+        """Learn the vocabulary from values that were counted."""
+        if counts.type is None or feature.hash_rows is not None:
+            return cls(name=feature.name, type=counts.type, known=(), hash_rows=feature.hash_rows)
+        known: Any
+        if counts.type == "int":
+            known, _ = counts.ints(feature.min_count)
+        else:
+            data, offsets, _ = counts.texts(feature.min_count)
+            known = _texts(data, offsets, f"column {feature.name!r} holds text that is not valid UTF-8")
+        return cls(name=feature.name, type=counts.type, known=known)
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
         """The id of each value of a column, shape (n,)."""
@@ -168,6 +158,37 @@ def tokens(feature: Feature, text: str) -> list[str]:
     return [part for part in (piece.strip() for piece in text.split(feature.separator)) if part]
 
 
+def split_lists(
+    feature: Feature, column: pa.Array | pa.ChunkedArray, expected: values.ValueType | None
+) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64] | None]:
+    """The values of a many-valued column and the row of each; for text, also which of these rows each one of it is."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
+    kind = array.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        if feature.kind == "text":
+            raise SchemaError(f"column {feature.name!r} should hold text, found a column of type {kind}")
+        return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy().astype(np.int64), None
+    if array.null_count == len(array):
+        nothing = pa.large_string() if values.is_text(kind) else pa.null()
+        return pa.nulls(0, nothing), np.zeros(0, np.int64), None
+    if feature.kind != "sequence" and values.is_text(kind):
+        coded = array.dictionary_encode()
+        try:
+            split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"column {feature.name!r} holds text that is not valid UTF-8: {error}") from error
+        parents = np.repeat(np.arange(len(split)), [len(each) for each in split])
+        flat = pa.array([part for each in split for part in each], pa.large_string())
+        return flat, parents, coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
+    what = {"text": "text", "sequence": "lists"}.get(
+        feature.kind, f"lists, or text with {feature.separator!r} between values"
+    )
+    raise SchemaError(f"column {feature.name!r} should hold {what}, found a column of type {kind}")
+
+
 def encode_lists(
     ids: NDArray[np.int32], parents: NDArray[np.int64], n_rows: int, *, length: int, as_set: bool
 ) -> NDArray[np.int32]:
@@ -200,17 +221,6 @@ def encode_lists(
     return out
 
 
-def weigh(column: pa.Array, keys: pa.Array) -> NDArray[np.int64]:
-    """How often each value of `column` occurs in `keys`."""
-    import pyarrow.compute as pc
-
-    counted = pc.value_counts(keys.drop_null())
-    place = pc.index_in(column, value_set=counted.field("values")).fill_null(-1).to_numpy(zero_copy_only=False)
-    counts = np.append(counted.field("counts").to_numpy(zero_copy_only=False), 0)
-    result: NDArray[np.int64] = counts[place].astype(np.int64)
-    return result
-
-
 def _checked(text: str, name: str) -> str:
     try:
         text.encode()
@@ -221,18 +231,16 @@ def _checked(text: str, name: str) -> str:
     return text
 
 
-def _texts(array: pa.Array, name: str) -> list[str]:
-    try:
-        return [str(text) for text in array.to_pylist()]
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"column {name!r} holds text that is not valid UTF-8: {error}") from error
-
-
-def _saved_texts(name: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[str, ...]:
+def _texts(data: NDArray[np.uint8], offsets: NDArray[np.int64], problem: str) -> tuple[str, ...]:
     content = data.tobytes()
-    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(content) or (np.diff(offsets) < 0).any():
-        raise SchemaError(f"the saved state of feature {name!r} is damaged: its texts do not lie within their bytes")
     try:
         return tuple(content[start:end].decode() for start, end in pairwise(offsets.tolist()))
     except UnicodeDecodeError as error:
-        raise SchemaError(f"the saved state of feature {name!r} is damaged: {error}") from error
+        raise SchemaError(f"{problem}: {error}") from error
+
+
+def _saved_texts(name: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[str, ...]:
+    damaged = f"the saved state of feature {name!r} is damaged"
+    if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
+        raise SchemaError(f"{damaged}: its texts do not lie within their bytes")
+    return _texts(data, offsets, damaged)

@@ -23,6 +23,7 @@ __all__ = [
     "count_texts",
     "sums_of_runs",
     "take_texts",
+    "text_array",
     "total_weight",
 ]
 
@@ -213,6 +214,13 @@ def _binary(data: NDArray[np.uint8], offsets: Ints) -> pa.Array:
 
     buffers = [None, pa.py_buffer(np.ascontiguousarray(offsets)), pa.py_buffer(np.ascontiguousarray(data))]
     return pa.Array.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
+
+
+def text_array(data: NDArray[np.uint8], offsets: Ints) -> pa.Array:
+    """The same as text, which Arrow does not check to be valid UTF-8."""
+    import pyarrow as pa
+
+    return pa.Array.from_buffers(pa.large_string(), len(offsets) - 1, _binary(data, offsets).buffers())
 
 
 def _content(array: pa.Array) -> Texts:

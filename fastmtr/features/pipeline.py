@@ -4,21 +4,27 @@ from __future__ import annotations
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Container, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
-from fastmtr.features.categories import MISSING, Categories, encode_lists, tokens, weigh
+from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists, tokens
+from fastmtr.features.quality import Statistics, read_statistics
 from fastmtr.features.scales import RowScales, Scale
 from fastmtr.graph import Domain, Input, Packed
 from fastmtr.schema import Entity, Feature, Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+    from fastmtr.features.quality import FeatureCheck, Limits
+    from fastmtr.features.shards import FeatureFiles
 
 __all__ = ["STATE_VERSION", "FeaturePipeline"]
 
@@ -48,7 +54,7 @@ class _RowPlan(NamedTuple):
 class FeaturePipeline:
     """Turns raw columns into the packed inputs of a model.
 
-    What it learns is independent of the order of the rows. Rules for values:
+    What it learns is independent of the order of the rows, and of how they are cut into batches. Rules for values:
 
     * A category is a whole number, a boolean or text. Null (None, NaN) is row 0, one that was not seen often enough row
       1.
@@ -60,69 +66,58 @@ class FeaturePipeline:
     Parameters
     ----------
     schema : Schema
+
+    Attributes
+    ----------
+    statistics : dict of feature to Statistics
+        What the fitted rows were like, for :meth:`check`; empty of bundles of earlier releases.
     """
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._encoders: dict[str, Categories | Scale] = {}
         self._plans: dict[Domain, _RowPlan] = {}
+        self.statistics: dict[str, Statistics] = {}
 
     # ------------------------------------------------------------------ fitting
 
     def fit(
         self,
         *,
-        users: pa.Table | None = None,
-        items: pa.Table | None = None,
-        interactions: pa.Table | None = None,
+        users: Any | None = None,
+        items: Any | None = None,
+        interactions: Any | None = None,
+        progress: bool = False,
     ) -> FeaturePipeline:
         """Learn vocabularies and scales.
 
+        Each source is read once, batch by batch, and may be larger than memory: a table, a path of Parquet files, an
+        Arrow dataset or stream, an iterator of tables (see :func:`fastmtr.features.batches.open_source`). How they are
+        cut, and the order of the rows, does not matter.
+
         Parameters
         ----------
-        users, items : pyarrow.Table, optional
+        users, items : table or source, optional
             One row an entity. If `interactions` has the key column, a row counts as often as its key occurs there; so a
             user or item that never occurs teaches nothing.
-        interactions : pyarrow.Table, optional
+        interactions : table or source, optional
             One row an event. Features of context and candidate, statistics of the past, and whatever column the other
             two tables lack are taken from here.
+        progress : bool
+            Show how far it is.
 
         Raises
         ------
         SchemaError
             A feature's column is nowhere, or holds values of the wrong kind.
         """
-        fitted: dict[str, Categories | Scale] = {}
-        for feature in self.schema.features:
-            if feature.kind == "sequence":
-                continue
-            column, weights = self._find_column(feature, users, items, interactions)
-            fitted[feature.name] = _fit(feature, column, weights)
-        self._encoders, self._plans = fitted, {}
-        return self
+        from fastmtr.features.fitting import fit_encoders
 
-    def _find_column(
-        self, feature: Feature, users: pa.Table | None, items: pa.Table | None, interactions: pa.Table | None
-    ) -> tuple[pa.ChunkedArray, NDArray[np.int64] | None]:
-        table, key = {"user": (users, self.schema.user), "item": (items, self.schema.item)}.get(
-            feature.entity, (None, "")
+        self._encoders, self.statistics = fit_encoders(
+            self, users=users, items=items, interactions=interactions, progress=progress
         )
-        if table is not None and feature.name in table.column_names and not feature.from_log:
-            weights = None
-            if interactions is not None and key in interactions.column_names and key in table.column_names:
-                kind, keys = values.category_column(table.column(key), name=key, expected=None)
-                _, occurring = values.category_column(interactions.column(key), name=key, expected=kind)
-                weights = weigh(keys, occurring)
-            return table.column(feature.name), weights
-        if interactions is not None:
-            found = self._column(feature, interactions)
-            if found is not None:
-                return found, None
-        tables = {"users": users, "items": items, "interactions": interactions}
-        seen = {name: table.column_names for name, table in tables.items() if table is not None}
-        raise SchemaError(
-            f"feature {feature.name!r} of entity {feature.entity!r} has no column; the tables have {seen}"
-        )
+        self._plans = {}
+        return self
 
     # ------------------------------------------------------------------ what the model sees
 
@@ -168,13 +163,72 @@ class FeaturePipeline:
         blocks = self.transform_blocks(self.features(domain), table, missing=missing)
         return self.assemble(domain, blocks, n_rows=table.num_rows)
 
+    def transform_to(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        source: Any,
+        domains: Sequence[Domain] | None = None,
+        keep: Sequence[str] = (),
+        missing: Literal["error", "null"] = "error",
+        batch_rows: int | None = None,
+        progress: bool = False,
+        overwrite: bool = False,
+    ) -> FeatureFiles:
+        """Pack data larger than memory into a folder of files that are mapped when they are read.
+
+        A run that was stopped goes on when it is called again. See :func:`fastmtr.features.streaming.transform_to`,
+        and :func:`fastmtr.features.read_features` for reading.
+        """
+        from fastmtr.features.batches import BATCH_ROWS
+        from fastmtr.features.streaming import transform_to
+
+        return transform_to(
+            self,
+            path,
+            source=source,
+            domains=domains,
+            keep=keep,
+            missing=missing,
+            batch_rows=BATCH_ROWS if batch_rows is None else batch_rows,
+            progress=progress,
+            overwrite=overwrite,
+        )
+
+    def check(self, source: Any, *, limits: Limits | None = None, progress: bool = False) -> FeatureCheck:
+        """Whether rows look like those that the features were fitted on: nulls, unseen values, range, distribution.
+
+        Parameters
+        ----------
+        source : table or source
+            One row a request or sample, as the model meets them; see :func:`fastmtr.features.batches.open_source`.
+        limits : Limits, optional
+            From where on a column is not as it was.
+        progress : bool
+            Show how far it is.
+
+        Returns
+        -------
+        FeatureCheck
+            Its ``verdict``, ``columns`` and ``table()``; :func:`fastmtr.evaluation.html.render_check` draws it.
+
+        Raises
+        ------
+        SchemaError
+            The pipeline keeps no statistics (a bundle of an earlier release), or a column holds values of the wrong
+            kind.
+        """
+        from fastmtr.features.fitting import check_source
+
+        return check_source(self, source, limits=limits, progress=progress)
+
     def transform_blocks(
         self, features: Iterable[Feature], table: pa.Table, *, missing: Literal["error", "null"] = "error"
     ) -> dict[str, NDArray[Any]]:
         """The blocks of some features by name, for :meth:`assemble`."""
         blocks = {}
         for feature in features:
-            column = self._column(feature, table)
+            column = self.column(feature, table)
             if column is not None:
                 blocks[feature.name] = self.encode(feature.name, column)
             elif missing == "error":
@@ -202,7 +256,12 @@ class FeaturePipeline:
             (dense if feature.kind == "numeric" else ids).append(block)
         return Packed(np.concatenate(ids, axis=1, dtype=np.int32), np.concatenate(dense, axis=1, dtype=np.float32))
 
-    def _column(self, feature: Feature, table: pa.Table) -> pa.ChunkedArray | None:
+    def has_column(self, feature: Feature, names: Container[str]) -> bool:
+        """Whether a table with these columns has the feature's, or what it is derived from."""
+        return feature.name in names or (feature.derive is not None and self.schema.timestamp in names)
+
+    def column(self, feature: Feature, table: pa.Table) -> pa.ChunkedArray | None:
+        """The raw values of a feature, derived ones included; None where the table does not have them."""
         if feature.name in table.column_names:
             return table.column(feature.name)
         if feature.derive is None or self.schema.timestamp is None or self.schema.timestamp not in table.column_names:
@@ -294,7 +353,8 @@ class FeaturePipeline:
         for name, encoder in self._encoders.items():
             heads[name], parts = encoder.state()
             arrays |= {f"{name}/{part}": array for part, array in parts.items()}
-        return {"version": STATE_VERSION, "hash": hashing.HASH_NAME, "features": heads}, arrays
+        state = {"version": STATE_VERSION, "hash": hashing.HASH_NAME, "features": heads}
+        return state | {"statistics": msgspec.to_builtins(self.statistics)}, arrays
 
     @classmethod
     def from_state(
@@ -313,6 +373,7 @@ class FeaturePipeline:
                 f"the pipeline's state is {found}, this fastmtr reads {(STATE_VERSION, hashing.HASH_NAME)}"
             )
         pipeline = cls(schema)
+        pipeline.statistics = read_statistics(state.get("statistics", {}))
         heads = state.get("features", {})
         for feature in schema.features:
             if feature.kind == "sequence":
@@ -327,6 +388,10 @@ class FeaturePipeline:
         return pipeline
 
     # ------------------------------------------------------------------ small parts
+
+    def encoder(self, name: str) -> Categories | Scale:
+        """What was learned of a feature."""
+        return self._encoder(self.schema.feature(name))
 
     def _encoder(self, feature: Feature) -> Categories | Scale:
         try:
@@ -350,19 +415,8 @@ class FeaturePipeline:
         return hours % 24 if feature.derive == "hour" else (hours // 24 + 3) % 7
 
 
-def _fit(feature: Feature, column: pa.ChunkedArray, weights: NDArray[np.int64] | None) -> Categories | Scale:
-    if feature.kind == "numeric":
-        return Scale.fit(feature, values.number_column(column, name=feature.name), weights)
-    if feature.kind == "categorical":
-        return Categories.fit(feature, column, weights)
-    parts, parents, take = _split(feature, column, None)
-    if take is not None:
-        weights = np.bincount(take[take >= 0], weights=None if weights is None else weights[take >= 0]).astype(np.int64)
-    return Categories.fit(feature, parts, None if weights is None else weights[parents])
-
-
 def _encode_many(feature: Feature, encoder: Categories, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
-    parts, parents, take = _split(feature, column, encoder.type)
+    parts, parents, take = split_lists(feature, column, encoder.type)
     n_rows = len(column) if take is None else int(take.max(initial=-1)) + 1
     block = encode_lists(encoder.encode(parts), parents, n_rows, length=feature.length, as_set=feature.kind == "multi")
     if take is None:
@@ -370,37 +424,6 @@ def _encode_many(feature: Feature, encoder: Categories, column: pa.Array | pa.Ch
     with_null = np.vstack([block, np.full((1, feature.length), MISSING, np.int32)])
     result: NDArray[np.int32] = with_null[take]
     return result
-
-
-def _split(
-    feature: Feature, column: pa.Array | pa.ChunkedArray, expected: values.ValueType | None
-) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64] | None]:
-    """The values of a many-valued column and the row of each; for text, also which of these rows each one of it is."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
-    array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
-    kind = array.type
-    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        if feature.kind == "text":
-            raise SchemaError(f"column {feature.name!r} should hold text, found a column of type {kind}")
-        return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy().astype(np.int64), None
-    if array.null_count == len(array):
-        nothing = pa.large_string() if values.is_text(kind) else pa.null()
-        return pa.nulls(0, nothing), np.zeros(0, np.int64), None
-    if feature.kind != "sequence" and values.is_text(kind):
-        coded = array.dictionary_encode()
-        try:
-            split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]
-        except UnicodeDecodeError as error:
-            raise SchemaError(f"column {feature.name!r} holds text that is not valid UTF-8: {error}") from error
-        parents = np.repeat(np.arange(len(split)), [len(each) for each in split])
-        flat = pa.array([part for each in split for part in each], pa.large_string())
-        return flat, parents, coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
-    what = {"text": "text", "sequence": "lists"}.get(
-        feature.kind, f"lists, or text with {feature.separator!r} between values"
-    )
-    raise SchemaError(f"column {feature.name!r} should hold {what}, found a column of type {kind}")
 
 
 def _encode_one(feature: Feature, encoder: Categories, value: Any) -> list[int]:

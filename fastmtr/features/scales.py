@@ -14,11 +14,11 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmtr.errors import SchemaError
+from fastmtr.features.accumulators import FLOAT32_MAX, NumberSummary
 from fastmtr.schema import Feature
 
-__all__ = ["RowScales", "Scale", "saved_vector"]
+__all__ = ["RowScales", "Scale", "saved_vector", "signed_log1p"]
 
-_FLOAT32_MAX = float(np.finfo(np.float32).max)
 _MAX_KNOTS = 256
 
 ScaleKind = Literal["none", "standard", "minmax", "log1p", "quantile"]
@@ -55,28 +55,24 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     levels: Any = ()
 
     @classmethod
-    def fit(cls, feature: Feature, column: NDArray[np.float64], weights: NDArray[np.int64] | None) -> Scale:
-        """Learn the scale from a column, each row as often as its weight says; infinities and NaN do not count."""
-        keep = np.abs(column) <= _FLOAT32_MAX
-        if weights is not None:
-            keep &= weights > 0
-        # Sorted, so that the sums do not depend on the order of the rows; + 0.0 makes one zero of two.
-        found, inverse = np.unique(column[keep] + 0.0, return_inverse=True)
-        counts = np.bincount(inverse, weights=None if weights is None else weights[keep], minlength=len(found))
+    def fit(cls, feature: Feature, summary: NumberSummary) -> Scale:
+        """Learn the scale from numbers that were summed up; infinities and NaN do not count.
+
+        `summary` was made with :func:`signed_log1p` where the scaling is ``log1p``.
+        """
         nothing = cls(name=feature.name, kind=feature.scaling, nulls=feature.nulls)
-        if not len(found):
+        if not summary.moments.count:
             return nothing
-        share = counts / counts.sum()
-        low, high = float(found[0]), float(found[-1])
-        scale = msgspec.structs.replace(nothing, mean=float((found * share).sum()), low=low, high=high)
+        low, high = summary.low, summary.high
+        scale = msgspec.structs.replace(nothing, mean=summary.moments.mean, low=low, high=high)
         if feature.scaling == "minmax":
             return msgspec.structs.replace(scale, shift=low, factor=(high - low) or 1.0)
         if feature.scaling in ("standard", "log1p"):
-            points = _signed_log1p(found) if feature.scaling == "log1p" else found
-            shift = float((points * share).sum())
-            factor = float(np.sqrt(((points - shift) ** 2 * share).sum()))
-            return msgspec.structs.replace(scale, shift=shift, factor=factor or 1.0)
+            moments = summary.transformed if feature.scaling == "log1p" else summary.moments
+            assert moments is not None
+            return msgspec.structs.replace(scale, shift=moments.mean, factor=moments.deviation or 1.0)
         if feature.scaling == "quantile":
+            found, counts = summary.distribution()
             upper = np.cumsum(counts)
             wanted = np.searchsorted(upper, np.linspace(0, upper[-1], _MAX_KNOTS))
             chosen = np.union1d(np.minimum(wanted, len(found) - 1), [0, len(found) - 1])
@@ -92,7 +88,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         if self.nulls == "error" and missing.any():
             raise SchemaError(f"column {self.name!r} has {int(missing.sum())} nulls, and its rule is nulls = 'error'")
         x = _bounded(np.where(missing, 0.0, column), self.low, self.high, *self._clip)
-        x = _signed_log1p(x) if self.kind == "log1p" else x
+        x = signed_log1p(x) if self.kind == "log1p" else x
         y = self._ranked(x) if len(self.knots) else _single((x - self.shift) / self.factor)
         return np.where(missing, self.filler, y)
 
@@ -107,7 +103,7 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @property
     def _clip(self) -> tuple[float, float]:
-        return (self.low, self.high) if self.kind in ("minmax", "quantile") else (-_FLOAT32_MAX, _FLOAT32_MAX)
+        return (self.low, self.high) if self.kind in ("minmax", "quantile") else (-FLOAT32_MAX, FLOAT32_MAX)
 
     def _ranked(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
         if len(self.knots) == 1:
@@ -166,7 +162,7 @@ class RowScales:
         if len(refused):
             raise SchemaError(f"column {self._scales[refused[0]].name!r} is null, and its rule is nulls = 'error'")
         x = _bounded(np.where(missing, 0.0, row), self._low, self._high, self._least, self._most)
-        y = _single((np.where(self._log, _signed_log1p(x), x) - self._shift) / self._factor)
+        y = _single((np.where(self._log, signed_log1p(x), x) - self._shift) / self._factor)
         for i in self._ranked:
             y[i] = self._scales[i]._ranked(x[i : i + 1])[0]
         return np.where(missing, self._fillers, y)
@@ -174,16 +170,17 @@ class RowScales:
 
 def _bounded(x: NDArray[np.float64], low: Any, high: Any, least: Any, most: Any) -> NDArray[np.float64]:
     """What float32 cannot hold becomes an end of the fitted range; then clip; and one zero of two."""
-    held = np.where(x > _FLOAT32_MAX, high, np.where(x < -_FLOAT32_MAX, low, x))
+    held = np.where(x > FLOAT32_MAX, high, np.where(x < -FLOAT32_MAX, low, x))
     result: NDArray[np.float64] = np.minimum(np.maximum(held, least), most) + 0.0
     return result
 
 
 def _single(x: NDArray[np.float64]) -> NDArray[np.float32]:
-    return np.clip(x, -_FLOAT32_MAX, _FLOAT32_MAX).astype(np.float32)
+    return np.clip(x, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
 
-def _signed_log1p(x: NDArray[np.float64]) -> NDArray[np.float64]:
+def signed_log1p(x: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The logarithm of 1 + the magnitude, with the sign of the number."""
     result: NDArray[np.float64] = np.copysign(np.log1p(np.abs(x)), x)
     return result
 

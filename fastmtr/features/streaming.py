@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import msgspec
@@ -165,8 +166,8 @@ class Advance(Protocol):
 
 @contextmanager
 def rows_progress(text: str, total: int | None, *, shown: bool, done: int = 0) -> Iterator[Advance]:
-    """A bar on the terminal that counts rows, if it is shown."""
-    if not shown:
+    """A bar on the terminal that counts rows, if it is shown and rich is there."""
+    if not shown or find_spec("rich") is None:
         yield lambda rows: None
         return
     from rich.console import Console

@@ -1,0 +1,261 @@
+"""Learning from tables of any size: one pass over each, batch by batch.
+
+The interactions are read first: they teach the features that are taken from them, and how often each user and item
+occurs, which is what the rows of the other two tables weigh. Memory is one batch and what is counted (the distinct
+values of each feature, and of the keys; see :mod:`fastmtr.features.accumulators`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from fastmtr.errors import SchemaError
+from fastmtr.features import values
+from fastmtr.features.accumulators import CategoryCounts, NumberSummary
+from fastmtr.features.batches import Source, open_source
+from fastmtr.features.categories import FIRST_ROW, UNSEEN, Categories, split_lists
+from fastmtr.features.counts import text_array
+from fastmtr.features.quality import (
+    TOP,
+    CategoryStatistics,
+    FeatureCheck,
+    Limits,
+    NumberStatistics,
+    Statistics,
+    category_statistics,
+    compare,
+    number_statistics,
+)
+from fastmtr.features.scales import Scale, signed_log1p
+from fastmtr.features.streaming import rows_progress
+from fastmtr.schema import Feature
+
+if TYPE_CHECKING:
+    from fastmtr.features.pipeline import FeaturePipeline
+
+__all__ = ["Observed", "check_source", "fit_encoders", "observe", "observer"]
+
+
+class ObservedNumbers:
+    """The numbers of one feature so far."""
+
+    def __init__(self, feature: Feature) -> None:
+        self.feature = feature
+        self.summary = NumberSummary(transform=signed_log1p if feature.scaling == "log1p" else None)
+
+    def observe(self, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None) -> None:
+        """Add a batch, each row as often as its weight says."""
+        self.summary.update(values.number_column(column, name=self.feature.name), weights)
+
+    def fit(self) -> Scale:
+        """The scale that they teach."""
+        return Scale.fit(self.feature, self.summary)
+
+    def statistics(self, encoder: Categories | Scale, fitted: Statistics | None) -> NumberStatistics:
+        """What is told of them."""
+        return number_statistics(self.summary, fitted if isinstance(fitted, NumberStatistics) else None)
+
+
+class ObservedCategories:
+    """The categories of one feature so far, those of lists and texts included."""
+
+    def __init__(self, feature: Feature) -> None:
+        self.feature = feature
+        self.counts = CategoryCounts(feature.name)
+        self.rows = self.nulls = 0
+
+    def observe(self, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None) -> None:
+        """Add a batch, each row as often as its weight says."""
+        of_rows = np.ones(len(column), np.int64) if weights is None else weights
+        if self.feature.kind == "categorical":
+            present = count_column(self.counts, column, weights)
+        else:
+            parts, parents, take = split_lists(self.feature, column, None)
+            # A text that stands in many rows was split once.
+            of_lists = of_rows if take is None else np.bincount(take[take >= 0], of_rows[take >= 0]).astype(np.int64)
+            valid = count_column(self.counts, parts, of_lists[parents])
+            present = np.bincount(parents[valid], minlength=len(of_lists)) > 0
+            if take is not None:
+                present = np.append(present, False)[take]
+        self.rows += int(of_rows.sum())
+        self.nulls += int(of_rows[~present].sum())
+
+    def fit(self) -> Categories:
+        """The vocabulary that they teach."""
+        return Categories.fit(self.feature, self.counts)
+
+    def statistics(self, encoder: Categories | Scale, fitted: Statistics | None) -> CategoryStatistics:
+        """What is told of them."""
+        assert isinstance(encoder, Categories)
+        distinct, counts = distinct_values(self.counts)
+        ids = encoder.encode(distinct)
+        known = ids >= FIRST_ROW
+        by_row = np.bincount(ids[known] - FIRST_ROW, counts[known], minlength=encoder.rows - FIRST_ROW)
+        return category_statistics(
+            rows=self.rows,
+            nulls=self.nulls,
+            unseen=int(counts[ids == UNSEEN].sum()),
+            by_row=by_row.astype(np.int64),
+            hashed=encoder.hash_rows is not None,
+        )
+
+
+def count_column(
+    counts: CategoryCounts, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None
+) -> NDArray[np.bool_]:
+    """Count the values of a column; which of them are not null."""
+    kind, array = values.category_column(column, name=counts.name, expected=None)
+    valid: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
+    flags = valid.view(np.uint8)
+    if kind == "int":
+        counts.update_ints(array.fill_null(0).to_numpy(zero_copy_only=False), flags, weights)
+    else:
+        counts.update_texts(*values.text_bytes(array), flags, weights)
+    return valid
+
+
+def distinct_values(counts: CategoryCounts) -> tuple[pa.Array, NDArray[np.int64]]:
+    """Distinct values, and how often each occurs."""
+    if counts.type == "str":
+        data, offsets, times = counts.texts()
+        return text_array(data, offsets), times
+    numbers, times = counts.ints()
+    return pa.array(numbers), times
+
+
+Observed = ObservedNumbers | ObservedCategories
+
+
+def observer(feature: Feature) -> Observed:
+    """Nothing of a feature yet."""
+    return ObservedNumbers(feature) if feature.kind == "numeric" else ObservedCategories(feature)
+
+
+class _Keys:
+    """How often each key occurs in the interactions."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self._counts = CategoryCounts(name)
+        self._table: tuple[pa.Array, NDArray[np.int64]] | None = None
+
+    def observe(self, column: pa.ChunkedArray) -> None:
+        count_column(self._counts, column, None)
+
+    def weights(self, column: pa.ChunkedArray) -> NDArray[np.int64]:
+        """Of rows with these keys; a key that does not occur, and no key, weighs nothing."""
+        _, array = values.category_column(column, name=self.name, expected=self._counts.type)
+        if self._table is None:
+            self._table = distinct_values(self._counts)
+        known, counts = self._table
+        place = pc.index_in(array, value_set=known.cast(array.type)).fill_null(-1).to_numpy(zero_copy_only=False)
+        result: NDArray[np.int64] = np.append(counts, 0)[place]
+        return result
+
+
+def fit_encoders(
+    pipeline: FeaturePipeline, *, users: Any, items: Any, interactions: Any, progress: bool
+) -> tuple[dict[str, Categories | Scale], dict[str, Statistics]]:
+    """What :meth:`FeaturePipeline.fit` learns: the encoders and statistics of all features but sequences."""
+    schema = pipeline.schema
+    sources = {
+        name: open_source(each)
+        for name, each in {"users": users, "items": items, "interactions": interactions}.items()
+        if each is not None
+    }
+    observed = {f.name: observer(f) for f in schema.features if f.kind != "sequence"}
+    taught_by: dict[str, list[Feature]] = {name: [] for name in ("interactions", "users", "items")}
+    for name in observed:
+        feature = schema.feature(name)
+        taught_by[_teacher(pipeline, feature, sources)].append(feature)
+
+    keys: dict[str, _Keys] = {}
+    if "interactions" in sources:
+        given = sources["interactions"].names
+        for name, key in {"users": schema.user, "items": schema.item}.items():
+            if name in sources and key in given and key in sources[name].names:
+                keys[name] = _Keys(key)
+    for name, features in taught_by.items():
+        if name not in sources or not (features or (name == "interactions" and keys)):
+            continue
+        columns = {f.name for f in features} | {schema.user, schema.item, str(schema.timestamp)}
+        with rows_progress(f"learning from {name}", sources[name].n_rows, shown=progress) as advance:
+            for table in sources[name].tables(sorted(columns), 0):
+                if name == "interactions":
+                    for counter in keys.values():
+                        counter.observe(table.column(counter.name))
+                weights = keys[name].weights(table.column(keys[name].name)) if name in keys else None
+                observe(pipeline, table, {f.name: observed[f.name] for f in features}, weights)
+                advance(table.num_rows)
+    encoders = {name: each.fit() for name, each in observed.items()}
+    return encoders, {name: each.statistics(encoders[name], None) for name, each in observed.items()}
+
+
+def check_source(pipeline: FeaturePipeline, source: Any, *, limits: Limits | None, progress: bool) -> FeatureCheck:
+    """What :meth:`FeaturePipeline.check` does."""
+    if not pipeline.statistics:
+        raise SchemaError(
+            "there are no statistics of the rows that these features were fitted on: they were saved by an earlier "
+            "release; fit them again"
+        )
+    opened = open_source(source)
+    given = [
+        feature
+        for feature in pipeline.schema.features
+        if feature.name in pipeline.statistics and pipeline.has_column(feature, opened.names)
+    ]
+    observed = {feature.name: observer(feature) for feature in given}
+    columns = sorted({*observed, str(pipeline.schema.timestamp)})
+    with rows_progress("checking features", opened.n_rows, shown=progress) as advance:
+        for table in opened.tables(columns, 0):
+            observe(pipeline, table, observed)
+            advance(table.num_rows)
+    encoders = {name: pipeline.encoder(name) for name in observed}
+    found = {name: each.statistics(encoders[name], pipeline.statistics[name]) for name, each in observed.items()}
+    # What the log makes is not in a table of raw rows.
+    expected = {
+        name: each
+        for name, each in pipeline.statistics.items()
+        if name in found or not pipeline.schema.feature(name).from_log
+    }
+    labels = {name: _labels(each) for name, each in encoders.items() if isinstance(each, Categories)}
+    return compare(expected, found, labels=labels, limits=limits)
+
+
+def _labels(categories: Categories) -> list[str]:
+    """What the bins of :func:`category_statistics` are called."""
+    if categories.hash_rows is None:
+        top = [str(value) for value in categories.known[:TOP]]
+        return [*top, *["-"] * (TOP - len(top)), "others"]
+    parts = np.array_split(np.arange(FIRST_ROW, categories.rows), min(TOP, categories.hash_rows))
+    return [f"rows {part[0]} to {part[-1]}" for part in parts]
+
+
+def observe(
+    pipeline: FeaturePipeline,
+    table: pa.Table,
+    observed: Mapping[str, Observed],
+    weights: NDArray[np.int64] | None = None,
+) -> None:
+    """Add the rows of a table to what was observed of some features; all of them have a column there."""
+    for name, each in observed.items():
+        column = pipeline.column(pipeline.schema.feature(name), table)
+        assert column is not None
+        each.observe(column, weights)
+
+
+def _teacher(pipeline: FeaturePipeline, feature: Feature, sources: Mapping[str, Source]) -> str:
+    """The source that a feature is learnt from."""
+    own = {"user": "users", "item": "items"}.get(feature.entity, "")
+    if own in sources and feature.name in sources[own].names and not feature.from_log:
+        return own
+    if "interactions" in sources and pipeline.has_column(feature, sources["interactions"].names):
+        return "interactions"
+    seen = {name: list(each.names) for name, each in sources.items()}
+    raise SchemaError(f"feature {feature.name!r} of entity {feature.entity!r} has no column; the tables have {seen}")
