@@ -67,6 +67,17 @@ def test_kuairand_is_prepared(prepared: Prepared) -> None:
     assert prepared.catalogue.labels[0] == "video 0 (tag 39, author 7349781)"
 
 
+def test_test_samples_are_checked_against_training(prepared: Prepared) -> None:
+    check = prepared.report.features
+    assert not check.absent
+    found = {column.name: column for column in check.columns}
+    assert found.keys() == {f.name for f in prepared.schema.features if f.kind != "sequence"}
+    assert {column.rows for column in check.columns} == {prepared.test.n_rows}
+    # The test days are other days of the week; hours are as they were.
+    assert found["weekday"].verdict == "drift"
+    assert found["hour"].verdict == "ok"
+
+
 def test_all_inputs_are_in_range(prepared: Prepared) -> None:
     for samples in (prepared.train, prepared.valid, prepared.test):
         packed = {

@@ -150,9 +150,15 @@ def test_verdicts():
     assert check.absent == ["gone"]
     assert not check.ok
     assert check.verdict == (
-        "4 of 7 features are not as they were fitted: moved, holes, beyond, city; 1 of 7 features are to be watched: "
+        "4 of 7 features are not as they were fitted: city, moved, beyond, holes; 1 of 7 features are to be watched: "
         "a bit; no column for gone"
     )
+    bare = check.without_bins(most=2)
+    assert [c.name for c in bare.worst if c.labels] == ["city", "moved"]
+    assert bare.table() == check.table()
+    assert [row[0] for row in check.table(most=3).rows] == ["city", "moved", "beyond"]
+    many = FeatureCheck(columns=[msgspec.structs.replace(by_name["moved"], name=f"f{i}") for i in range(9)])
+    assert many.verdict.endswith("f0, f1, f2, f3, f4, f5 and 3 more")
     table = check.table()
     assert {row[0] for row in table.rows[:4]} == {"moved", "holes", "beyond", "city"}
     assert table.rows[-1][1] == "ok"

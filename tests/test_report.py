@@ -23,6 +23,7 @@ from fastmtr.evaluation.report import (
     latency_table,
     show,
 )
+from fastmtr.features.quality import ColumnCheck, FeatureCheck
 
 EVIL = '<script>alert("x")</script>&$\\frac$'
 
@@ -62,6 +63,24 @@ def make_report(task="click"):
         seeds=3,
         engine_rows=300,
         engine_difference=2e-7,
+        features=FeatureCheck(
+            columns=[
+                ColumnCheck(
+                    name=f"{task} column",
+                    kind="category",
+                    rows=300,
+                    nulls=0.0,
+                    fitted_nulls=0.1,
+                    index=0.3,
+                    chance=0.02,
+                    labels=[task, "others", "unseen"],
+                    fitted=[0.5, 0.4, 0.1],
+                    found=[0.2, 0.7, 0.1],
+                    verdict="drift",
+                    reasons=[f"{task} moved"],
+                )
+            ]
+        ),
     )
 
 
@@ -86,6 +105,8 @@ def test_tables():
     assert "(20 users)" in found.title
     assert found.rows == [["50", "retrieval", "0.2500", "-", "0.5000"], ["50", "click popular", "-", "-", "-"]]
     assert tables["Cleaning"].rows == [["click is null", "3", "1,000"]]
+    checked = next(table for title, table in tables.items() if title.startswith("Features of the test samples"))
+    assert checked.rows[0][:2] == ["click column", "click moved"]
 
 
 def test_table_as_text():
@@ -136,7 +157,7 @@ def test_page_loads_nothing_and_escapes_everything(tmp_path):
 def test_plots_are_drawn_and_the_same_each_time():
     pytest.importorskip("matplotlib")
     page = html.render(make_report())
-    assert page.count("<img ") == 4
+    assert page.count("<img ") == 6
     assert page == html.render(make_report())
     words = re.findall(r'<img alt="([^"]+)"', page)
     assert words[0] == "ROC and calibration curves of each task"

@@ -90,7 +90,7 @@ def render(
     explain : str, optional
         The page of ``Explanation.to_html()``.
     """
-    sections: dict[str, list[str]] = {"data": [], "quality": [], "effects": [], "retrieval": []}
+    sections: dict[str, list[str]] = {"data": [], "quality": [], "effects": [], "retrieval": [], "features": []}
     for table in [*report.tables(), *extra]:
         sections[table.section].append(_table(table))
     parts = [
@@ -106,6 +106,8 @@ def render(
         parts += ["<h2>Learning together or alone</h2>", *_plot(_effects, report), *sections["effects"]]
     if sections["retrieval"]:
         parts += ["<h2>Retrieval</h2>", *sections["retrieval"]]
+    if report.features is not None:
+        parts += ["<h2>Features</h2>", *_check_plots(report.features), *sections["features"]]
     if latency:
         table = latency_table(latency, title="One request", note=latency_note)
         parts += ["<h2>Latency</h2>", *_plot(_latency, latency), _table(table)]
@@ -121,7 +123,7 @@ def render(
 
 def render_check(check: FeatureCheck, *, title: str = "Features") -> str:
     """A page on whether new rows look like the fitted ones."""
-    parts = [*_begin(title, check.verdict), *_plot(_indices, check), *_check_plots(check), _table(check.table())]
+    parts = [*_begin(title, check.verdict), *_check_plots(check), _table(check.table())]
     return "\n".join([*parts, "</body></html>", ""])
 
 
@@ -314,12 +316,9 @@ _MOST_INDICES = 40
 _MOST_DISTRIBUTIONS = 12
 
 
-def _by_index(check: FeatureCheck) -> list[ColumnCheck]:
-    return sorted((c for c in check.columns if c.index is not None), key=lambda c: -(c.index or 0.0))
-
-
 def _indices(figure: Figure, check: FeatureCheck) -> str:
-    shown = _by_index(check)[:_MOST_INDICES]
+    compared = sorted((c for c in check.columns if c.index is not None), key=lambda c: -(c.index or 0.0))
+    shown = compared[:_MOST_INDICES]
     figure.set_figheight(1.4 + 0.22 * len(shown))
     ax = figure.subplots()
     at = np.arange(len(shown))[::-1]
@@ -329,15 +328,15 @@ def _indices(figure: Figure, check: FeatureCheck) -> str:
     ax.set_yticks(at, [_short(c.name) for c in shown])
     ax.set_ylim(-0.7, max(len(shown), 1) - 0.3)
     ax.set_xlim(left=0)
-    more = f" (the first {len(shown)} of {len(check.columns)})" if len(shown) < len(_by_index(check)) else ""
+    more = f" (the first {len(shown)} of {len(compared)})" if len(shown) < len(compared) else ""
     ax.set(title=f"Population stability index of each feature{more}", xlabel="PSI against the fitted rows")
     ax.legend(loc="lower right")
     return "population stability index of each feature"
 
 
 def _check_plots(check: FeatureCheck) -> list[str]:
-    shown = _by_index(check)[:_MOST_DISTRIBUTIONS]
-    return _plot(_distributions, shown) if shown else []
+    shown = [column for column in check.worst if column.labels][:_MOST_DISTRIBUTIONS]
+    return [*_plot(_indices, check), *_plot(_distributions, shown)] if shown else []
 
 
 def _distributions(figure: Figure, shown: Sequence[ColumnCheck]) -> str:

@@ -10,6 +10,8 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr.features.quality import FeatureCheck
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -37,6 +39,10 @@ __all__ = [
 # A curve is drawn, not integrated: more points are not seen.
 _POINTS = 100
 _BINS = 15
+
+# Of the features, so many are shown: those that differ most.
+_FEATURES = 12
+_FEATURES_TITLE = "Features of the test samples against the training samples"
 
 Number = float | None
 
@@ -147,6 +153,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
         Of that comparison.
     engine_rows, engine_difference
         So many test samples were scored by the engine and by torch; the greatest difference of any score.
+    features : FeatureCheck, optional
+        The raw features of the test samples against those of the training samples.
     """
 
     title: str
@@ -167,6 +175,7 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
     seeds: int = 0
     engine_rows: int = 0
     engine_difference: Number = None
+    features: FeatureCheck | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain lists and dictionaries, as ``write_bundle`` takes them."""
@@ -185,6 +194,8 @@ class Report(msgspec.Struct, frozen=True, kw_only=True):
             found.append(_retrieval_table(self))
         if self.effects:
             found.append(_effect_table(self))
+        if self.features is not None:
+            found.append(self.features.table(title=_FEATURES_TITLE, most=_FEATURES))
         return found
 
 
@@ -280,6 +291,7 @@ def make_report(
         retrieval_task=retrieval_task,
         effects=[] if comparison is None else _effects(comparison),
         seeds=0 if comparison is None else len(comparison.seeds),
+        features=data.features.without_bins(most=_FEATURES),
     )
 
 

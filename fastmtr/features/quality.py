@@ -51,6 +51,8 @@ _Z_INDEX = 2.3263478740408408
 _Z_RATE = 3.0
 # Fewer values than these are no rise, whatever their share.
 _FEW = 5
+# Names in a sentence.
+_NAMES = 6
 
 Verdict = Literal["ok", "watch", "drift"]
 
@@ -263,19 +265,32 @@ class FeatureCheck(msgspec.Struct, frozen=True, kw_only=True):
         """In one sentence."""
         parts = []
         for what, words in (("drift", "not as they were fitted"), ("watch", "to be watched")):
-            names = [column.name for column in self.columns if column.verdict == what]
+            names = [column.name for column in self.worst if column.verdict == what]
             if names:
-                parts.append(f"{len(names)} of {len(self.columns)} features are {words}: {', '.join(names)}")
+                shown = ", ".join(names[:_NAMES]) + (f" and {len(names) - _NAMES} more" if len(names) > _NAMES else "")
+                parts.append(f"{len(names)} of {len(self.columns)} features are {words}: {shown}")
         if self.absent:
             parts.append(f"no column for {', '.join(self.absent)}")
         return "; ".join(parts) or f"all {len(self.columns)} features are as they were fitted"
 
-    def table(self) -> Table:
-        """Numbers of each column, the worst first."""
+    @property
+    def worst(self) -> list[ColumnCheck]:
+        """The columns, the worst first."""
+        rank = {"drift": 0, "watch": 1, "ok": 2}
+        return sorted(self.columns, key=lambda c: (rank[c.verdict], -(c.index or 0.0)))
+
+    def without_bins(self, *, most: int) -> FeatureCheck:
+        """The same with the shares of the bins of the `most` worst columns only."""
+        kept = {column.name for column in self.worst[:most]}
+        bare = [
+            c if c.name in kept else msgspec.structs.replace(c, labels=[], fitted=[], found=[]) for c in self.columns
+        ]
+        return FeatureCheck(columns=bare, absent=self.absent)
+
+    def table(self, *, title: str = "Features", most: int | None = None) -> Table:
+        """Numbers of each column, the worst first; at most so many."""
         from fastmtr.evaluation.report import Table, show
 
-        worst = {"drift": 0, "watch": 1, "ok": 2}
-        ordered = sorted(self.columns, key=lambda c: (worst[c.verdict], -(c.index or 0.0)))
         rows = [
             [
                 c.name,
@@ -287,7 +302,7 @@ class FeatureCheck(msgspec.Struct, frozen=True, kw_only=True):
                 show(c.index, 3),
                 show(c.chance, 3),
             ]
-            for c in ordered
+            for c in self.worst[:most]
         ]
         columns = [
             "feature",
@@ -303,7 +318,7 @@ class FeatureCheck(msgspec.Struct, frozen=True, kw_only=True):
             "PSI: population stability index against the fitted rows; by chance it stays below the last column in 99 "
             "of 100 cases. Nulls are shares of rows, all others of values."
         )
-        return Table("features", f"Features: {self.verdict}", columns, rows, note, text=2)
+        return Table("features", f"{title}: {self.verdict}", columns, rows, note, text=2)
 
     def __str__(self) -> str:
         return str(self.table())

@@ -15,6 +15,7 @@ from fastmtr.bundle import Catalogue, Seen
 from fastmtr.errors import ConfigError, SchemaError
 from fastmtr.features import FeaturePipeline
 from fastmtr.features.past import HistoryRules, PastEvents, PastRates
+from fastmtr.features.quality import FeatureCheck
 from fastmtr.graph import Packed
 from fastmtr.schema import Feature, Schema
 from fastmtr.tables import read_table
@@ -104,6 +105,7 @@ class PreparedReport:
     before_training: int
     undescribed_users: int
     undescribed_items: int
+    features: FeatureCheck
 
 
 @dataclass(frozen=True)
@@ -206,6 +208,7 @@ def prepare(
             before_training=int((builder.part == -1).sum()),
             undescribed_users=people.n_rows - people.described if users is not None else 0,
             undescribed_items=things.n_rows - things.described if items is not None else 0,
+            features=builder.check(2),
         )
         return Prepared(schema, builder.pipeline, train, valid, test, catalogue, known, builder.seen(), report)
 
@@ -300,6 +303,21 @@ class _Builder:
             labels=self.log.labels[chosen],
             timestamps=self.times[chosen],
         )
+
+    def check(self, part: int) -> FeatureCheck:
+        """The raw features of the samples of one part against those of the training samples."""
+        chosen = self._chosen(part)
+        cutoffs = self._cutoffs(chosen, part)
+        table = self.log.samples.take(pa.array(chosen))
+        for entity, rows in self.rows.items():
+            of_samples = pa.array(rows[chosen])
+            for feature in self.schema.of_entity("user" if entity == "user" else "item"):
+                if not feature.from_log:
+                    column = self.entities[entity].table.column(feature.name)
+                    table = _with_column(table, feature.name, column.take(of_samples))
+            for name, statistic in self._statistics(entity, rows[chosen], cutoffs).items():
+                table = _with_column(table, name, pa.array(statistic))
+        return self.pipeline.check(table)
 
     def users(self) -> Packed:
         """All users as of the beginning of the test samples."""
