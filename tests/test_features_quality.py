@@ -256,6 +256,9 @@ def test_a_pipeline_checks_rows(pipeline):
     city = next(c for c in found.columns if c.name == "city")
     assert city.unseen == pytest.approx(0.5, abs=0.05)
     assert city.labels[0].startswith("city ")
+    for column in [*check.columns, *found.columns]:
+        assert len(column.labels) == len(column.fitted) == len(column.found), column.name
+    assert next(c for c in check.columns if c.name == "tags").labels[-2:] == ["others", "unseen"]
     age = next(c for c in found.columns if c.name == "age")
     assert age.index == pytest.approx(1.0, abs=0.2)  # of two normal distributions one deviation apart
 

@@ -231,8 +231,7 @@ def check_source(pipeline: FeaturePipeline, source: Any, *, limits: Limits | Non
 def _labels(categories: Categories) -> list[str]:
     """What the bins of :func:`category_statistics` are called."""
     if categories.hash_rows is None:
-        top = [str(value) for value in categories.known[:TOP]]
-        return [*top, *["-"] * (TOP - len(top)), "others"]
+        return [*(str(value) for value in categories.known[:TOP]), "others"]
     parts = np.array_split(np.arange(FIRST_ROW, categories.rows), min(TOP, categories.hash_rows))
     return [f"rows {part[0]} to {part[-1]}" for part in parts]
 
