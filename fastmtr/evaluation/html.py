@@ -312,7 +312,7 @@ def _latency(figure: Figure, latency: Sequence[Latency]) -> str:
 
 
 # More bars than these are not read.
-_MOST_INDICES = 40
+_MOST_INDICES = 20
 _MOST_DISTRIBUTIONS = 12
 
 

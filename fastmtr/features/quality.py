@@ -315,10 +315,10 @@ class FeatureCheck(msgspec.Struct, frozen=True, kw_only=True):
             "by chance",
         ]
         note = (
-            "PSI: population stability index against the fitted rows; by chance it stays below the last column in 99 "
-            "of 100 cases. Nulls are shares of rows, all others of values."
+            f"{self.verdict[0].upper()}{self.verdict[1:]}. PSI: population stability index against the fitted rows; by "
+            "chance it stays below the last column in 99 of 100 cases. Nulls are shares of rows, all others of values."
         )
-        return Table("features", f"{title}: {self.verdict}", columns, rows, note, text=2)
+        return Table("features", title, columns, rows, note, text=2)
 
     def __str__(self) -> str:
         return str(self.table())
