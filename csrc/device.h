@@ -56,6 +56,17 @@ struct DeviceStep {
   int64_t padding;
   EmbeddingTable table;  // its rows are k
   const float *w, *b, *slope, *scale, *shift, *w_state, *b_state;
+  // Affine steps of candidates whose x is brought into shared memory first, group by group: see cuda/staged.cuh.
+  int32_t staged;
+  int32_t source;  // the step (of DeviceProgram::steps) that makes x on the way; -1: x is where the operand says
+  uint32_t pass;   // columns that are made at once: n, or the width of the mixtures
+  uint32_t first_mixture, n_mixtures;  // that take the output, which then goes nowhere else
+};
+
+// Output out = sum of gate[e] times expert e; the experts are passes of a step.
+struct DeviceMixture {
+  DeviceOperand gate, out;
+  uint32_t first_expert;  // in DeviceProgram::experts: for each pass of the step which expert it is, or -1
 };
 
 struct DeviceTable {
@@ -77,6 +88,10 @@ struct DeviceProgram {
   uint32_t n_steps;
   const DeviceOperand* operands;
   uint32_t n_operands;
+  const DeviceMixture* mixtures;
+  uint32_t n_mixtures;
+  const int32_t* experts;
+  uint32_t n_experts;
   DeviceList request;  // what tasks need
   DeviceList candidate;
   const DeviceList* outputs;  // request outputs, each with the steps it needs
@@ -88,6 +103,8 @@ struct DeviceProgram {
   uint32_t request_row_floats;
   uint32_t shared_floats, scratch_floats;  // a row of a tile
   uint32_t tile_rows;                      // at most
+  // Of a row, in shared memory, for staged steps: x of a step that is made on the way, and of the step itself.
+  uint32_t source_row_bytes, factor_row_bytes, factor_buffers;
   uint32_t n_tasks;
   const DeviceOperand* tasks;
   uint32_t n_fused;
@@ -100,6 +117,7 @@ struct DeviceProperties {
   char name[256];
   uint32_t blocks_at_once;  // processors
   uint32_t shared_bytes;    // that a block may have
+  uint32_t block_bytes;     // of them, what is not of a row
   uint64_t memory_bytes;
 };
 

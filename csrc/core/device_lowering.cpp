@@ -12,13 +12,27 @@ namespace {
 
 constexpr uint32_t kTileRows = 64;  // of which a product by fragments takes 16 at a time
 constexpr uint32_t kLeastRows = 16;
-constexpr uint32_t kReserved = 8192;  // bytes of shared memory for lists and staging
+constexpr uint32_t kRowBytes = 3 * sizeof(uint32_t);  // its request, its item, whether that is known
 
 // Rows begin where copies of 16 bytes can, and do not all begin in the same bank of shared memory.
 size_t shared_stride(size_t width) { return width < 4 ? width : round_up(width, 4) + 4; }
 size_t request_stride(size_t width) { return round_up(width, 4); }
 
 }  // namespace
+
+const char* precision_name(DevicePrecision precision) {
+  switch (precision) {
+    case DevicePrecision::fp32:
+      return "fp32";
+    case DevicePrecision::tf32:
+      return "tf32";
+    case DevicePrecision::fp16:
+      return "fp16";
+    case DevicePrecision::bf16:
+      return "bf16";
+  }
+  return "?";
+}
 
 DeviceLowering::DeviceLowering(const Plan& plan, const Program& program, DevicePrecision precision,
                                const DeviceProperties& device)
@@ -35,18 +49,20 @@ DeviceLowering::DeviceLowering(const Plan& plan, const Program& program, DeviceP
     table_of_[tables_[t].buffer] = static_cast<int64_t>(t);
     device_tables_.push_back({static_cast<uint32_t>(tables_[t].row_bytes)});
   }
+  program_.precision = precision;
+  fused_ = fuse_steps(plan, needed_, precision);
   lay_out_requests();
   lay_out_candidates(device);
 
   std::vector<uint32_t> index(plan.steps.size());
   lists_.resize(2);
   for (size_t i = 0; i < plan.steps.size(); ++i) {
-    const PlanStep& from = plan.steps[i];
-    if (from.domain == Domain::item || (from.domain == Domain::candidate && !needed_[i])) continue;
+    if (plan.steps[i].domain != Domain::request) continue;
     index[i] = static_cast<uint32_t>(steps_.size());
-    steps_.push_back(step(from));
-    if (needed_[i]) lists_[from.domain == Domain::candidate].push_back(index[i]);
+    steps_.push_back(step(plan.steps[i]));
+    if (needed_[i]) lists_[0].push_back(index[i]);
   }
+  for (const FusedStep& each : fused_) lists_[1].push_back(fused_step(each));
   output_index_.resize(plan.outputs.size());
   for (size_t o = 0; o < plan.outputs.size(); ++o) {
     if (plan.outputs[o].role != Role::request) continue;
@@ -59,7 +75,10 @@ DeviceLowering::DeviceLowering(const Plan& plan, const Program& program, DeviceP
 
   const auto list = [&](size_t i) { return DeviceList{lists_[i].data(), static_cast<uint32_t>(lists_[i].size())}; };
   for (size_t i = 2; i < lists_.size(); ++i) outputs_.push_back(list(i));
-  program_.precision = precision;
+  program_.mixtures = mixtures_.data();
+  program_.n_mixtures = static_cast<uint32_t>(mixtures_.size());
+  program_.experts = experts_.data();
+  program_.n_experts = static_cast<uint32_t>(experts_.size());
   program_.steps = steps_.data();
   program_.n_steps = static_cast<uint32_t>(steps_.size());
   program_.operands = operands_.data();
@@ -86,48 +105,53 @@ DeviceLowering::DeviceLowering(const Plan& plan, const Program& program, DeviceP
 
 namespace {
 
-// When the buffers of a domain hold something that `used` steps read or write.
-std::vector<Life> lives_of(const Plan& plan, Domain domain, const std::vector<bool>* used) {
-  std::vector<Life> lives(plan.buffers.size());
-  for (size_t i = 0; i < plan.steps.size(); ++i) {
-    const PlanStep& step = plan.steps[i];
-    if (used != nullptr && !(*used)[i]) continue;
-    if (step.domain == domain) {
-      Life& life = lives[step.output.buffer];
-      life.first = std::min(life.first, i);
-      life.last = std::max(life.last, i);
-    }
-    for (const Operand& input : step.inputs)
-      if (plan.buffers[input.buffer].domain == domain)
-        lives[input.buffer].last = step.domain == domain ? std::max(lives[input.buffer].last, i) : kForever;
+// When the buffers hold something of which the steps of a domain are positions.
+class Lives {
+ public:
+  explicit Lives(const Plan& plan) : plan_(plan), lives_(plan.buffers.size()) {
+    for (const PlanOutput& output : plan.outputs) lives_[output.operand.buffer].last = kForever;
   }
-  for (const PlanOutput& output : plan.outputs) lives[output.operand.buffer].last = kForever;
-  return lives;
-}
+  void read(const PlanStep& step, size_t at) {
+    for (const Operand& input : step.inputs) {
+      Life& life = lives_[input.buffer];
+      life.last = step.domain == plan_.buffers[input.buffer].domain ? std::max(life.last, at) : kForever;
+    }
+  }
+  void write(const PlanStep& step, size_t at) {
+    Life& life = lives_[step.output.buffer];
+    life.first = std::min(life.first, at);
+    life.last = std::max(life.last, at);
+  }
+  const std::vector<Life>& get() const { return lives_; }
+  // The buffers that are written.
+  std::vector<uint32_t> written(Domain domain) const {
+    std::vector<uint32_t> found;
+    for (uint32_t b = 0; b < lives_.size(); ++b)
+      if (plan_.buffers[b].domain == domain && lives_[b].first != kForever) found.push_back(b);
+    return found;
+  }
 
-std::vector<uint32_t> made_in(const Plan& plan, Domain domain, const std::vector<Life>& lives) {
-  std::vector<uint32_t> found;
-  for (uint32_t b = 0; b < plan.buffers.size(); ++b)
-    if (plan.buffers[b].domain == domain && plan.buffers[b].input < 0 && lives[b].first != kForever) found.push_back(b);
-  return found;
-}
-
-size_t most_workspace(const Plan& plan, Domain domain, const std::vector<bool>* used) {
-  size_t most = 0;
-  for (size_t i = 0; i < plan.steps.size(); ++i)
-    if (plan.steps[i].domain == domain && (used == nullptr || (*used)[i]))
-      most = std::max<size_t>(most, plan.steps[i].workspace());
-  return most;
-}
+ private:
+  const Plan& plan_;
+  std::vector<Life> lives_;
+};
 
 }  // namespace
 
 void DeviceLowering::lay_out_requests() {
-  const std::vector<Life> lives = lives_of(plan_, Domain::request, nullptr);
-  const std::vector<uint32_t> buffers = made_in(plan_, Domain::request, lives);
+  Lives lives(plan_);
+  size_t most = 0;
+  for (size_t i = 0; i < plan_.steps.size(); ++i) {
+    const PlanStep& step = plan_.steps[i];
+    lives.read(step, i);
+    if (step.domain != Domain::request) continue;
+    lives.write(step, i);
+    most = std::max<size_t>(most, step.workspace());
+  }
+  const std::vector<uint32_t> buffers = lives.written(Domain::request);
   for (const uint32_t b : buffers) stride_[b] = request_stride(plan_.buffers[b].width);
-  const size_t floats = lay_out_buffers(buffers, lives, stride_, &place_);
-  const size_t work = request_stride(most_workspace(plan_, Domain::request, nullptr));
+  const size_t floats = lay_out_buffers(buffers, lives.get(), stride_, &place_);
+  const size_t work = request_stride(most);
   DeviceOperand& space = work_[static_cast<int>(Domain::request)];
   space.space = DeviceSpace::request_row;
   space.column = static_cast<uint32_t>(floats);
@@ -138,19 +162,40 @@ void DeviceLowering::lay_out_requests() {
 
 // As many rows a tile as fit; with the fewest, the widest buffers go to the scratch memory until the rest fits.
 void DeviceLowering::lay_out_candidates(const DeviceProperties& device) {
-  const std::vector<Life> lives = lives_of(plan_, Domain::candidate, &needed_);
-  std::vector<uint32_t> buffers = made_in(plan_, Domain::candidate, lives), spilled;
+  Lives lives(plan_);
+  size_t most = 0, source_bytes = 0, factor_bytes = 0;
+  bool in_groups = false;
+  for (size_t i = 0; i < fused_.size(); ++i) {
+    const FusedStep& fused = fused_[i];
+    const PlanStep& main = plan_.steps[fused.main];
+    lives.read(main, i);
+    most = std::max<size_t>(most, main.workspace());
+    if (fused.mixtures.empty()) lives.write(main, i);
+    for (const uint32_t m : fused.mixtures) lives.read(plan_.steps[m], i), lives.write(plan_.steps[m], i);
+    if (!fused.staged) continue;
+    factor_bytes = std::max<size_t>(factor_bytes, factor_row_bytes(main.k, program_.precision));
+    in_groups = in_groups || main.groups > 1;
+    if (fused.source < 0) continue;
+    const PlanStep& source = plan_.steps[static_cast<size_t>(fused.source)];
+    lives.read(source, i);
+    if (source.has_x) source_bytes = std::max<size_t>(source_bytes, factor_row_bytes(source.k, program_.precision));
+  }
+  std::vector<uint32_t> buffers = lives.written(Domain::candidate), spilled;
   for (const uint32_t b : buffers) stride_[b] = shared_stride(plan_.buffers[b].width);
-  const size_t work = shared_stride(most_workspace(plan_, Domain::candidate, &needed_));
-  const size_t budget = (device.shared_bytes - std::min(device.shared_bytes, kReserved)) / sizeof(float);
+  const size_t work = shared_stride(most);
+  const size_t budget = device.shared_bytes - std::min(device.shared_bytes, device.block_bytes);
   bool work_spilled = false;
   size_t floats = 0;
-  uint32_t rows = kTileRows;
+  uint32_t rows = 0, factors = 0;
+  const auto fits = [&](uint32_t n, uint32_t n_factors) {
+    rows = n, factors = n_factors;
+    return (floats * sizeof(float) + kRowBytes + source_bytes + factors * factor_bytes) * rows <= budget;
+  };
   for (;;) {
-    floats = lay_out_buffers(buffers, lives, stride_, &place_) + (work_spilled ? 0 : work);
-    rows = kTileRows;
-    while (rows > kLeastRows && floats * rows > budget) rows /= 2;
-    if (floats * rows <= budget) break;
+    floats = lay_out_buffers(buffers, lives.get(), stride_, &place_) + (work_spilled ? 0 : work);
+    bool found = false;
+    for (uint32_t n = kTileRows; n >= kLeastRows && !found; n /= 2) found = (in_groups && fits(n, 2)) || fits(n, 1);
+    if (found || (buffers.empty() && work_spilled)) break;
     const auto widest = std::max_element(buffers.begin(), buffers.end(),
                                          [&](uint32_t a, uint32_t b) { return stride_[a] < stride_[b]; });
     if (!work_spilled && (widest == buffers.end() || work >= stride_[*widest])) {
@@ -161,8 +206,11 @@ void DeviceLowering::lay_out_candidates(const DeviceProperties& device) {
       buffers.erase(widest);
     }
   }
-  const size_t scratch = lay_out_buffers(spilled, lives, stride_, &place_);
+  const size_t scratch = lay_out_buffers(spilled, lives.get(), stride_, &place_);
   program_.tile_rows = rows;
+  program_.source_row_bytes = static_cast<uint32_t>(source_bytes);
+  program_.factor_row_bytes = static_cast<uint32_t>(factor_bytes);
+  program_.factor_buffers = factors;
   program_.shared_floats = static_cast<uint32_t>(floats);
   program_.scratch_floats = static_cast<uint32_t>(scratch + (work_spilled ? work : 0));
   DeviceOperand& space = work_[static_cast<int>(Domain::candidate)];
@@ -251,13 +299,58 @@ DeviceStep DeviceLowering::step(const PlanStep& from) {
   return step;
 }
 
+// Returns its position. Its source's comes before it.
+uint32_t DeviceLowering::fused_step(const FusedStep& from) {
+  const auto add = [&](uint32_t i) {
+    const PlanStep& plan = plan_.steps[i];
+    if (from.staged && program_.precision == DevicePrecision::fp16)
+      check_half(plan.name, plan.w, plan.groups * plan.n * plan.k);
+    steps_.push_back(step(plan));
+    return static_cast<uint32_t>(steps_.size() - 1);
+  };
+  int32_t source = -1;
+  if (from.source >= 0) {
+    source = static_cast<int32_t>(add(static_cast<uint32_t>(from.source)));
+    steps_.back().staged = steps_.back().has_x;
+  }
+  const uint32_t index = add(from.main);
+  const PlanStep& main = plan_.steps[from.main];
+  DeviceStep& made = steps_.back();
+  made.staged = from.staged;
+  made.source = source;
+  made.pass = made.n;
+  made.first_mixture = static_cast<uint32_t>(mixtures_.size());
+  made.n_mixtures = static_cast<uint32_t>(from.mixtures.size());
+  for (const uint32_t m : from.mixtures) {
+    const PlanStep& mixture = plan_.steps[m];
+    made.pass = static_cast<uint32_t>(mixture.output.width);
+    const size_t first = experts_.size();
+    experts_.resize(first + main.output.width / made.pass, -1);
+    for (size_t e = 1; e < mixture.inputs.size(); ++e)
+      experts_[first + (mixture.inputs[e].offset - main.output.offset) / made.pass] = static_cast<int32_t>(e - 1);
+    mixtures_.push_back({operand(mixture.inputs[0]), operand(mixture.output), static_cast<uint32_t>(first)});
+  }
+  return index;
+}
+
 std::string DeviceLowering::describe() const {
-  std::string spilled;
+  std::string spilled, steps;
   for (size_t b = 0; b < plan_.buffers.size(); ++b)
     if (in_scratch_[b]) spilled += say(spilled.empty() ? "" : ", ", json_quote(plan_.buffers[b].name));
-  return say(
-      "{\"tile_rows\": ", program_.tile_rows, ", \"shared_bytes_a_row\": ", program_.shared_floats * sizeof(float),
-      ", \"scratch_bytes_a_row\": ", program_.scratch_floats * sizeof(float), ", \"in_scratch\": [", spilled, "]}");
+  for (const FusedStep& fused : fused_) {
+    const PlanStep& main = plan_.steps[fused.main];
+    std::string mixtures;
+    for (const uint32_t m : fused.mixtures)
+      mixtures += say(mixtures.empty() ? "" : ", ", json_quote(plan_.steps[m].name));
+    steps += say(steps.empty() ? "" : ", ", "{\"name\": ", json_quote(main.name), ", \"precision\": \"",
+                 precision_name(fused.staged ? program_.precision : DevicePrecision::fp32), "\", \"x_made_by\": ",
+                 fused.source < 0 ? "null" : json_quote(plan_.steps[static_cast<size_t>(fused.source)].name),
+                 ", \"mixtures\": [", mixtures, "]}");
+  }
+  return say("{\"tile_rows\": ", program_.tile_rows,
+             ", \"shared_bytes_a_row\": ", program_.shared_floats * sizeof(float),
+             ", \"scratch_bytes_a_row\": ", program_.scratch_floats * sizeof(float), ", \"in_scratch\": [", spilled,
+             "], \"steps\": [", steps, "]}");
 }
 
 }  // namespace fastmtr

@@ -5,11 +5,14 @@
 #include <string>
 #include <vector>
 
+#include "core/device_fusion.h"
 #include "core/plan.h"
 #include "core/program.h"
 #include "device.h"
 
 namespace fastmtr {
+
+const char* precision_name(DevicePrecision precision);
 
 // Owns what a DeviceProgram points to; the plan must outlive it.
 class DeviceLowering {
@@ -29,10 +32,12 @@ class DeviceLowering {
   void lay_out_candidates(const DeviceProperties& device);
   DeviceOperand operand(const Operand& from) const;
   DeviceStep step(const PlanStep& from);
+  uint32_t fused_step(const FusedStep& from);
 
   const Plan& plan_;
   const std::vector<Table>& tables_;
   std::vector<bool> needed_;
+  std::vector<FusedStep> fused_;  // the steps of candidates, in the order in which they run
   std::vector<size_t> place_, stride_;  // a buffer of the plan
   std::vector<bool> in_scratch_;
   std::vector<int64_t> table_of_;
@@ -42,6 +47,8 @@ class DeviceLowering {
   std::vector<std::vector<uint32_t>> lists_;
   std::vector<DeviceList> outputs_;
   std::vector<DeviceTable> device_tables_;
+  std::vector<DeviceMixture> mixtures_;
+  std::vector<int32_t> experts_;
   std::vector<uint32_t> output_index_;
   DeviceProgram program_{};
 };

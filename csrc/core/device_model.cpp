@@ -5,20 +5,6 @@
 
 namespace fastmtr {
 
-const char* precision_name(DevicePrecision precision) {
-  switch (precision) {
-    case DevicePrecision::fp32:
-      return "fp32";
-    case DevicePrecision::tf32:
-      return "tf32";
-    case DevicePrecision::fp16:
-      return "fp16";
-    case DevicePrecision::bf16:
-      return "bf16";
-  }
-  return "?";
-}
-
 OnDevice::OnDevice(const Plan& plan, const Program& program, DevicePrecision precision, const DevicePlugin& plugin)
     : api_(*plugin.api), properties_(plugin.properties), lowering_(plan, program, precision, plugin.properties) {
   DeviceError error{};

@@ -34,8 +34,6 @@ class OnDevice {
   DeviceModel* model_ = nullptr;
 };
 
-const char* precision_name(DevicePrecision precision);
-
 // An item store's slots on the device; versions of a catalogue share it as they share the store.
 class DeviceMirror {
  public:

@@ -53,14 +53,6 @@ Rows within_row(const Rows& x, size_t r, size_t stride) {
   return {x.data + (x.gather == nullptr ? r : x.gather[r]) * x.stride, stride, nullptr};
 }
 
-void check_half(const std::string& name, const float* w, uint64_t n) {
-  constexpr float kLargest = 65504;
-  for (uint64_t i = 0; w != nullptr && i < n; ++i)
-    if (!(std::abs(w[i]) <= kLargest))
-      fail(FMTR_ERROR_BUNDLE, "step '", name, "' has a weight of ", w[i],
-           ", which half precision cannot hold (at most ", kLargest, "): load the model with precision fp32");
-}
-
 bool overlap(const Operand& a, const Operand& b) {
   return a.buffer == b.buffer && a.offset < b.offset + b.width && b.offset < a.offset + a.width;
 }
@@ -69,6 +61,14 @@ bool overlap(const Operand& a, const Operand& b) {
 
 const char* precision_name(Precision precision) {
   return precision == Precision::int8 ? "int8" : precision == Precision::fp16 ? "fp16" : "fp32";
+}
+
+void check_half(const std::string& name, const float* w, uint64_t n) {
+  constexpr float kLargest = 65504;
+  for (uint64_t i = 0; w != nullptr && i < n; ++i)
+    if (!(std::abs(w[i]) <= kLargest))
+      fail(FMTR_ERROR_BUNDLE, "step '", name, "' has a weight of ", w[i],
+           ", which half precision cannot hold (at most ", kLargest, "): load the model with precision fp32");
 }
 
 Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)

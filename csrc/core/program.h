@@ -21,6 +21,9 @@ enum class Precision : uint8_t { fp32, fp16, int8 };
 
 const char* precision_name(Precision precision);
 
+// Throws FMTR_ERROR_BUNDLE where one of a step's weights is beyond half precision.
+void check_half(const std::string& name, const float* w, uint64_t n);
+
 // Where the rows of an operand lie.
 enum class Space : uint8_t {
   request_ids,

@@ -16,6 +16,17 @@ FMTR_DEVICE uint32_t padded(uint32_t n) { return (n + kColumns - 1) / kColumns *
 struct alignas(16) Four {
   float x[kColumns];
 };
+struct alignas(8) FourHalves {
+  half_t x[kColumns];
+};
+struct alignas(4) FourBytes {
+  int8_t x[kColumns];
+};
+
+template <class T>
+FMTR_DEVICE bool is_aligned(const void* pointer) {
+  return (size_t)pointer % alignof(T) == 0;
+}
 
 // What is done to a sum once it is complete.
 struct Finish {
@@ -52,7 +63,39 @@ FMTR_DEVICE Finish finish_of(const Step& step, const Frame& frame) {
           step.slope};
 }
 
-// Adds to the sums of neighbouring columns of one row (of one step of it).
+// sums += neighbouring columns of a row, four at once where they lie so.
+FMTR_DEVICE void add_columns(float* sums, uint32_t count, const Rows& x, size_t place, uint32_t column) {
+  uint32_t j = 0;
+  if (x.encoding == Encoding::f32) {
+    const float* from = x.data + place + column;
+    if (is_aligned<Four>(from))
+      for (; j + kColumns <= count; j += kColumns) {
+        const Four found = *(const Four*)(from + j);
+        FMTR_UNROLL
+        for (uint32_t i = 0; i < kColumns; ++i) sums[j + i] += found.x[i];
+      }
+  } else if (x.encoding == Encoding::f16) {
+    const half_t* from = (const half_t*)x.data + place + column;
+    if (is_aligned<FourHalves>(from))
+      for (; j + kColumns <= count; j += kColumns) {
+        const FourHalves found = *(const FourHalves*)(from + j);
+        FMTR_UNROLL
+        for (uint32_t i = 0; i < kColumns; ++i) sums[j + i] += to_float(found.x[i]);
+      }
+  } else {
+    const int8_t* from = (const int8_t*)x.data + place + column;
+    const float scale = *(const float*)((const char*)x.scales + place);
+    if (is_aligned<FourBytes>(from))
+      for (; j + kColumns <= count; j += kColumns) {
+        const FourBytes found = *(const FourBytes*)(from + j);
+        FMTR_UNROLL
+        for (uint32_t i = 0; i < kColumns; ++i) sums[j + i] = math::fma((float)found.x[i], scale, sums[j + i]);
+      }
+  }
+  for (; j < count; ++j) sums[j] = add_number(sums[j], x, place, column + j);
+}
+
+// Adds to the sums of neighbouring columns of one row (of one step of it), and puts the activation on them.
 FMTR_DEVICE void finish_columns(const Finish& finish, const Frame& frame, uint32_t row, uint32_t step, uint32_t columns,
                                 uint32_t first, uint32_t count, float* sums) {
   if (finish.bias != nullptr)
@@ -60,9 +103,11 @@ FMTR_DEVICE void finish_columns(const Finish& finish, const Frame& frame, uint32
   for (uint32_t i = 0; i < finish.n_addends; ++i) {
     const DeviceOperand& operand = finish.addends[i];
     const Rows addend = rows_of(operand, frame);
-    const size_t place = place_of(addend, row);
-    const uint32_t column = first + (operand.width > columns ? step * columns : 0);
-    for (uint32_t j = 0; j < count; ++j) sums[j] = add_number(sums[j], addend, place, column + j);
+    add_columns(sums, count, addend, place_of(addend, row), first + (operand.width > columns ? step * columns : 0));
+  }
+  if (finish.activation == Activation::relu) {
+    for (uint32_t j = 0; j < count; ++j) sums[j] = math::max(0.0f, sums[j]);
+    return;
   }
   for (uint32_t j = 0; j < count; ++j)
     sums[j] = math::activate(sums[j], finish.activation, finish.alpha,

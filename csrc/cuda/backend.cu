@@ -49,6 +49,7 @@ int32_t get_properties(DeviceProperties* to, DeviceError* error) {
     std::snprintf(to->name, sizeof to->name, "%s", found.name.c_str());
     to->blocks_at_once = found.multiprocessors;
     to->shared_bytes = static_cast<uint32_t>(found.shared_bytes);
+    to->block_bytes = device::block_bytes();
     to->memory_bytes = found.memory_bytes;
   });
 }

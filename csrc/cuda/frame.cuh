@@ -22,6 +22,8 @@ struct Program {
   const Step* steps;
   const DeviceOperand* operands;
   List candidate;
+  const DeviceMixture* mixtures;
+  const int32_t* experts;
   const DeviceOperand* tasks;
   const uint32_t* fused_tasks;
   const float* fusion_offsets;
@@ -29,6 +31,7 @@ struct Program {
   int32_t product;
   uint32_t request_row_floats, shared_floats, scratch_floats;
   uint32_t tile_rows;  // at most
+  uint32_t source_row_bytes, factor_row_bytes, factor_buffers;
   DevicePrecision precision;
 };
 
@@ -67,7 +70,7 @@ struct Frame {
   float *shared, *scratch;     // candidates
   const uint32_t* request_of;  // candidates: their requests
   const uint32_t* slots;       // candidates: their items
-  unsigned char* staging;      // candidates: shared memory for a step while it runs
+  unsigned char* staging;      // candidates: shared memory for a step while it runs; see staged.cuh
 };
 
 FMTR_DEVICE Rows rows_of(const DeviceOperand& operand, const Frame& frame) {

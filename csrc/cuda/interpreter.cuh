@@ -6,6 +6,7 @@
 #include "cuda/frame.cuh"
 #include "cuda/operators.cuh"
 #include "cuda/sequence.cuh"
+#include "cuda/staged.cuh"
 
 namespace fastmtr::device {
 
@@ -143,6 +144,8 @@ FMTR_DEVICE float fuse(const Program& program, const Frame& frame, uint32_t r) {
   return program.product ? math::exp(total) : total;
 }
 
+// T: what products are computed in, see staged.cuh.
+template <class T>
 FMTR_KERNEL(score_candidates, ScoreArgs) {
   const Program& program = args.program;
   const Batch& batch = *args.batch;
@@ -178,7 +181,14 @@ FMTR_KERNEL(score_candidates, ScoreArgs) {
       slots[r] = slot == kNoRow ? stand_in : slot;  // computed as if it were the first item
     });
     block_barrier();
-    run_steps(program.candidate, frame, {0, 1});
+    for (uint32_t i = 0; i < program.candidate.n; ++i) {
+      const Step& step = program.steps[program.candidate.steps[i]];
+      if (step.staged)
+        run_staged<T>(step, frame);
+      else
+        run_step(step, frame, {0, 1});
+      block_barrier();
+    }
     if (batch.scores != nullptr)
       for_each_column(frame.rows, program.n_tasks, [&](uint32_t r, uint32_t t) {
         const float score = *row(rows_of(program.tasks[t], frame), r);

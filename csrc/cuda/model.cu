@@ -7,8 +7,17 @@ namespace fastmtr::device {
 
 namespace {
 
-constexpr uint32_t kQuad = 4;  // columns of a product that a thread computes: see affine.cuh
-enum Way { kAsItIs, kTransposed };
+constexpr uint32_t kQuad = 4;   // columns of a product that a thread computes: see affine.cuh
+constexpr uint32_t kEdge = 16;  // of a fragment
+
+#if defined(__CUDACC__)
+half_t to_half_here(float x) { return __float2half_rn(x); }
+bf16_t to_bf16_here(float x) { return __float2bfloat16_rn(x); }
+#else
+half_t to_half_here(float x) { return to_half(x); }
+bf16_t to_bf16_here(float x) { return to_bf16(x); }
+#endif
+enum Way { kAsItIs, kTransposed, kFragments };
 
 uint32_t round_up(uint32_t n, uint32_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -21,12 +30,26 @@ void transpose(const float* w, uint32_t groups, uint32_t n, uint32_t k, float* t
       for (size_t i = 0; i < k; ++i) to[i * padded + j] = w[j * k + i];
 }
 
+// [groups][n][k], both rounded up to whole fragments.
+template <class Number, class Convert>
+void pad(const float* w, uint32_t groups, uint32_t n, uint32_t k, Number* to, const Convert& convert) {
+  const size_t rows = round_up(n, kEdge), columns = round_up(k, kEdge);
+  std::fill_n(to, groups * rows * columns, convert(0.0f));
+  for (size_t g = 0; g < groups; ++g, to += rows * columns)
+    for (size_t j = 0; j < n; ++j)
+      for (size_t i = 0; i < k; ++i) to[j * columns + i] = convert(*w++);
+}
+
 class Packer {
  public:
-  explicit Packer(Upload& upload) : upload_(upload) {}
+  Packer(Upload& upload, DevicePrecision precision) : upload_(upload), precision_(precision) {}
 
   void pack(Step& step) {
     const size_t columns = size_t{step.groups} * step.n;
+    if (step.staged && precision_ != DevicePrecision::fp32) {
+      step.fragments = fragments(step);
+      step.w = nullptr;
+    }
     step.w = transposed(step.w, step.groups, step.n, step.k);
     step.w_state = transposed(step.w_state, 1, step.n, step.hidden);
     for (const float** each : {&step.b, &step.b_state, &step.slope, &step.scale, &step.shift})
@@ -43,6 +66,21 @@ class Packer {
     return static_cast<const float*>(upload_.make(
         w, bytes, kTransposed, [&](unsigned char* to) { transpose(w, groups, n, k, reinterpret_cast<float*>(to)); }));
   }
+  const void* fragments(const Step& step) {
+    const bool halves = precision_ != DevicePrecision::tf32;
+    const size_t bytes = size_t{step.groups} * round_up(step.n, kEdge) * round_up(step.k, kEdge) * (halves ? 2 : 4);
+    return upload_.make(step.w, bytes, kFragments, [&](unsigned char* to) {
+      const auto pad_as = [&](auto* numbers, const auto& convert) {
+        pad(step.w, step.groups, step.n, step.k, numbers, convert);
+      };
+      if (precision_ == DevicePrecision::tf32)
+        pad_as(reinterpret_cast<float*>(to), [](float x) { return x; });
+      else if (precision_ == DevicePrecision::fp16)
+        pad_as(reinterpret_cast<half_t*>(to), [](float x) { return to_half_here(x); });
+      else
+        pad_as(reinterpret_cast<bf16_t*>(to), [](float x) { return to_bf16_here(x); });
+    });
+  }
   void pack_table(EmbeddingTable& table, size_t rows) {
     if (table.data == nullptr) return;
     const size_t numbers = rows * table.dim;
@@ -56,12 +94,16 @@ class Packer {
   }
 
   Upload& upload_;
+  const DevicePrecision precision_;
 };
 
 void resolve(const Upload& upload, Step& step) {
   for (const float** each : {&step.w, &step.w_state, &step.b, &step.b_state, &step.slope, &step.scale, &step.shift,
                              &step.table.scales, &step.table.shifts})
     upload.resolve(*each);
+  const auto* fragments = static_cast<const unsigned char*>(step.fragments);
+  upload.resolve(fragments);
+  step.fragments = fragments;
   const auto* data = static_cast<const unsigned char*>(step.table.data);
   upload.resolve(data);
   step.table.data = data;
@@ -93,7 +135,7 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   Upload upload;
   std::vector<Step> steps(from.n_steps);
   for (uint32_t i = 0; i < from.n_steps; ++i) static_cast<DeviceStep&>(steps[i]) = from.steps[i];
-  Packer packer(upload);
+  Packer packer(upload, from.precision);
   for (Step& step : steps) packer.pack(step);
   std::vector<uint32_t> lists;
   std::vector<size_t> begins;
@@ -107,6 +149,8 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
 
   program.tasks = add(upload, from.tasks, from.n_tasks);
   program.operands = add(upload, from.operands, from.n_operands);
+  program.mixtures = add(upload, from.mixtures, from.n_mixtures);
+  program.experts = add(upload, from.experts, from.n_experts);
   program.fused_tasks = add(upload, from.fused_tasks, from.n_fused);
   program.fusion_offsets = add(upload, from.fusion_offsets, from.n_fused);
   const uint32_t* on_device = add(upload, lists.data(), lists.size());
@@ -115,6 +159,8 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   for (Step& step : steps) resolve(upload, step);
   upload.resolve(program.tasks);
   upload.resolve(program.operands);
+  upload.resolve(program.mixtures);
+  upload.resolve(program.experts);
   upload.resolve(program.fused_tasks);
   upload.resolve(program.fusion_offsets);
   upload.resolve(program.steps);
@@ -130,6 +176,9 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   program.shared_floats = from.shared_floats;
   program.scratch_floats = from.scratch_floats;
   program.tile_rows = from.tile_rows;
+  program.source_row_bytes = from.source_row_bytes;
+  program.factor_row_bytes = from.factor_row_bytes;
+  program.factor_buffers = from.factor_buffers;
   program.precision = from.precision;
   request = segments(from, from.request, on_device + begins[1]);
   for (uint32_t o = 0; o < from.n_outputs; ++o)

@@ -26,9 +26,25 @@ uint64_t round_up_shape(uint64_t n) {
   return (n + step - 1) / step * step;
 }
 
+Kernel<ScoreArgs> kernel_of(DevicePrecision precision) {
+  switch (precision) {
+    case DevicePrecision::fp32:
+      break;
+    case DevicePrecision::tf32:
+      return FMTR_KERNEL_OF(score_candidates<tf32_t>);
+    case DevicePrecision::fp16:
+      return FMTR_KERNEL_OF(score_candidates<half_t>);
+    case DevicePrecision::bf16:
+      return FMTR_KERNEL_OF(score_candidates<bf16_t>);
+  }
+  return FMTR_KERNEL_OF(score_candidates<float>);
+}
+
 size_t align(size_t bytes) { return (bytes + 255) / 256 * 256; }
 
 }  // namespace
+
+uint32_t block_bytes() { return kThreads / kWarp * kSumsBytes; }
 
 // ---- items ----------------------------------------------------------------------------------------------------------
 
@@ -120,13 +136,21 @@ CallSession::Places CallSession::places_of(const Shape& shape) const {
   return to;
 }
 
+size_t CallSession::staging_bytes(uint32_t tile) const {
+  const Program& program = model_.program;
+  const size_t rows = round_to_edge(tile);
+  const size_t block = program.precision == DevicePrecision::fp32 ? 0 : block_bytes();
+  return block + rows * (program.source_row_bytes + size_t{program.factor_buffers} * program.factor_row_bytes);
+}
+
 size_t CallSession::shared_bytes(uint32_t tile) const {
-  return (size_t{model_.program.shared_floats} * sizeof(float) + 3 * sizeof(uint32_t)) * tile;
+  return staging_bytes(tile) +
+         (size_t{model_.program.shared_floats} * sizeof(float) + 3 * sizeof(uint32_t)) * tile;
 }
 
 unsigned CallSession::blocks_for(const Shape& shape) const {
   const unsigned together =
-      std::max(1u, blocks_per_multiprocessor(FMTR_KERNEL_OF(score_candidates), kThreads, shared_bytes(shape.tile)));
+      std::max(1u, blocks_per_multiprocessor(kernel_of(model_.program.precision), kThreads, shared_bytes(shape.tile)));
   const uint64_t tiles = (shape.candidates + shape.tile - 1) / shape.tile;
   return static_cast<unsigned>(std::min<uint64_t>(tiles, uint64_t{together} * model_.multiprocessors));
 }
@@ -222,8 +246,8 @@ void CallSession::record(const Shape& shape, const Places& places) {
                    0, OutputArgs{model_.program, batch, output.operand, reinterpret_cast<float*>(results_.data())});
   } else {
     launch_requests(model_.request, shape.requests);
-    device::launch(stream_, FMTR_KERNEL_OF(score_candidates), blocks_for(shape), kThreads, shared_bytes(shape.tile),
-                   ScoreArgs{model_.program, batch, 0});
+    device::launch(stream_, kernel_of(model_.program.precision), blocks_for(shape), kThreads, shared_bytes(shape.tile),
+                   ScoreArgs{model_.program, batch, static_cast<uint32_t>(staging_bytes(shape.tile))});
     if (shape.list)
       device::launch(stream_, FMTR_KERNEL_OF(list_best), blocks(shape.requests), kThreads, sizeof(ListShared),
                      ListArgs{batch, model_.program.n_tasks});

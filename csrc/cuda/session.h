@@ -11,6 +11,9 @@
 
 namespace fastmtr::device {
 
+// Of a block's shared memory, what is not of a row of its tile.
+uint32_t block_bytes();
+
 // Items by slot. Sources are the engine's rows of the same slots.
 class Store {
  public:
@@ -67,6 +70,7 @@ class CallSession {
   void record(const Shape& shape, const Places& places);
   void launch_requests(const std::vector<Segment>& segments, uint64_t requests);
   unsigned blocks_for(const Shape& shape) const;
+  size_t staging_bytes(uint32_t tile) const;
   size_t shared_bytes(uint32_t tile) const;
 
   const LoadedModel& model_;
