@@ -13,9 +13,10 @@ import pytest
 
 from fastmtr import info
 
-__all__ = ["DEVICES", "HOST", "thread_order"]
+__all__ = ["DEVICES", "HOST", "ORDERS", "thread_order"]
 
 HOST = "cuda-host"
+ORDERS = ("forward", "reverse", "random:1", "random:2")
 
 
 def _devices() -> list[Any]:

@@ -18,14 +18,13 @@ from numpy.typing import NDArray
 
 import fastmtr
 from cases import CASES, MODELS, fill, model_graph
-from devices import DEVICES, HOST, thread_order
+from devices import DEVICES, HOST, ORDERS, thread_order
 from fastmtr._native import Model, Session
 from fastmtr.graph import Graph
 from random_graphs import random_graphs
 from scenes import Scene
 
 ON_DEVICES = pytest.mark.parametrize("device", DEVICES)
-ORDERS = ("forward", "reverse", "random:1", "random:2")
 
 # ---- values ----------------------------------------------------------------------------------------------------------
 

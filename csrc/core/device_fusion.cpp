@@ -95,13 +95,14 @@ class Fuser {
                                      [&](const Operand& input) { return overlap(input, out); });
       if (!reads) continue;
       const uint64_t width = other.output.width;
-      if (other.op != Op::mixture || overlap(other.inputs[0], out) || width % kLeastFragment != 0 || step.n % width != 0 ||
-          (!found.empty() && plan_.steps[found[0]].output.width != width))
+      if (other.op != Op::mixture || overlap(other.inputs[0], out) || width % kLeastFragment != 0 ||
+          step.n % width != 0 || (!found.empty() && plan_.steps[found[0]].output.width != width))
         return {};
       for (size_t e = 1; e < other.inputs.size(); ++e) {
         const Operand& expert = other.inputs[e];
         const bool within = expert.buffer == out.buffer && expert.offset >= out.offset &&
-                            expert.offset + width <= out.offset + out.width && (expert.offset - out.offset) % width == 0;
+                            expert.offset + width <= out.offset + out.width &&
+                            (expert.offset - out.offset) % width == 0;
         const bool ascends = e == 1 || expert.offset > other.inputs[e - 1].offset;
         if (!within || !ascends) return {};
       }
@@ -124,7 +125,8 @@ class Fuser {
         steps.erase(ready);
         continue;
       }
-      const auto apart = std::find_if(steps.begin(), steps.end(), [](const FusedStep& s) { return !s.mixtures.empty(); });
+      const auto apart =
+          std::find_if(steps.begin(), steps.end(), [](const FusedStep& s) { return !s.mixtures.empty(); });
       std::vector<FusedStep> alone;
       if (apart == steps.end()) fail(FMTR_ERROR_INTERNAL, "steps of candidates wait for one another");
       for (const uint32_t m : std::exchange(apart->mixtures, {})) alone.emplace_back().main = m;

@@ -347,7 +347,7 @@ std::string DeviceLowering::describe() const {
                  fused.source < 0 ? "null" : json_quote(plan_.steps[static_cast<size_t>(fused.source)].name),
                  ", \"mixtures\": [", mixtures, "]}");
   }
-  return say("{\"tile_rows\": ", program_.tile_rows,
+  return say("{\"tile_rows\": ", program_.tile_rows, ", \"places_for_x\": ", program_.factor_buffers,
              ", \"shared_bytes_a_row\": ", program_.shared_floats * sizeof(float),
              ", \"scratch_bytes_a_row\": ", program_.scratch_floats * sizeof(float), ", \"in_scratch\": [", spilled,
              "], \"steps\": [", steps, "]}");

@@ -37,7 +37,7 @@ class DeviceLowering {
   const Plan& plan_;
   const std::vector<Table>& tables_;
   std::vector<bool> needed_;
-  std::vector<FusedStep> fused_;  // the steps of candidates, in the order in which they run
+  std::vector<FusedStep> fused_;        // the steps of candidates, in the order in which they run
   std::vector<size_t> place_, stride_;  // a buffer of the plan
   std::vector<bool> in_scratch_;
   std::vector<int64_t> table_of_;

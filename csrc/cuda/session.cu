@@ -138,14 +138,13 @@ CallSession::Places CallSession::places_of(const Shape& shape) const {
 
 size_t CallSession::staging_bytes(uint32_t tile) const {
   const Program& program = model_.program;
-  const size_t rows = round_to_edge(tile);
+  const size_t rows = (tile + kTileEdge - 1) / kTileEdge * kTileEdge;
   const size_t block = program.precision == DevicePrecision::fp32 ? 0 : block_bytes();
   return block + rows * (program.source_row_bytes + size_t{program.factor_buffers} * program.factor_row_bytes);
 }
 
 size_t CallSession::shared_bytes(uint32_t tile) const {
-  return staging_bytes(tile) +
-         (size_t{model_.program.shared_floats} * sizeof(float) + 3 * sizeof(uint32_t)) * tile;
+  return staging_bytes(tile) + (size_t{model_.program.shared_floats} * sizeof(float) + 3 * sizeof(uint32_t)) * tile;
 }
 
 unsigned CallSession::blocks_for(const Shape& shape) const {

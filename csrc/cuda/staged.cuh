@@ -11,10 +11,10 @@
 
 namespace fastmtr::device {
 
-constexpr uint32_t kTileEdge = 16;                 // of a fragment
-constexpr uint32_t kSumsStride = kTileEdge + 4;    // of a warp's sums: not all rows in the same bank
+constexpr uint32_t kTileEdge = 16;               // of a fragment
+constexpr uint32_t kSumsStride = kTileEdge + 4;  // of a warp's sums: not all rows in the same bank
 constexpr uint32_t kSumsBytes = kTileEdge * kSumsStride * sizeof(float);
-constexpr uint32_t kRowTiles = 4;                  // that a warp multiplies with the same columns
+constexpr uint32_t kRowTiles = 4;  // that a warp multiplies with the same columns
 
 // T: float (by the threads), or the matrix units' half_t, bf16_t, tf32_t.
 template <class T>
@@ -205,7 +205,8 @@ FMTR_DEVICE void run_staged(const Step& step, const Frame& frame) {
       staged_group = group;
       // With one place, all must have read the last group; with two, the one before it, which a barrier since tells.
       if (program.factor_buffers == 1 && group > 0) block_barrier();
-      x.data = (FactorMemory<T>*)(staging + (size_t)(group % program.factor_buffers) * program.factor_row_bytes * rows_room);
+      x.data =
+          (FactorMemory<T>*)(staging + (size_t)(group % program.factor_buffers) * program.factor_row_bytes * rows_room);
       const uint32_t first = group * step.k;
       if (source == nullptr) {
         const Rows from = rows_of(inputs[0], frame);
