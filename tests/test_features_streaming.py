@@ -170,7 +170,7 @@ def test_every_source_teaches_the_same(table, pipeline, tmp_path):
     for seed in range(3):
         shuffled = table.take(np.random.default_rng(seed).permutation(N))
         pieces = [shuffled.slice(a, 1 + seed * 50) for a in range(0, N, 1 + seed * 50)]
-        assert saved(FeaturePipeline(SCHEMA).fit(interactions=iter(pieces))) == saved(pipeline)
+        assert saved(FeaturePipeline(SCHEMA).fit(interactions=iter(pieces), threads=2)) == saved(pipeline)
 
 
 @pytest.mark.parametrize("kind", ["int", "str"])
@@ -203,7 +203,7 @@ def test_entities_weigh_as_often_as_they_occur(table, pipeline, tmp_path, kind):
 
 def test_fitting_refuses_what_it_refused_before(table):
     for message, source in {
-        "one type of values": [table.slice(0, 9), table.set_column(3, "city", pa.array(np.arange(N)))],
+        "columns of the same types": [table.slice(0, 9), table.set_column(3, "city", pa.array(np.arange(N)))],
         "should hold numbers": table.set_column(4, "age", table.column("city")),
         "has no column": table.drop_columns(["price"]),
     }.items():

@@ -35,12 +35,15 @@ class Source(Protocol):
         None: not known before the last batch.
     again : bool
         Whether the rows can be read more than once.
+    in_memory : bool
+        Whether they are there as a whole, so that batches save nothing.
     identity : str, or None
         Tells files from others without reading their rows; None: it takes reading.
     """
 
     n_rows: int | None
     again: bool
+    in_memory: bool
     identity: str | None
 
     @property
@@ -90,7 +93,7 @@ def open_source(source: Any) -> Source:
 
 
 def read_batches(
-    source: Source, *, columns: Sequence[str] | None = None, batch_rows: int = BATCH_ROWS, start: int = 0
+    source: Source, *, columns: Sequence[str] | None = None, batch_rows: int | None = None, start: int = 0
 ) -> Iterator[pa.Table]:
     """The rows from `start` on in tables of exactly `batch_rows` rows, the last one excepted.
 
@@ -101,7 +104,8 @@ def read_batches(
     source : Source
     columns : sequence of str, optional
         Read these where they are there; None: all.
-    batch_rows : int
+    batch_rows : int, optional
+        None: :data:`BATCH_ROWS`, or all rows of what is in memory.
     start : int
 
     Raises
@@ -109,6 +113,8 @@ def read_batches(
     SchemaError
         Tables of one source differ in their columns.
     """
+    if batch_rows is None:
+        batch_rows = max(source.n_rows or 1, 1) if source.in_memory else BATCH_ROWS
     waiting: list[pa.Table] = []
     missing = batch_rows
     for table in source.tables(columns, start):
@@ -142,7 +148,7 @@ def _joined(tables: list[pa.Table]) -> pa.Table:
 class _Parquet:
     """Parquet files as one table after another."""
 
-    again = True
+    again, in_memory = True, False
 
     def __init__(self, folder: Path, files: Sequence[Path]) -> None:
         self._files = files
@@ -205,7 +211,7 @@ def _footer(path: Path) -> bytes:
 class _Dataset:
     """An Arrow dataset, fragment by fragment."""
 
-    again = True
+    again, in_memory = True, False
 
     def __init__(self, dataset: pa.dataset.Dataset) -> None:
         self._dataset = dataset
@@ -240,7 +246,7 @@ class _Dataset:
 class _Memory:
     """One table, whole in memory."""
 
-    again = True
+    again, in_memory = True, True
     identity: str | None = None
 
     def __init__(self, source: Any) -> None:
@@ -255,6 +261,7 @@ class _Memory:
 class _Iterated:
     """Tables that come one by one."""
 
+    in_memory = False
     n_rows: int | None = None
     identity: str | None = None
 

@@ -84,9 +84,9 @@ class _Counts:
             self._merged()
 
     def _merged(self) -> tuple[Any, Ints]:
-        if len(self._waiting) != 1 or self._n_waiting != self._n_merged:
+        if len(self._waiting) != 1:
             self._waiting = [self._count_all([v for v, _ in self._waiting], [c for _, c in self._waiting])]
-            self._n_merged = self._n_waiting = len(self._waiting[0][1])
+        self._n_merged = self._n_waiting = len(self._waiting[0][1])
         return self._waiting[0]
 
     def _count_all(self, values: list[Any], counts: list[Ints]) -> tuple[Any, Ints]:

@@ -8,6 +8,7 @@ values of each feature, and of the keys; see :mod:`fastmtr.features.accumulators
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor, ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from numpy.typing import NDArray
 from fastmtr.errors import SchemaError
 from fastmtr.features import values
 from fastmtr.features.accumulators import CategoryCounts, NumberSummary
-from fastmtr.features.batches import Source, open_source
+from fastmtr.features.batches import Source, open_source, read_batches
 from fastmtr.features.categories import FIRST_ROW, UNSEEN, Categories, split_lists
 from fastmtr.features.counts import text_array
 from fastmtr.features.quality import (
@@ -160,7 +161,7 @@ class _Keys:
 
 
 def fit_encoders(
-    pipeline: FeaturePipeline, *, users: Any, items: Any, interactions: Any, progress: bool
+    pipeline: FeaturePipeline, *, users: Any, items: Any, interactions: Any, threads: int, progress: bool
 ) -> tuple[dict[str, Categories | Scale], dict[str, Statistics]]:
     """What :meth:`FeaturePipeline.fit` learns: the encoders and statistics of all features but sequences."""
     schema = pipeline.schema
@@ -181,23 +182,39 @@ def fit_encoders(
         for name, key in {"users": schema.user, "items": schema.item}.items():
             if name in sources and key in given and key in sources[name].names:
                 keys[name] = _Keys(key)
-    for name, features in taught_by.items():
-        if name not in sources or not (features or (name == "interactions" and keys)):
-            continue
-        columns = {f.name for f in features} | {schema.user, schema.item, str(schema.timestamp)}
-        with rows_progress(f"learning from {name}", sources[name].n_rows, shown=progress) as advance:
-            for table in sources[name].tables(sorted(columns), 0):
-                if name == "interactions":
-                    for counter in keys.values():
-                        counter.observe(table.column(counter.name))
-                weights = keys[name].weights(table.column(keys[name].name)) if name in keys else None
-                observe(pipeline, table, {f.name: observed[f.name] for f in features}, weights)
-                advance(table.num_rows)
-    encoders = {name: each.fit() for name, each in observed.items()}
-    return encoders, {name: each.statistics(encoders[name], None) for name, each in observed.items()}
+    with ThreadPoolExecutor(threads) as pool:
+        for name, features in taught_by.items():
+            if name not in sources or not (features or (name == "interactions" and keys)):
+                continue
+            columns = {f.name for f in features} | {schema.user, schema.item, str(schema.timestamp)}
+            mine = {f.name: observed[f.name] for f in features}
+            with rows_progress(f"learning from {name}", sources[name].n_rows, shown=progress) as advance:
+                for table in read_batches(sources[name], columns=sorted(columns)):
+                    if name == "interactions":
+                        for counter in keys.values():
+                            counter.observe(table.column(counter.name))
+                    weights = keys[name].weights(table.column(keys[name].name)) if name in keys else None
+                    observe(pipeline, table, mine, weights=weights, pool=pool)
+                    advance(table.num_rows)
+        encoders = dict(zip(observed, pool.map(lambda each: each.fit(), observed.values()), strict=True))
+        return encoders, _statistics(observed, encoders, {}, pool)
 
 
-def check_source(pipeline: FeaturePipeline, source: Any, *, limits: Limits | None, progress: bool) -> FeatureCheck:
+def _statistics(
+    observed: Mapping[str, Observed],
+    encoders: Mapping[str, Categories | Scale],
+    fitted: Mapping[str, Statistics],
+    pool: Executor,
+) -> dict[str, Statistics]:
+    def one(name: str) -> Statistics:
+        return observed[name].statistics(encoders[name], fitted.get(name))
+
+    return dict(zip(observed, pool.map(one, observed), strict=True))
+
+
+def check_source(
+    pipeline: FeaturePipeline, source: Any, *, limits: Limits | None, threads: int, progress: bool
+) -> FeatureCheck:
     """What :meth:`FeaturePipeline.check` does."""
     if not pipeline.statistics:
         raise SchemaError(
@@ -212,12 +229,13 @@ def check_source(pipeline: FeaturePipeline, source: Any, *, limits: Limits | Non
     ]
     observed = {feature.name: observer(feature) for feature in given}
     columns = sorted({*observed, str(pipeline.schema.timestamp)})
-    with rows_progress("checking features", opened.n_rows, shown=progress) as advance:
-        for table in opened.tables(columns, 0):
-            observe(pipeline, table, observed)
-            advance(table.num_rows)
     encoders = {name: pipeline.encoder(name) for name in observed}
-    found = {name: each.statistics(encoders[name], pipeline.statistics[name]) for name, each in observed.items()}
+    with ThreadPoolExecutor(threads) as pool:
+        with rows_progress("checking features", opened.n_rows, shown=progress) as advance:
+            for table in read_batches(opened, columns=columns):
+                observe(pipeline, table, observed, pool=pool)
+                advance(table.num_rows)
+        found = _statistics(observed, encoders, pipeline.statistics, pool)
     # What the log makes is not in a table of raw rows.
     expected = {
         name: each
@@ -240,13 +258,19 @@ def observe(
     pipeline: FeaturePipeline,
     table: pa.Table,
     observed: Mapping[str, Observed],
+    *,
     weights: NDArray[np.int64] | None = None,
+    pool: Executor,
 ) -> None:
     """Add the rows of a table to what was observed of some features; all of them have a column there."""
-    for name, each in observed.items():
+
+    def one(name: str) -> None:
         column = pipeline.column(pipeline.schema.feature(name), table)
         assert column is not None
-        each.observe(column, weights)
+        observed[name].observe(column, weights)
+
+    for _ in pool.map(one, observed):
+        pass
 
 
 def _teacher(pipeline: FeaturePipeline, feature: Feature, sources: Mapping[str, Source]) -> str:

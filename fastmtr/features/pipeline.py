@@ -87,6 +87,7 @@ class FeaturePipeline:
         users: Any | None = None,
         items: Any | None = None,
         interactions: Any | None = None,
+        threads: int = 1,
         progress: bool = False,
     ) -> FeaturePipeline:
         """Learn vocabularies and scales.
@@ -103,6 +104,8 @@ class FeaturePipeline:
         interactions : table or source, optional
             One row an event. Features of context and candidate, statistics of the past, and whatever column the other
             two tables lack are taken from here.
+        threads : int
+            Features that are learned from at once.
         progress : bool
             Show how far it is.
 
@@ -114,7 +117,7 @@ class FeaturePipeline:
         from fastmtr.features.fitting import fit_encoders
 
         self._encoders, self.statistics = fit_encoders(
-            self, users=users, items=items, interactions=interactions, progress=progress
+            self, users=users, items=items, interactions=interactions, threads=threads, progress=progress
         )
         self._plans = {}
         return self
@@ -195,7 +198,9 @@ class FeaturePipeline:
             overwrite=overwrite,
         )
 
-    def check(self, source: Any, *, limits: Limits | None = None, progress: bool = False) -> FeatureCheck:
+    def check(
+        self, source: Any, *, limits: Limits | None = None, threads: int = 1, progress: bool = False
+    ) -> FeatureCheck:
         """Whether rows look like those that the features were fitted on: nulls, unseen values, range, distribution.
 
         Parameters
@@ -204,6 +209,7 @@ class FeaturePipeline:
             One row a request or sample, as the model meets them; see :func:`fastmtr.features.batches.open_source`.
         limits : Limits, optional
             From where on a column is not as it was.
+        threads : int
         progress : bool
             Show how far it is.
 
@@ -220,7 +226,7 @@ class FeaturePipeline:
         """
         from fastmtr.features.fitting import check_source
 
-        return check_source(self, source, limits=limits, progress=progress)
+        return check_source(self, source, limits=limits, threads=threads, progress=progress)
 
     def transform_blocks(
         self, features: Iterable[Feature], table: pa.Table, *, missing: Literal["error", "null"] = "error"
