@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("torch", reason="the commands are tested on a bundle that is trained here")
 from small_project import CONFIG, write_project
 
-from fastmtr import cli
+from fastmtr import _native, cli
 from fastmtr.features import FeaturePipeline, read_features
 from fastmtr.ranker import Ranker
 from fastmtr.tables import read_table
@@ -246,6 +246,16 @@ def test_transform_and_check(project, trained, tmp_path, capsys):
     pipeline = FeaturePipeline.from_state(Ranker.load(trained).schema, *Ranker.load(trained).bundle.pipeline_state)
     expected = pipeline.transform("request", read_table(log), missing="null")
     assert np.concatenate([b.packed["request"].ids for b in files]).tobytes() == expected.ids.tobytes()
+    import torch
+
+    # The engine and torch take what is mapped as it is.
+    packed = files.batch(0).packed["request"]
+    assert torch.from_numpy(packed.ids).data_ptr() == packed.ids.ctypes.data
+    items = Ranker.load(trained).items[:1].repeat(packed.n_rows)
+    session = _native.Session(_native.Model(str(trained)))
+    scores, _ = session.score(packed.ids, packed.dense, np.arange(packed.n_rows + 1), items)
+    assert scores.tobytes() == session.score(*expected.take(range(1000)), np.arange(1001), items)[0].tobytes()
+
     assert cli.main([*arguments, "--keep", "buy"]) == 1
     assert "differs in columns" in capsys.readouterr().err
 
