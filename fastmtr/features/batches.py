@@ -117,7 +117,9 @@ def read_batches(
         batch_rows = max(source.n_rows or 1, 1) if source.in_memory else BATCH_ROWS
     waiting: list[pa.Table] = []
     missing = batch_rows
+    types = _Types()
     for table in source.tables(columns, start):
+        types.check(table.schema, "a table of the stream")
         at = 0
         while at < table.num_rows:
             piece = table.slice(at, missing)
@@ -132,17 +134,53 @@ def read_batches(
 
 
 def _joined(tables: list[pa.Table]) -> pa.Table:
-    first = tables[0]
-    for table in tables:
-        if table.column_names != first.column_names:
-            raise SchemaError(
-                f"the tables of a stream should have the same columns: found {table.column_names} after "
-                f"{first.column_names}"
-            )
     try:
         return pa.concat_tables(tables, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise SchemaError(f"the tables of a stream should have columns of the same types: {error}") from error
+
+
+class _Types:
+    """Refuses columns that come as one kind of values and then as another.
+
+    Arrow would make float64 of whole numbers and floats, and round large keys.
+    """
+
+    def __init__(self) -> None:
+        self._found: dict[str, str | None] | None = None
+
+    def check(self, schema: pa.Schema, where: str) -> None:
+        mine = {field.name: _kind(field.type) for field in schema}
+        if self._found is None:
+            self._found = dict.fromkeys(mine)
+        if list(mine) != list(self._found):
+            raise SchemaError(f"{where} should have the columns {list(self._found)}, found {list(mine)}")
+        for name, kind in mine.items():
+            before = self._found[name]
+            if kind is not None and before not in (None, kind):
+                raise SchemaError(
+                    f"{where} should hold {before} in the column {name!r} as those before it, found {kind}; give the "
+                    "column one type"
+                )
+            self._found[name] = kind or before
+
+
+def _kind(kind: pa.DataType) -> str | None:
+    """In words; None: only nulls."""
+    if pa.types.is_null(kind):
+        return None
+    if pa.types.is_dictionary(kind):
+        return _kind(kind.value_type)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        inner = _kind(kind.value_type)
+        return None if inner is None else f"lists of {inner}"
+    if pa.types.is_integer(kind):
+        return "whole numbers"
+    if pa.types.is_floating(kind):
+        return "floats"
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or kind == pa.string_view():
+        return "text"
+    return str(kind)
 
 
 class _Parquet:
@@ -154,7 +192,7 @@ class _Parquet:
         self._files = files
         digest = hashlib.sha256()
         rows = []
-        first: pa.Schema = None
+        types = _Types()
         for path in files:
             try:
                 with pq.ParquetFile(path) as file:
@@ -162,16 +200,11 @@ class _Parquet:
                     rows.append(file.metadata.num_rows)
             except (pa.ArrowException, OSError) as error:
                 raise SchemaError(f"{path} cannot be read: {error}") from error
-            first = schema if first is None else first
-            if schema != first:
-                raise SchemaError(
-                    f"the Parquet files of one folder should have the same columns; {path.name} has "
-                    f"{_fields(schema)}, {files[0].name} has {_fields(first)}"
-                )
+            types.check(schema, f"the file {path.relative_to(folder)}")
             digest.update(f"{path.relative_to(folder)} {path.stat().st_size}\n".encode())
             digest.update(_footer(path))
         self._rows = rows
-        self.names: tuple[str, ...] = tuple(first.names)
+        self.names: tuple[str, ...] = tuple(schema.names)
         self.n_rows: int | None = sum(rows)
         self.identity: str | None = digest.hexdigest()
 
