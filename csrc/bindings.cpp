@@ -13,11 +13,14 @@
 #include <type_traits>
 #include <utility>
 
+#include "device_arrays.h"
 #include "fastmtr.h"
 
 namespace py = pybind11;
 
 namespace {
+
+using namespace fastmtr::python;
 
 [[noreturn]] void raise(PyObject* type, const std::string& message) {
   // A path may hold bytes that are no UTF-8; that must not hide what is wrong.
@@ -30,6 +33,8 @@ namespace {
 py::object error_class(const char* name) { return py::module_::import("fastmtr.errors").attr(name); }
 
 [[noreturn]] void raise(const char* type, const std::string& message) { raise(error_class(type).ptr(), message); }
+
+[[noreturn]] void refuse_type(const std::string& message) { raise(PyExc_TypeError, message); }
 
 void check(fmtr_status status) {
   if (status == FMTR_OK) return;
@@ -170,6 +175,8 @@ class Model {
     try {
       const py::dict about = py::module_::import("json").attr("loads")(describe());
       n_fused_ = py::len(about["fusion"]["tasks"]);
+      const auto on = about["device"]["name"].cast<std::string>();
+      if (on != "cpu") place_ = DevicePlace{{on == "cuda" ? kDlCuda : kDlCpu, 0}};
       for (const py::handle output : about["outputs"])
         widths_[{output["role"].cast<std::string>(), output["name"].cast<std::string>()}] =
             output["width"].cast<uint64_t>();
@@ -193,6 +200,27 @@ class Model {
   }
 
   uint64_t version() const { return fmtr_model_catalogue_version(model_); }
+
+  DevicePlace place() const {
+    if (!place_) raise("BackendError", "the model is on the CPU: arrays of a device are for a model that is there");
+    return *place_;
+  }
+  // Memory outlives the model's Python object, not the model.
+  static std::shared_ptr<DeviceArray> make_array(const std::shared_ptr<Model>& model, const char* dtype,
+                                                 std::vector<int64_t> shape) {
+    DeviceArray empty(nullptr, model->place(), dtype, shape);
+    void* memory = nullptr;
+    check(fmtr_device_allocate(model->get(), empty.bytes(), &memory));
+    return std::make_shared<DeviceArray>(
+        DeviceMemory(memory, [model](void* each) { fmtr_device_free(model->get(), each); }), model->place(), dtype,
+        std::move(shape));
+  }
+  py::array to_host(const DeviceArray& from) const {
+    py::array to(py::dtype(from.dtype()), from.shape());
+    void* data = to.mutable_data();
+    call([&] { return fmtr_device_copy_out(model_, data, from.data(), from.bytes()); });
+    return to;
+  }
 
   // Of one version.
   struct Size {
@@ -290,6 +318,7 @@ class Model {
 
   fmtr_model* model_ = nullptr;
   uint64_t n_fused_ = 0;
+  std::optional<DevicePlace> place_;  // none: the CPU
   std::map<OutputKey, uint64_t> widths_;
 };
 
@@ -364,6 +393,58 @@ class Session {
                       });
   }
 
+  // Items, and with `on_device` the results, are in the device's memory.
+  py::tuple rank_device_items(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
+                              const py::object& items, uint64_t k, bool rows, bool on_device,
+                              const py::object& candidate_ids, const py::object& candidate_dense,
+                              const py::object& fusion_weights, uint64_t catalogue_version) {
+    const DeviceArgument there(items, "items", "int64", model_->place(), refuse_type);
+    uint64_t total = 1;
+    for (const int64_t each : there.shape()) total *= static_cast<uint64_t>(each);
+    const Batch batch(*model_, request_ids, request_dense, offsets, py::none(), candidate_ids, candidate_dense, true,
+                      fusion_weights, {catalogue_version, 0}, total);
+    const fmtr_device_items chosen{sizeof(fmtr_device_items),
+                                   static_cast<const int64_t*>(there.data()),
+                                   rows,
+                                   on_device,
+                                   there.waits(),
+                                   there.stream()};
+    const auto n = static_cast<int64_t>(batch.c.n_requests), width = static_cast<int64_t>(k);
+    if (on_device) {
+      const auto make = [&](const char* dtype, std::vector<int64_t> shape) {
+        return Model::make_array(model_, dtype, std::move(shape));
+      };
+      const auto positions = make("int64", {n, width}), listed = make("int64", {n, width}),
+                 fused = make("float32", {n, width}),
+                 scores = make("float32", {n, width, static_cast<int64_t>(model_->n_tasks())}),
+                 counts = make("int64", {n});
+      call([&] {
+        return fmtr_rank_device_items(session_, &batch.c, &chosen, k, static_cast<uint64_t*>(positions->data()),
+                                      static_cast<int64_t*>(listed->data()), static_cast<float*>(fused->data()),
+                                      static_cast<float*>(scores->data()), static_cast<uint64_t*>(counts->data()));
+      });
+      return py::make_tuple(positions, listed, fused, scores, counts);
+    }
+    const List list(batch, k, *model_);
+    py::array_t<int64_t> listed({n, width});
+    int64_t* listed_data = mutable_data(listed);
+    call([&] {
+      return fmtr_rank_device_items(session_, &batch.c, &chosen, k, list.positions_data, listed_data, list.fused_data,
+                                    list.scores_data, list.counts_data);
+    });
+    return py::make_tuple(list.positions, listed, list.fused, list.scores, list.counts);
+  }
+
+  std::shared_ptr<DeviceArray> request_output_on_device(const std::string& name, const py::object& request_ids,
+                                                        const py::object& request_dense) {
+    const Requests requests(*model_, request_ids, request_dense);
+    const uint64_t n = requests.c.n_requests, width = model_->output_width("request", name);
+    const auto values = Model::make_array(model_, "float32", {static_cast<int64_t>(n), static_cast<int64_t>(width)});
+    auto* data = static_cast<float*>(values->data());
+    call([&] { return fmtr_request_output_device(session_, &requests.c, name.c_str(), data, n * width); });
+    return values;
+  }
+
   std::string profile(const py::object& request_ids, const py::object& request_dense, const py::object& offsets,
                       const py::object& items, uint64_t k, uint64_t repeats, const py::object& candidate_ids,
                       const py::object& candidate_dense, bool skip_unknown, const py::object& fusion_weights,
@@ -378,22 +459,32 @@ class Session {
 
   py::array_t<float> request_output(const std::string& name, const py::object& request_ids,
                                     const py::object& request_dense) {
-    std::optional<uint64_t> rows;
-    const Matrix<int32_t> ids(request_ids, "request_ids", model_->width(FMTR_REQUEST, FMTR_IDS), rows);
-    const Matrix<float> dense(request_dense, "request_dense", model_->width(FMTR_REQUEST, FMTR_DENSE), rows);
-    const uint64_t n = rows.value_or(1), width = model_->output_width("request", name);
-    fmtr_batch batch{};
-    batch.struct_size = sizeof batch;
-    batch.n_requests = n;
-    batch.request_ids = ids.data();
-    batch.request_dense = dense.data();
+    const Requests requests(*model_, request_ids, request_dense);
+    const uint64_t n = requests.c.n_requests, width = model_->output_width("request", name);
     py::array_t<float> values({static_cast<py::ssize_t>(n), static_cast<py::ssize_t>(width)});
     float* data = mutable_data(values);
-    call([&] { return fmtr_request_output(session_, &batch, name.c_str(), data, n * width); });
+    call([&] { return fmtr_request_output(session_, &requests.c, name.c_str(), data, n * width); });
     return values;
   }
 
  private:
+  // Requests alone.
+  struct Requests {
+    std::optional<uint64_t> n;
+    Matrix<int32_t> ids;
+    Matrix<float> dense;
+    fmtr_batch c{};
+
+    Requests(const Model& model, const py::object& request_ids, const py::object& request_dense)
+        : ids(request_ids, "request_ids", model.width(FMTR_REQUEST, FMTR_IDS), n),
+          dense(request_dense, "request_dense", model.width(FMTR_REQUEST, FMTR_DENSE), n) {
+      c.struct_size = sizeof c;
+      c.n_requests = n.value_or(1);
+      c.request_ids = ids.data();
+      c.request_dense = dense.data();
+    }
+  };
+
   // The arguments of score() and rank(), alive as long as the C struct that points into them.
   struct Batch {
     std::optional<uint64_t> n_requests, n_candidates;
@@ -408,11 +499,13 @@ class Session {
     Batch(const Model& model, const py::object& ids, const py::object& dense, const py::object& offsets_object,
           const py::object& items_object, const py::object& candidate_ids_object,
           const py::object& candidate_dense_object, bool skip_unknown, const py::object& fusion_weights,
-          const Model::Size& size)
+          const Model::Size& size, std::optional<uint64_t> n_elsewhere = std::nullopt)
         : request_ids(ids, "request_ids", model.width(FMTR_REQUEST, FMTR_IDS), n_requests),
           request_dense(dense, "request_dense", model.width(FMTR_REQUEST, FMTR_DENSE), n_requests) {
       c.struct_size = sizeof c;
-      if (!items_object.is_none())
+      if (n_elsewhere)
+        total = *n_elsewhere, read_offsets(offsets_object);
+      else if (!items_object.is_none())
         read_candidates(offsets_object, items_object);
       else
         total = n_requests.value_or(1) * size.n_items;
@@ -437,6 +530,13 @@ class Session {
 
     void read_candidates(const py::object& offsets_object, const py::object& items_object) {
       items = array_of<int64_t>(items_object, "items", 1);
+      total = static_cast<uint64_t>(items.size());
+      read_offsets(offsets_object);
+      static const int64_t nothing = 0;  // NULL would mean the whole catalogue
+      c.items = total > 0 ? static_cast<const int64_t*>(items.data()) : &nothing;
+    }
+
+    void read_offsets(const py::object& offsets_object) {
       if (py::isinstance<py::array>(offsets_object) &&
           py::reinterpret_borrow<py::array>(offsets_object).dtype().equal(py::dtype::of<int64_t>()))
         offsets = array_of<int64_t>(offsets_object, "offsets",
@@ -451,12 +551,9 @@ class Session {
                                     " requests, expected one more than requests");
       n_requests = n;
       c.offsets = static_cast<const uint64_t*>(offsets.data());
-      total = static_cast<uint64_t>(items.size());
       if (c.offsets[n] != total)
         raise(PyExc_ValueError, "offsets ends with " + std::to_string(static_cast<int64_t>(c.offsets[n])) +
                                     ", but there are " + std::to_string(total) + " items");
-      static const int64_t nothing = 0;  // NULL would mean the whole catalogue
-      c.items = total > 0 ? static_cast<const int64_t*>(items.data()) : &nothing;
     }
   };
 
@@ -539,10 +636,18 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
       .def("upsert", &Model::upsert, py::arg("keys"), py::arg("ids"), py::arg("dense"))
       .def("delete", &Model::remove, py::arg("keys"))
       .def("keys", &Model::keys)
+      .def("to_host", &Model::to_host, py::arg("array"))
       .def("item_output", &Model::item_output, py::arg("name"), py::arg("keys") = none)
       .def_property_readonly("catalogue_version", &Model::version)
       .def_property_readonly("n_items", &Model::n_items)
       .def_property_readonly("n_tasks", &Model::n_tasks);
+
+  py::class_<DeviceArray, std::shared_ptr<DeviceArray>>(m, "DeviceArray")
+      .def_property_readonly("shape", [](const DeviceArray& a) { return py::tuple(py::cast(a.shape())); })
+      .def_property_readonly("dtype", &DeviceArray::dtype)
+      .def_property_readonly("__cuda_array_interface__", &DeviceArray::cuda_array_interface)
+      .def("__dlpack__", &DeviceArray::dlpack)
+      .def("__dlpack_device__", &DeviceArray::dlpack_device);
 
   py::class_<Session>(m, "Session")
       .def(py::init<std::shared_ptr<Model>, uint32_t, uint32_t>(), py::arg("model"), py::kw_only(),
@@ -562,6 +667,12 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("candidate_ids") = none,
            py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none,
            py::arg("catalogue_version") = 0)
+      .def("rank_device_items", &Session::rank_device_items, py::arg("request_ids"), py::arg("request_dense"),
+           py::arg("offsets"), py::arg("items"), py::kw_only(), py::arg("k"), py::arg("rows") = false,
+           py::arg("on_device") = false, py::arg("candidate_ids") = none, py::arg("candidate_dense") = none,
+           py::arg("fusion_weights") = none, py::arg("catalogue_version") = 0)
+      .def("request_output_on_device", &Session::request_output_on_device, py::arg("name"), py::arg("request_ids"),
+           py::arg("request_dense"))
       .def("profile", &Session::profile, py::arg("request_ids"), py::arg("request_dense"), py::arg("offsets"),
            py::arg("items"), py::kw_only(), py::arg("k") = 0, py::arg("repeats") = 10, py::arg("candidate_ids") = none,
            py::arg("candidate_dense") = none, py::arg("skip_unknown") = false, py::arg("fusion_weights") = none,

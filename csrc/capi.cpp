@@ -286,3 +286,48 @@ fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, 
     deref(session, "session").session.request_output(read_batch(batch), &deref(name, "name"), values, capacity);
   });
 }
+
+static const fastmtr::DeviceApi& device_of(const fmtr_model* model) {
+  const fastmtr::OnDevice* device = deref(model, "model").model->device();
+  if (device == nullptr) fail(FMTR_ERROR_BACKEND, "the model is on the CPU, which has no memory of its own");
+  return device->api();
+}
+
+fmtr_status fmtr_device_allocate(const fmtr_model* model, uint64_t bytes, void** memory) {
+  return guard([&] {
+    fastmtr::DeviceError error{};
+    deref(memory, "memory") = nullptr;
+    fastmtr::check_device(device_of(model).allocate(bytes, memory, &error), error);
+  });
+}
+
+void fmtr_device_free(const fmtr_model* model, void* memory) {
+  if (memory != nullptr) guard([&] { device_of(model).release(memory); });
+}
+
+fmtr_status fmtr_device_copy_out(const fmtr_model* model, void* to, const void* from, uint64_t bytes) {
+  return guard([&] {
+    fastmtr::DeviceError error{};
+    fastmtr::check_device(device_of(model).copy_out(to, from, bytes, &error), error);
+  });
+}
+
+fmtr_status fmtr_rank_device_items(fmtr_session* session, const fmtr_batch* batch, const fmtr_device_items* items,
+                                   uint64_t k, uint64_t* positions, int64_t* items_out, float* fused, float* scores,
+                                   uint64_t* counts) {
+  return guard([&] {
+    const fmtr_device_items chosen = read_options(&deref(items, "items"), "fmtr_device_items");
+    deref(session, "session")
+        .session.rank_device_items(read_batch(batch),
+                                   {chosen.items, chosen.are_rows != 0, chosen.results_on_device != 0,
+                                    chosen.wait_for_stream != 0, chosen.stream, items_out},
+                                   {k, positions, fused, scores, counts});
+  });
+}
+
+fmtr_status fmtr_request_output_device(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,
+                                       uint64_t capacity) {
+  return guard([&] {
+    deref(session, "session").session.request_output(read_batch(batch), &deref(name, "name"), values, capacity, true);
+  });
+}

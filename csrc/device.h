@@ -144,10 +144,18 @@ struct DeviceCall {
   float* fused;   // [total] or NULL
   // with list: the `k` best of each request, as fmtr_rank has them.
   int32_t list;
-  uint64_t k;            // at most `most`
-  uint64_t list_stride;  // places between the lists of two requests
+  // In place of slots: the candidates' items in the device's memory, by key, or by row of the catalogue. Those that it
+  // does not have are never listed.
+  const int64_t* device_items;
+  int32_t items_are_rows;
+  int32_t wait_for_stream;  // what fills device_items was sent to this stream of the device's
+  void* stream;
+  int32_t results_on_device;  // results of a list, or of request_output: the pointers below are the device's
+  uint64_t k;                 // at most `most`
+  uint64_t list_stride;       // places between the lists of two requests
   uint64_t* positions;
   float *list_fused, *list_scores;  // or NULL
+  int64_t* list_items;              // or NULL: of device_items, -1 beyond a list's end
   uint64_t* counts;
 };
 
@@ -179,12 +187,18 @@ struct DeviceApi {
   // slots [n_items], NULL: row i is slot i.
   int32_t (*catalogue_create)(DeviceStore*, const uint32_t* slots, uint64_t n_items, DeviceCatalogue**, DeviceError*);
   void (*catalogue_free)(DeviceCatalogue*);
+  // The keys of its items [n_items], by row; once, before the first call with device_items that are keys.
+  int32_t (*catalogue_keys)(DeviceCatalogue*, const int64_t* keys, DeviceError*);
 
   int32_t (*session_create)(DeviceModel*, DeviceSession**, DeviceError*);
   void (*session_free)(DeviceSession*);
   int32_t (*run)(DeviceSession*, const DeviceCall*, DeviceError*);
   // Output `index` of DeviceProgram::outputs of the call's requests, row-major.
   int32_t (*request_output)(DeviceSession*, const DeviceCall*, uint32_t index, float* values, DeviceError*);
+
+  int32_t (*allocate)(uint64_t bytes, void** memory, DeviceError*);
+  void (*release)(void* memory);
+  int32_t (*copy_out)(void* to, const void* from, uint64_t bytes, DeviceError*);
 };
 
 }  // namespace fastmtr

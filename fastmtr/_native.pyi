@@ -1,6 +1,7 @@
 """The native engine. Arrays are taken as they are: C-contiguous and of the dtype stated, else TypeError."""
 
 import os
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,8 @@ class Model:
         """Replace the items whose keys are there, add the others. SchemaError: nothing has changed."""
     def delete(self, keys: NDArray[np.int64]) -> int:
         """Take items out; keys that are not there are passed over. Returns how many were there."""
+    def to_host(self, array: DeviceArray) -> NDArray[Any]:
+        """A copy, of an array of this model's device."""
     def keys(self) -> NDArray[np.int64]:
         """Item keys in row order, shape (n_items,)."""
     def item_output(self, name: str, keys: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
@@ -71,6 +74,21 @@ class Model:
     def n_items(self) -> int: ...
     @property
     def n_tasks(self) -> int: ...
+
+class DeviceArray:
+    """An array in the memory of a model's device, for whoever reads DLPack or ``__cuda_array_interface__``.
+
+    What filled it is done: no stream has to be waited for.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+    @property
+    def dtype(self) -> str: ...
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]: ...
+    def __dlpack__(self, **options: Any) -> Any: ...
+    def __dlpack_device__(self) -> tuple[int, int]: ...
 
 class Session:
     """One thread's workspace over a model; a second thread that calls it at the same time gets a ValueError.
@@ -223,6 +241,56 @@ class Session:
         Nanoseconds in all, by phase, and for each step with calls, rows and FLOPs: sums over repeats and threads. Other
         arguments as of `score`.
         """
+    @overload
+    def rank_device_items(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.uint64],
+        items: Any,
+        *,
+        k: int,
+        rows: bool = False,
+        on_device: Literal[False] = False,
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float32], NDArray[np.float32], NDArray[np.int64]]: ...
+    @overload
+    def rank_device_items(
+        self,
+        request_ids: NDArray[np.int32] | None,
+        request_dense: NDArray[np.float32] | None,
+        offsets: NDArray[np.uint64],
+        items: Any,
+        *,
+        k: int,
+        rows: bool = False,
+        on_device: Literal[True],
+        candidate_ids: NDArray[np.int32] | None = None,
+        candidate_dense: NDArray[np.float32] | None = None,
+        fusion_weights: NDArray[np.float32] | None = None,
+        catalogue_version: int = 0,
+    ) -> tuple[DeviceArray, DeviceArray, DeviceArray, DeviceArray, DeviceArray]:
+        """``rank`` of candidates that lie in the device's memory; unknown ones are never listed.
+
+        Parameters
+        ----------
+        items : array of int64 with ``__cuda_array_interface__`` or ``__dlpack__``
+            Keys, or with ``rows`` rows of the catalogue, of all requests' candidates.
+        on_device : bool
+            Results stay there.
+
+        Returns
+        -------
+        positions, items, fused, scores, counts
+            ``items`` are the listed ones, shape (requests, k), -1 beyond a list's end.
+        """
+    def request_output_on_device(
+        self, name: str, request_ids: NDArray[np.int32] | None, request_dense: NDArray[np.float32] | None
+    ) -> DeviceArray:
+        """``request_output`` that stays in the device's memory."""
     def request_output(
         self, name: str, request_ids: NDArray[np.int32] | None, request_dense: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:

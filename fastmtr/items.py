@@ -16,6 +16,7 @@ from fastmtr.errors import SchemaError, StaleError
 from fastmtr.keys import Keys, UnknownItems, check_unknown_items, unknown_items_error
 from fastmtr.requests import item_lists, joined
 from fastmtr.retrieval import RetrievalConfig, Retriever
+from fastmtr.retrieval_device import DeviceSearch, device_search
 
 __all__ = ["KnownItems", "LiveItems"]
 
@@ -39,6 +40,8 @@ class KnownItems:
     ----------
     retriever : Retriever or None
         Made when it is first needed.
+    on_device : DeviceSearch, str or None
+        The same where the model is, or why there is no such search; made when it is first needed.
     """
 
     def __init__(self, version: int, keys: Keys, labels: list[str] | None, *, next_number: int, bundle: Bundle) -> None:
@@ -46,6 +49,7 @@ class KnownItems:
         self.keys = keys
         self.labels = labels
         self.retriever: Retriever | None = None
+        self.on_device: DeviceSearch | str | None = None
         self._next_number = next_number
         self._bundle = bundle
 
@@ -190,6 +194,15 @@ class LiveItems:
                 if known.retriever is None:
                     known.retriever = self._new_retriever()
         return known.retriever
+
+    def search_on(self, device: str, known: KnownItems) -> DeviceSearch | str:
+        """The search of a version on that device, or why there is none; StaleError as :meth:`retriever`."""
+        if known.on_device is None:
+            retriever = self.retriever(known)
+            with self._writer:
+                if known.on_device is None:
+                    known.on_device = device_search(retriever, device)
+        return known.on_device
 
     def _new_retriever(self) -> Retriever:
         return Retriever(self._model.item_output("item_vector"), config=self._retrieval, threads=self._threads)

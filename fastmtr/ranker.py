@@ -399,7 +399,16 @@ class Ranker:
 
         def recommend(known: KnownItems) -> list[Ranking]:
             start = perf_counter()
-            rows = self._retrieve(known, requests.packed, retrieve, self._excluded(known, exclude, requests))
+            excluded = self._excluded(known, exclude, requests)
+            if self.device != "cpu" and retrieve is not None and not certified:
+                there = self._recommend_on_device(known, requests, excluded, fusion_weights, k=k, retrieve=retrieve)
+                if there is not None:
+                    found, retrieved = there
+                    if timings is not None:
+                        timings["features"], timings["retrieval"] = packed - began, retrieved - start
+                        timings["ranking"] = perf_counter() - retrieved
+                    return found
+            rows = self._retrieve(known, requests.packed, retrieve, excluded)
             retrieved = perf_counter()
             flat, offsets = joined(rows)
             keys, all_items = known.keys.keys[flat], known.keys.all
@@ -639,6 +648,50 @@ class Ranker:
         self._need_head()
         found, _ = self._items.retriever(known).search(self._vectors(packed), k=retrieve, exclude=excluded)
         return [rows[rows >= 0] for rows in found]
+
+    def _recommend_on_device(
+        self,
+        known: KnownItems,
+        requests: Requests,
+        excluded: list[NDArray[np.int64]],
+        fusion_weights: Mapping[str, float] | None,
+        *,
+        k: int,
+        retrieve: int,
+    ) -> tuple[list[Ranking], float] | None:
+        """Rankings, and when retrieval was done: vectors, search, scores and lists in the device's memory.
+
+        None where this device has no such search; the CPU then retrieves.
+        """
+        self._need_head()
+        search = self._items.search_on(self.device, known)
+        retrieve = min(retrieve, len(known))
+        spare = max((len(rows) for rows in excluded), default=0)
+        if isinstance(search, str) or not len(known) or not search.reaches(min(retrieve + spare, len(known))):
+            return None
+        session, packed = self._session(), requests.packed
+        candidates = candidate_inputs(self._packer.candidates(None, n=len(requests.users) * retrieve))
+        vectors = session.request_output_on_device("user_vector", packed.ids, packed.dense)
+        rows = search.search(vectors, k=retrieve, exclude=excluded)
+        retrieved = perf_counter()
+        offsets = np.arange(len(requests.users) + 1, dtype=np.uint64) * np.uint64(retrieve)
+        _, listed, fused, values, counts = session.rank_device_items(
+            packed.ids,
+            packed.dense,
+            offsets,
+            rows,
+            k=k,
+            rows=True,
+            **candidates,
+            fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
+            catalogue_version=known.version,
+        )
+        found = []
+        for r, (one, known_user) in enumerate(zip(requests.users, requests.known, strict=True)):
+            n = int(counts[r])
+            items = known.keys.all[listed[r, :n]]
+            found.append(Ranking(one, known_user, items, fused[r, :n], values[r, :n], self.tasks, known.label))
+        return found, retrieved
 
     def _excluded(self, known: KnownItems, exclude: Any, requests: Requests) -> list[NDArray[np.int64]]:
         if exclude is None:

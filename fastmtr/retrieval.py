@@ -137,6 +137,16 @@ class Retriever:
         return next_one
 
     @property
+    def index(self) -> Any:
+        """Faiss's index, None where the search is NumPy's; see :attr:`has_changed`."""
+        return self._index
+
+    @property
+    def has_changed(self) -> bool:
+        """Some of the index's vectors hold no more, or some hold that it does not have."""
+        return self._rows is not None
+
+    @property
     def is_worn(self) -> bool:
         """So much has changed since the index was made that a new one would be quicker."""
         gone = 0 if self._rows is None else int((self._rows < 0).sum())

@@ -351,3 +351,35 @@ def test_a_ranker(device: str, tmp_path: Path) -> None:
                 np.testing.assert_array_equal(a.items, b.items)
                 np.testing.assert_allclose(a.fused, b.fused, rtol=1e-6)
                 np.testing.assert_allclose(a.values, b.values, rtol=1e-6)
+    timings: dict[str, float] = {}
+    ranker.recommend(104, k=3, timings=timings)
+    assert list(timings) == ["features", "retrieval", "ranking"]
+
+
+@ON_DEVICES
+def test_retrieval_on_the_device_follows_the_items(device: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    from small_ranker import make_bundle
+
+    path = make_bundle(tmp_path / "bundle")
+    rankers = cpu, there = [fastmtr.Ranker.load(path, device=d) for d in ("cpu", device)]
+    for _ in range(3):
+        for options in ({}, {"exclude": "seen"}, {"exclude": cpu.items[3:9]}, {"retrieve": 10_000}):
+            expected, found = (r.recommend([104, 999], k=6, **{"retrieve": 10, **options}) for r in rankers)
+            for a, b in zip(expected, found, strict=True):
+                np.testing.assert_array_equal(a.items, b.items)
+        for ranker in rankers:
+            ranker.delete(ranker.items[5:8])
+    assert isinstance(there._items.search_on(device, there._items.current), str) == (device != HOST)
+
+
+@pytest.mark.parametrize("device", DEVICES[1:])
+def test_faiss_searches_on_the_gpu(device: str, tmp_path: Path) -> None:
+    pytest.importorskip("pyarrow")
+    faiss = pytest.importorskip("faiss")
+    if not hasattr(faiss, "StandardGpuResources"):
+        pytest.skip("this Faiss is built for the CPU")
+    from small_ranker import make_bundle
+
+    ranker = fastmtr.Ranker.load(make_bundle(tmp_path / "bundle"), device=device)
+    assert not isinstance(ranker._items.search_on(device, ranker._items.current), str)

@@ -53,6 +53,9 @@ class Catalogue {
 
   // Brings it to the device, before readers can see it.
   void put_on(const std::shared_ptr<const OnDevice>& device);
+  void put_keys_on_device() const {
+    rows_->need_keys([this](int64_t* keys) { read_keys(keys); });
+  }
   const DeviceCatalogue* on_device() const { return rows_ == nullptr ? nullptr : rows_->get(); }
 
   // Before readers can see it. The slots that it has no more go with `previous` (NULL: it is the first).

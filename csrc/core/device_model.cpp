@@ -28,7 +28,7 @@ DeviceMirror::DeviceMirror(std::shared_ptr<const OnDevice> on, uint64_t capacity
 DeviceMirror::~DeviceMirror() { on_->api().store_free(store_); }
 
 DeviceRows::DeviceRows(std::shared_ptr<const DeviceMirror> mirror, const std::vector<uint32_t>& slots, uint64_t n_items)
-    : mirror_(std::move(mirror)) {
+    : mirror_(std::move(mirror)), n_items_(n_items) {
   DeviceError error{};
   check_device(mirror_->on().api().catalogue_create(mirror_->get(), slots.empty() ? nullptr : slots.data(), n_items,
                                                     &catalogue_, &error),
@@ -36,6 +36,16 @@ DeviceRows::DeviceRows(std::shared_ptr<const DeviceMirror> mirror, const std::ve
 }
 
 DeviceRows::~DeviceRows() { mirror_->on().api().catalogue_free(catalogue_); }
+
+void DeviceRows::need_keys(const std::function<void(int64_t*)>& read) const {
+  const std::lock_guard lock(mutex_);
+  if (has_keys_) return;
+  std::vector<int64_t> keys(n_items_);
+  read(keys.data());
+  DeviceError error{};
+  check_device(mirror_->on().api().catalogue_keys(catalogue_, keys.data(), &error), error);
+  has_keys_ = true;
+}
 
 DeviceRunner::DeviceRunner(const OnDevice& on) : on_(on) {
   DeviceError error{};

@@ -3,7 +3,9 @@
 #define FASTMTR_CORE_DEVICE_MODEL_H
 
 #include <cstdint>
+#include <functional>
 #include <memory>
+#include <mutex>
 #include <string>
 #include <vector>
 
@@ -62,11 +64,16 @@ class DeviceRows {
   DeviceRows& operator=(const DeviceRows&) = delete;
 
   const DeviceCatalogue* get() const { return catalogue_; }
+  // Its keys go there at the first call: read(keys) fills them in, by row. By any thread.
+  void need_keys(const std::function<void(int64_t*)>& read) const;
   uint64_t bytes() const { return mirror_->bytes(); }
 
  private:
   std::shared_ptr<const DeviceMirror> mirror_;
   DeviceCatalogue* catalogue_ = nullptr;
+  uint64_t n_items_;
+  mutable std::mutex mutex_;
+  mutable bool has_keys_ = false;
 };
 
 // One thread's stream and memory.

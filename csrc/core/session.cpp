@@ -65,7 +65,7 @@ void Session::check_requests(const fmtr_batch& batch) const {
   model_->check(Domain::request).check(batch.request_ids, batch.request_dense, batch.n_requests, FMTR_ERROR_SCHEMA);
 }
 
-Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue) {
+Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue, bool looks_up) {
   if (tasks_.empty()) fail(FMTR_ERROR_ARGUMENT, "the model has no task output, so there is nothing to score");
   const Stopwatch watch(workers_[0].profile, Phase::checks);
   const uint64_t version = catalogue == nullptr ? 0 : catalogue->version();
@@ -111,6 +111,7 @@ Session::Call Session::check(const fmtr_batch& batch, const Catalogue* catalogue
     if (model_->program().reads_items()) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
     return call;  // nothing is known of items, and nothing needs to be
   }
+  if (!looks_up) return call;
   slots_.reserve(call.total);
   uint64_t missing = 0;
   {
@@ -371,6 +372,39 @@ void Session::rank_on_device(const Call& call, const RankResult& result) {
   device_->run(to);
 }
 
+void Session::rank_device_items(fmtr_batch batch, const DeviceItemsCall& items, const RankResult& result) {
+  const InUse mine(in_use_);
+  if (!device_) fail(FMTR_ERROR_BACKEND, "the model is on the CPU: give it items that are there, too");
+  if (items.items == nullptr) fail(FMTR_ERROR_ARGUMENT, "the device's items are NULL");
+  if (batch.unknown_items != FMTR_UNKNOWN_SKIP)
+    fail(FMTR_ERROR_ARGUMENT,
+         "items on the device are looked up there, where unknown ones can only be skipped: set "
+         "unknown_items to FMTR_UNKNOWN_SKIP");
+  const CatalogueVersions::Snapshot snapshot(reader_);
+  if (snapshot.get() == nullptr) fail(FMTR_ERROR_ARGUMENT, "the model has no catalogue: set one first");
+  static const int64_t elsewhere = 0;  // NULL would mean the whole catalogue
+  batch.items = &elsewhere;
+  const Call call = check(batch, snapshot.get(), false);
+  check_result(batch, result);
+  if (result.k == 0) fail(FMTR_ERROR_ARGUMENT, "k is 0, expected at least 1");
+  if (batch.n_requests == 0) return;
+  if (!items.are_rows) snapshot.get()->put_keys_on_device();
+  DeviceCall to = device_call(call);
+  to.list = 1;
+  to.device_items = items.items;
+  to.items_are_rows = items.are_rows;
+  to.wait_for_stream = items.wait_for_stream;
+  to.stream = items.stream;
+  to.results_on_device = items.results_on_device;
+  to.k = to.list_stride = result.k;
+  to.positions = result.positions;
+  to.list_fused = result.fused;
+  to.list_scores = result.scores;
+  to.list_items = items.list_items;
+  to.counts = result.counts;
+  device_->run(to);
+}
+
 bool Session::computes_in_fp32() const {
   return device_ ? model_->device()->precision() == DevicePrecision::fp32
                  : model_->program().precision() == Precision::fp32;
@@ -551,7 +585,9 @@ std::string Session::profile(const fmtr_batch& batch, uint64_t k, uint64_t repea
                       model_->program());
 }
 
-void Session::request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity) {
+void Session::request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity,
+                             bool on_device) {
+  if (on_device && !device_) fail(FMTR_ERROR_BACKEND, "the model is on the CPU, and so are its outputs");
   const InUse mine(in_use_);
   const Plan& plan = model_->plan();
   const Program& program = model_->program();
@@ -568,6 +604,7 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
     to.n_requests = n_requests;
     to.request_ids = batch.request_ids;
     to.request_dense = batch.request_dense;
+    to.results_on_device = on_device;
     device_->request_output(to, static_cast<size_t>(&output - plan.outputs.data()), values);
     return;
   }

@@ -26,6 +26,15 @@ struct RankResult {
   uint64_t* counts;
 };
 
+// Candidates' items that lie on the device, and where the results go: see DeviceCall.
+struct DeviceItemsCall {
+  const int64_t* items;
+  bool are_rows, results_on_device;
+  bool wait_for_stream;
+  void* stream;
+  int64_t* list_items;
+};
+
 struct Certify {
   Width width;
   uint64_t* rescored;  // [requests] or NULL
@@ -44,7 +53,10 @@ class Session {
   void rank_certified(const fmtr_batch& batch, const RankResult& result, const Certify& certify);
   // Of each candidate's fused score from that in fp32, in the measure of core/certified.h.
   void errors(const fmtr_batch& batch, float* errors);
-  void request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity);
+  void request_output(const fmtr_batch& batch, std::string_view name, float* values, uint64_t capacity,
+                      bool on_device = false);
+  // rank() of items that lie on the device; batch.items is not read.
+  void rank_device_items(fmtr_batch batch, const DeviceItemsCall& items, const RankResult& result);
   // Where the time of rank() goes, or with k = 0 of score(): once untimed, then `repeats` times. JSON text.
   std::string profile(const fmtr_batch& batch, uint64_t k, uint64_t repeats);
 
@@ -87,7 +99,7 @@ class Session {
     uint64_t count(uint64_t request) const { return begin(request + 1) - begin(request); }
   };
 
-  Call check(const fmtr_batch& batch, const Catalogue* catalogue);
+  Call check(const fmtr_batch& batch, const Catalogue* catalogue, bool looks_up = true);
   void check_requests(const fmtr_batch& batch) const;
   void check_result(const fmtr_batch& batch, const RankResult& result) const;
   void reserve(const Call& call, const RankResult& result);

@@ -74,6 +74,7 @@ int32_t catalogue_create(DeviceStore* store, const uint32_t* slots, uint64_t n_i
   return guarded(error, [&] {
     auto version = std::make_unique<Version>(as<Store>(store), n_items);
     if (slots != nullptr && n_items > 0) {
+      version->slots_here.assign(slots, slots + n_items);
       device::Stream stream;
       version->slots = device::Memory<uint32_t>(n_items);
       stream.copy_in(version->slots.data(), slots, n_items * sizeof *slots);
@@ -83,6 +84,9 @@ int32_t catalogue_create(DeviceStore* store, const uint32_t* slots, uint64_t n_i
   });
 }
 void catalogue_free(DeviceCatalogue* catalogue) { delete as<Version>(catalogue); }
+int32_t catalogue_keys(DeviceCatalogue* catalogue, const int64_t* keys, DeviceError* error) {
+  return guarded(error, [&] { as<Version>(catalogue)->set_keys(keys); });
+}
 
 int32_t session_create(DeviceModel* model, DeviceSession** session, DeviceError* error) {
   return guarded(error, [&] { *session = as<DeviceSession>(new CallSession(*as<LoadedModel>(model))); });
@@ -96,12 +100,40 @@ int32_t request_output(DeviceSession* session, const DeviceCall* call, uint32_t 
   return guarded(error, [&] { as<CallSession>(session)->request_output(*call, index, values); });
 }
 
+int32_t allocate(uint64_t bytes, void** memory, DeviceError* error) {
+  return guarded(error, [&] { *memory = device::allocate(bytes, device::Place::device); });
+}
+void release(void* memory) { device::release(memory, device::Place::device); }
+int32_t copy_out(void* to, const void* from, uint64_t bytes, DeviceError* error) {
+  return guarded(error, [&] {
+    device::Stream stream;
+    stream.copy_out(to, from, bytes);
+    stream.wait();
+  });
+}
+
 constexpr DeviceApi kApi{
-    kDeviceApiVersion, FASTMTR_VERSION, FASTMTR_DEVICE_NAME, get_properties,
-    model_create,      model_free,      model_bytes,         store_create,
-    store_free,        store_write,     store_bytes,         catalogue_create,
-    catalogue_free,    session_create,  session_free,        run,
+    kDeviceApiVersion,
+    FASTMTR_VERSION,
+    FASTMTR_DEVICE_NAME,
+    get_properties,
+    model_create,
+    model_free,
+    model_bytes,
+    store_create,
+    store_free,
+    store_write,
+    store_bytes,
+    catalogue_create,
+    catalogue_free,
+    catalogue_keys,
+    session_create,
+    session_free,
+    run,
     request_output,
+    allocate,
+    release,
+    copy_out,
 };
 
 }  // namespace

@@ -35,6 +35,12 @@ struct Program {
   DevicePrecision precision;
 };
 
+// Of a hash table of the catalogue's keys, open addressing, at most half full.
+struct KeyEntry {
+  int64_t key;
+  uint32_t slot;  // kNoRow: empty
+};
+
 constexpr uint32_t kNoRow = 0xffffffffu;  // the slot of an item that the catalogue does not have
 
 // One call. Its numbers change from call to call, the memory it names rarely.
@@ -44,6 +50,10 @@ struct Batch {
   const uint64_t* offsets;    // NULL: each request has the whole catalogue
   const uint32_t* slots;      // of the candidates; NULL: they need none, or are the catalogue
   const uint32_t* row_slots;  // of the catalogue's rows; NULL: the rows themselves
+  const int64_t* items;       // the candidates', where they have to be looked up
+  const KeyEntry* keys_of;    // NULL: items are rows
+  uint64_t key_mask;
+  uint32_t* slots_found;
   const int32_t *request_ids, *item_ids, *candidate_ids;
   const float *request_dense, *item_dense, *candidate_dense;
   const unsigned char* const* tables;
@@ -56,6 +66,7 @@ struct Batch {
   uint64_t k, list_room;  // numbers that a list may need while it is sorted
   uint64_t* keys;         // [n_requests, list_room]
   uint64_t *positions, *counts;
+  int64_t* list_items;
   float *list_fused, *list_scores;
 };
 

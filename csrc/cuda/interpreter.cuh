@@ -93,12 +93,11 @@ FMTR_KERNEL(run_requests, RequestArgs) {
   }
 }
 
-// An output of each request, row after row.
+// An output of each request, row after row, into the batch's scores.
 struct OutputArgs {
   Program program;
   const Batch* batch;
   DeviceOperand operand;
-  float* to;
 };
 
 FMTR_KERNEL(copy_request_output, OutputArgs) {
@@ -109,7 +108,38 @@ FMTR_KERNEL(copy_request_output, OutputArgs) {
   const Rows from = rows_of(args.operand, frame);
   const uint64_t width = args.operand.width, n = args.batch->n_requests * width;
   for (uint64_t i = block_index() * block_size() + thread_index(); i < n; i += (uint64_t)grid_size() * block_size())
-    args.to[i] = from.data[i / width * from.stride + i % width];
+    args.batch->scores[i] = from.data[i / width * from.stride + i % width];
+}
+
+// ---- items that lie on the device -----------------------------------------------------------------------------------
+
+struct LookUpArgs {
+  const Batch* batch;
+};
+
+FMTR_DEVICE uint64_t hash_of(int64_t key) {
+  uint64_t x = (uint64_t)key;
+  x ^= x >> 32;
+  x *= 0x9E3779B97F4A7C15u;
+  return x ^ x >> 32;
+}
+
+FMTR_KERNEL(look_up_items, LookUpArgs) {
+  const Batch& batch = *args.batch;
+  for (uint64_t i = block_index() * block_size() + thread_index(); i < batch.total;
+       i += (uint64_t)grid_size() * block_size()) {
+    const int64_t item = batch.items[i];
+    uint32_t slot = kNoRow;
+    if (batch.keys_of == nullptr) {
+      if (item >= 0 && (uint64_t)item < batch.n_items)
+        slot = batch.row_slots != nullptr ? batch.row_slots[item] : (uint32_t)item;
+    } else {
+      uint64_t at = hash_of(item) & batch.key_mask;
+      while (batch.keys_of[at].slot != kNoRow && batch.keys_of[at].key != item) at = (at + 1) & batch.key_mask;
+      slot = batch.keys_of[at].slot;
+    }
+    batch.slots_found[i] = slot;
+  }
 }
 
 // ---- candidates -----------------------------------------------------------------------------------------------------

@@ -87,6 +87,9 @@ class Stream {
   void copy(void* to, const void* from, size_t bytes);  // on the device
   void set(void* device, unsigned char value, size_t bytes);
   void wait_for(const Event& event);
+  // What was sent until now to a stream of the device that is not ours: its handle, NULL for the default one. (The
+  // emulation knows no others: what they do is done at once.)
+  void wait_for_foreign(void* stream);
 
   // Everything done; throws what went wrong in any of it.
   void wait();

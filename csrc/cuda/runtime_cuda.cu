@@ -113,6 +113,11 @@ void Stream::set(void* device, unsigned char value, size_t bytes) {
 void Stream::wait_for(const Event& event) {
   check(cudaStreamWaitEvent(state_->stream, event.state().event, 0), "waiting for an event");
 }
+void Stream::wait_for_foreign(void* stream) {
+  Event now;
+  check(cudaEventRecord(now.state().event, static_cast<cudaStream_t>(stream)), "recording an event");
+  wait_for(now);
+}
 void Stream::wait() { check(cudaStreamSynchronize(state_->stream), "waiting for the stream"); }
 
 namespace detail {

@@ -143,6 +143,7 @@ void Stream::copy(void* to, const void* from, size_t bytes) {
 void Stream::set(void* device, unsigned char value, size_t bytes) {
   if (bytes > 0) state_->add([=] { std::memset(device, value, bytes); });
 }
+void Stream::wait_for_foreign(void*) {}
 void Stream::wait_for(const Event& event) {
   // What the other stream has to do before the event is done when this one comes here.
   Event::State* of = &event.state();

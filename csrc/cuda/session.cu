@@ -81,6 +81,33 @@ uint64_t Store::bytes() const {
   return bytes;
 }
 
+// ---- versions of a catalogue ----------------------------------------------------------------------------------------
+
+namespace {
+
+uint64_t hash_here(int64_t key) {  // as hash_of()
+  auto x = static_cast<uint64_t>(key);
+  x ^= x >> 32;
+  x *= 0x9E3779B97F4A7C15u;
+  return x ^ x >> 32;
+}
+
+}  // namespace
+
+void Version::set_keys(const int64_t* of_rows) {
+  std::vector<KeyEntry> table(std::bit_ceil(2 * n_items + 2), KeyEntry{0, kNoRow});
+  for (uint64_t row = 0; row < n_items; ++row) {
+    uint64_t at = hash_here(of_rows[row]) & (table.size() - 1);
+    while (table[at].slot != kNoRow) at = (at + 1) & (table.size() - 1);
+    table[at] = {of_rows[row], slots_here.empty() ? static_cast<uint32_t>(row) : slots_here[row]};
+  }
+  Memory<KeyEntry> there(table.size());
+  Stream stream;
+  stream.copy_in(there.data(), table.data(), table.size() * sizeof table[0]);
+  stream.wait();
+  keys = std::move(there);
+}
+
 // ---- calls ----------------------------------------------------------------------------------------------------------
 
 CallSession::CallSession(const LoadedModel& model) : model_(model) {}
@@ -89,10 +116,12 @@ Shape CallSession::shape_of(const DeviceCall& call, int32_t output) const {
   Shape shape{};
   shape.output = output;
   shape.requests = round_up_shape(call.n_requests);
+  shape.stays = call.results_on_device;
   if (output >= 0) return shape;
   shape.list = call.list;
   shape.whole = call.offsets == nullptr;
   shape.has_slots = call.slots != nullptr;
+  shape.has_items = call.device_items != nullptr;
   shape.wants_scores = (call.list ? call.list_scores : call.scores) != nullptr;
   shape.candidates = round_up_shape(call.total);
   shape.k = call.list ? call.k : 0;
@@ -131,6 +160,7 @@ CallSession::Places CallSession::places_of(const Shape& shape) const {
   to.positions = place(to.results, n * shape.k * sizeof(uint64_t));
   to.list_fused = place(to.results, n * shape.k * sizeof(float));
   to.list_scores = place(to.results, shape.wants_scores ? n * shape.k * n_tasks * sizeof(float) : 0);
+  to.list_items = place(to.results, shape.has_items ? n * shape.k * sizeof(int64_t) : 0);
   to.results_to_copy = to.results;
   if (shape.list) all();
   return to;
@@ -168,6 +198,7 @@ void CallSession::reserve(const Shape& shape, const Places& places) {
   at_least(request_rows_, shape.requests * model_.program.request_row_floats);
   if (shape.output >= 0) return;
   at_least(scratch_, size_t{blocks_for(shape)} * model_.program.scratch_floats * shape.tile);
+  if (shape.has_items) at_least(slots_, shape.candidates);
   if (shape.k > 0) at_least(keys_, shape.requests * std::bit_ceil(shape.k));
 }
 
@@ -186,6 +217,7 @@ void CallSession::fill(const DeviceCall& call, const Shape& shape, const Places&
   batch.request_ids = reinterpret_cast<const int32_t*>(in + places.request_ids);
   batch.request_dense = reinterpret_cast<const float*>(in + places.request_dense);
   batch.request_rows = request_rows_.data();
+  batch.scores = shape.output >= 0 ? call.scores : nullptr;
   if (shape.output < 0) {
     copy(places.weights, call.fusion_weights, model_.program.n_fused);
     if (!shape.whole) copy(places.offsets, call.offsets, call.n_requests + 1);
@@ -217,6 +249,20 @@ void CallSession::fill(const DeviceCall& call, const Shape& shape, const Places&
     batch.counts = reinterpret_cast<uint64_t*>(out + places.counts);
     batch.list_fused = reinterpret_cast<float*>(out + places.list_fused);
     batch.list_scores = reinterpret_cast<float*>(out + places.list_scores);
+    if (shape.has_items) {
+      const auto& version = *reinterpret_cast<const Version*>(call.catalogue);
+      batch.items = call.device_items;
+      batch.slots = batch.slots_found = slots_.data();
+      if (!call.items_are_rows) batch.keys_of = version.keys.data(), batch.key_mask = version.keys.size() - 1;
+      if (call.list_items != nullptr) batch.list_items = reinterpret_cast<int64_t*>(out + places.list_items);
+    }
+    if (shape.stays) {
+      batch.positions = call.positions;
+      batch.counts = call.counts;
+      batch.list_fused = call.list_fused;
+      batch.list_scores = call.list_scores;
+      batch.list_items = call.list_items;
+    }
   }
   std::memcpy(here, &batch, sizeof batch);
 }
@@ -242,16 +288,21 @@ void CallSession::record(const Shape& shape, const Places& places) {
     launch_requests(output.segments, shape.requests);
     const uint64_t numbers = shape.requests * output.operand.width;
     device::launch(stream_, FMTR_KERNEL_OF(copy_request_output), blocks((numbers + kThreads - 1) / kThreads), kThreads,
-                   0, OutputArgs{model_.program, batch, output.operand, reinterpret_cast<float*>(results_.data())});
+                   0, OutputArgs{model_.program, batch, output.operand});
   } else {
+    if (shape.has_items && shape.candidates > 0)
+      device::launch(stream_, FMTR_KERNEL_OF(look_up_items), blocks((shape.candidates + kThreads - 1) / kThreads),
+                     kThreads, 0, LookUpArgs{batch});
     launch_requests(model_.request, shape.requests);
-    device::launch(stream_, kernel_of(model_.program.precision), blocks_for(shape), kThreads, shared_bytes(shape.tile),
-                   ScoreArgs{model_.program, batch, static_cast<uint32_t>(staging_bytes(shape.tile))});
+    if (shape.candidates > 0)
+      device::launch(stream_, kernel_of(model_.program.precision), blocks_for(shape), kThreads,
+                     shared_bytes(shape.tile),
+                     ScoreArgs{model_.program, batch, static_cast<uint32_t>(staging_bytes(shape.tile))});
     if (shape.list)
       device::launch(stream_, FMTR_KERNEL_OF(list_best), blocks(shape.requests), kThreads, sizeof(ListShared),
                      ListArgs{batch, model_.program.n_tasks});
   }
-  stream_.copy_out(results_here_.data(), results_.data(), places.results_to_copy);
+  if (!shape.stays) stream_.copy_out(results_here_.data(), results_.data(), places.results_to_copy);
 }
 
 void CallSession::launch(const Shape& shape, const Places& places) {
@@ -269,7 +320,9 @@ void CallSession::run(const DeviceCall& call) {
   const Places places = places_of(shape);
   reserve(shape, places);
   fill(call, shape, places);
+  if (call.wait_for_stream) stream_.wait_for_foreign(call.stream);
   launch(shape, places);
+  if (shape.stays) return;
   const unsigned char* from = results_here_.data();
   const uint64_t n_tasks = model_.program.n_tasks;
   const auto copy = [&](auto* to, size_t at, uint64_t n) {
@@ -285,17 +338,20 @@ void CallSession::run(const DeviceCall& call) {
     const uint64_t to = r * call.list_stride, at = r * call.k;
     copy(call.positions + to, places.positions + at * sizeof(uint64_t), call.k);
     if (call.list_fused != nullptr) copy(call.list_fused + to, places.list_fused + at * sizeof(float), call.k);
+    if (call.list_items != nullptr) copy(call.list_items + to, places.list_items + at * sizeof(int64_t), call.k);
     if (call.list_scores != nullptr)
       copy(call.list_scores + to * n_tasks, places.list_scores + at * n_tasks * sizeof(float), call.k * n_tasks);
   }
 }
 
-void CallSession::request_output(const DeviceCall& call, uint32_t index, float* values) {
+void CallSession::request_output(DeviceCall call, uint32_t index, float* values) {
   const Shape shape = shape_of(call, static_cast<int32_t>(index));
   const Places places = places_of(shape);
   reserve(shape, places);
+  call.scores = shape.stays ? values : reinterpret_cast<float*>(results_.data() + places.scores);
   fill(call, shape, places);
   launch(shape, places);
+  if (shape.stays) return;
   std::memcpy(values, results_here_.data(), call.n_requests * model_.outputs[index].operand.width * sizeof(float));
 }
 

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <map>
 #include <tuple>
+#include <vector>
 
 #include "cuda/model.h"
 #include "cuda/runtime.h"
@@ -36,15 +37,21 @@ struct Version {
   const Store* store;
   uint64_t n_items;
   Memory<uint32_t> slots{};  // empty: row i is slot i
+  std::vector<uint32_t> slots_here{};
+  Memory<KeyEntry> keys{};  // empty, until set_keys()
+
+  void set_keys(const int64_t* of_rows);
 };
 
 // What a graph was made for: numbers of calls are rounded up, so that few graphs serve many calls.
 struct Shape {
-  int32_t output;  // -1: none
-  int32_t list, whole, has_slots, wants_scores;
+  int32_t output;                                                  // -1: none
+  int32_t list, whole, has_slots, has_items, wants_scores, stays;  // stays: results do, on the device
   uint32_t tile;
   uint64_t requests, candidates, k;
-  auto key() const { return std::tuple(output, list, whole, has_slots, wants_scores, tile, requests, candidates, k); }
+  auto key() const {
+    return std::tuple(output, list, whole, has_slots, has_items, wants_scores, stays, tile, requests, candidates, k);
+  }
   bool operator<(const Shape& other) const { return key() < other.key(); }
 };
 
@@ -53,13 +60,13 @@ class CallSession {
   explicit CallSession(const LoadedModel& model);
 
   void run(const DeviceCall& call);
-  void request_output(const DeviceCall& call, uint32_t index, float* values);
+  void request_output(DeviceCall call, uint32_t index, float* values);
 
  private:
   // Where the inputs of a call of that shape lie in one piece of memory, and its results in another. In bytes.
   struct Places {
     size_t request_ids, request_dense, offsets, slots, candidate_ids, candidate_dense, weights, inputs;
-    size_t scores, fused, positions, counts, list_fused, list_scores, results, results_to_copy;
+    size_t scores, fused, positions, counts, list_fused, list_scores, list_items, results, results_to_copy;
   };
 
   Shape shape_of(const DeviceCall& call, int32_t output) const;
@@ -79,6 +86,7 @@ class CallSession {
   Memory<unsigned char> inputs_, results_;
   Memory<float> request_rows_, scratch_;
   Memory<uint64_t> keys_;
+  Memory<uint32_t> slots_;
   std::map<Shape, Graph> graphs_;
 };
 

@@ -152,7 +152,8 @@ FMTR_KERNEL(list_best, ListArgs) {
     const auto write = [&](uint64_t i, uint32_t position) {
       const uint64_t to = r * batch.k + i, from = begin + position;
       batch.positions[to] = position;
-      batch.list_fused[to] = batch.fused[from];
+      if (batch.list_fused != nullptr) batch.list_fused[to] = batch.fused[from];
+      if (batch.list_items != nullptr) batch.list_items[to] = batch.items[from];
       if (batch.scores != nullptr)
         for (uint32_t t = 0; t < args.n_tasks; ++t)
           batch.list_scores[to * args.n_tasks + t] = batch.scores[from * args.n_tasks + t];
@@ -163,7 +164,8 @@ FMTR_KERNEL(list_best, ListArgs) {
     for (uint64_t i = listed + thread_index(); i < batch.k; i += block_size()) {  // places without a candidate
       const uint64_t to = r * batch.k + i;
       batch.positions[to] = ~(uint64_t)0;
-      batch.list_fused[to] = math::nan();
+      if (batch.list_fused != nullptr) batch.list_fused[to] = math::nan();
+      if (batch.list_items != nullptr) batch.list_items[to] = -1;
       if (batch.scores != nullptr)
         for (uint32_t t = 0; t < args.n_tasks; ++t) batch.list_scores[to * args.n_tasks + t] = math::nan();
     }

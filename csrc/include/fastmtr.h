@@ -195,6 +195,32 @@ FMTR_API fmtr_status fmtr_profile(fmtr_session* session, const fmtr_batch* batch
 FMTR_API fmtr_status fmtr_request_output(fmtr_session* session, const fmtr_batch* batch, const char* name, float* values,
                                          uint64_t capacity);
 
+/* ---- arrays in the device's memory ---------------------------------------------------------------------------------- */
+
+/* Of a model whose device is not the CPU. */
+FMTR_API fmtr_status fmtr_device_allocate(const fmtr_model* model, uint64_t bytes, void** memory);
+FMTR_API void fmtr_device_free(const fmtr_model* model, void* memory);
+FMTR_API fmtr_status fmtr_device_copy_out(const fmtr_model* model, void* to, const void* from, uint64_t bytes);
+
+typedef struct fmtr_device_items {
+  size_t struct_size;
+  const int64_t* items;      /* [offsets[R]] in the device's memory                                              */
+  int32_t are_rows;          /* 0: keys; 1: rows of the catalogue, as a nearest-neighbour search gives them      */
+  int32_t results_on_device; /* 1: the results' pointers are of the device's memory, too                         */
+  int32_t wait_for_stream;   /* 1: the items are what was sent to this stream will make of them (a cudaStream_t) */
+  void* stream;
+} fmtr_device_items;
+
+/* As fmtr_rank; batch->items is not read, and unknown_items must be FMTR_UNKNOWN_SKIP: items that the catalogue does not have
+ * (-1, say) are never listed. items_out [R, k], may be NULL: the listed items, -1 beyond counts[r]. */
+FMTR_API fmtr_status fmtr_rank_device_items(fmtr_session* session, const fmtr_batch* batch, const fmtr_device_items* items,
+                                            uint64_t k, uint64_t* positions, int64_t* items_out, float* fused,
+                                            float* scores, uint64_t* counts);
+
+/* As fmtr_request_output; values are in the device's memory. */
+FMTR_API fmtr_status fmtr_request_output_device(fmtr_session* session, const fmtr_batch* batch, const char* name,
+                                                float* values, uint64_t capacity);
+
 #ifdef __cplusplus
 }
 #endif
