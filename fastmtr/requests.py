@@ -61,8 +61,8 @@ class RequestPacker:
             self._dense = np.ascontiguousarray(stored.packed.dense)
         state = bundle.pipeline_state
         self._pipeline = None if state is None else FeaturePipeline.from_state(bundle.schema, *state)
-        self._reads_key = any(f.name == bundle.schema.user for f in bundle.schema.features)
-        self._candidate_names = [f.name for f in bundle.schema.of_entity("candidate")]
+        self._reads_key = any(f.column == bundle.schema.user for f in bundle.schema.features)
+        self._candidate_names = (self._pipeline or FeaturePipeline(bundle.schema)).raw_columns("candidate")
         self._inputs = bundle.plan["inputs"]
 
     def pack(self, user: Any, context: Mapping[str, Any] | None) -> Requests:
@@ -107,7 +107,9 @@ class RequestPacker:
         columns = {name: np.asarray(column) for name, column in (given or {}).items()}
         for name in wanted:
             if name not in columns:
-                raise SchemaError(f"the model needs the candidate features {wanted}; give {name!r} in candidates=")
+                raise SchemaError(
+                    f"the model needs the candidate features {list(wanted)}; give {name!r} in candidates="
+                )
             shape = columns[name].shape
             if shape[:1] != (n,):
                 raise SchemaError(f"candidates[{name!r}] must have one value for each of {n} candidates, found {shape}")
@@ -128,7 +130,7 @@ class RequestPacker:
             return given._replace(packed=Packed(ids, dense))
         pipeline, key = self._need_pipeline(), self.schema.item
         if isinstance(given, list | tuple):
-            wanted = {key, *(f.name for f in pipeline.features("item") if not f.from_log)}
+            wanted = {key, *pipeline.raw_columns("item")}
             for i, row in enumerate(given):
                 if not isinstance(row, Mapping):
                     raise SchemaError(f"items[{i}] is a {type(row).__name__}, expected a mapping of raw features")
@@ -142,7 +144,7 @@ class RequestPacker:
         table = read_table(given)
         if key not in table.column_names:
             raise SchemaError(f"the table has no column {key!r} for the items' keys; it has {table.column_names}")
-        features = [f for f in pipeline.features("item") if not f.from_log or f.name in table.column_names]
+        features = [f for f in pipeline.features("item") if not f.from_log or f.column in table.column_names]
         blocks = pipeline.transform_blocks(features, table)
         packed = pipeline.assemble("item", blocks, n_rows=table.num_rows)
         return Catalogue(_keys_of(table.column(key).to_pylist()), packed)

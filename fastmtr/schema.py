@@ -15,15 +15,17 @@ from fastmtr.errors import SchemaError
 __all__ = ["Entity", "Feature", "FeatureKind", "Schema", "Task", "TaskKind"]
 
 Entity = Literal["user", "context", "item", "candidate"]
-FeatureKind = Literal["categorical", "numeric", "multi", "sequence", "text"]
+FeatureKind = Literal["categorical", "numeric", "multi", "sequence", "text", "vector", "tfidf", "gaps", "target"]
 TaskKind = Literal["binary", "regression"]
 Scaling = Literal["none", "standard", "minmax", "log1p", "quantile"]
 Pooling = Literal["mean", "sum", "max"]
 Statistic = Literal["log_odds", "rate", "count"]
-Derivation = Literal["hour", "weekday"]
+Derivation = Literal["hour", "weekday", "hour_of_week", "hour_cycle", "weekday_cycle", "year_cycle", "recency"]
+Encoding = Literal["target", "count", "rate"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
+_PARTS = ("hour", "weekday", "hour_of_week")
 
 
 class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -36,11 +38,15 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     entity : {"user", "context", "item", "candidate"}
         What the value is a function of. ``user`` and ``context`` are known once a request, ``item`` once a catalogue
         item, ``candidate`` (needs both, such as the position or the retrieval score) once a candidate of a request.
-    kind : {"categorical", "numeric", "multi", "sequence", "text"}
+    kind : {"categorical", "numeric", "multi", "sequence", "text", "vector", "tfidf", "gaps", "target"}
         ``multi`` is a set of categories (a list column, or text split by ``separator``); ``sequence`` is the user's
-        last items, newest first; ``text`` is split into words.
+        last items, newest first; ``text`` is split into words. These become embeddings, the others numbers: a
+        ``vector`` is a list of ``dim`` numbers (a pretrained embedding), ``tfidf`` the words of a text as weights,
+        ``gaps`` the time since each event of a sequence, ``target`` what is known of a category's outcomes.
+    source : str, optional
+        The raw column. None: the one of the feature's name.
     dim : int
-        Width of the embedding (all kinds but ``numeric``).
+        Width of the embedding, of a ``vector``, or of a ``tfidf`` (into so many columns its words are hashed).
     min_count : int
         Categories seen less often in the fitted data share the row of the unseen ones.
     hash_rows : int, optional
@@ -59,21 +65,41 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
         A null numeric becomes the fitted mean (``fill``) or raises (``error``); a null category has a row of its own.
     of : str, optional
         A ``sequence``: the categorical item feature whose values it holds; it shares that vocabulary and table.
+        ``gaps``: the sequence whose events they belong to. A ``target``: the categorical feature that is encoded.
         A ``numeric`` with an ``event``: the categorical feature of the same entity whose past is counted (the author of
         a video, say). None: the entity's own key.
     event : str, optional
         Built from the log instead of a given column. A ``sequence``: the task whose positives are the user's history.
-        A ``numeric``: the task whose past outcomes are counted. Both see strictly earlier events only.
+        A ``numeric``: the task whose past outcomes are counted. Both see strictly earlier events only. A ``target``:
+        the task whose labels are averaged.
     statistic : {"log_odds", "rate", "count"}
         What a ``numeric`` with an ``event`` tells: the smoothed past rate of the task (for a regression its mean), the
         logarithm of that rate's odds, or the number of past events.
-    derive : {"hour", "weekday"}, optional
-        A ``categorical`` context feature taken from the schema's timestamp (weekday 0 is Monday). None: a given column.
+    window : float, optional
+        Hours: a ``numeric`` with an ``event`` counts only events that are at most so old.
+    derive : str, optional
+        Taken from the schema's timestamp. A ``categorical`` context feature: "hour", "weekday" (0 is Monday) or
+        "hour_of_week". A ``numeric`` context feature: "hour_cycle", "weekday_cycle" or "year_cycle", two numbers, the
+        sine and cosine of the place in the day, week or year. A ``numeric`` of any entity: "recency", the seconds since
+        the time in the column ``source``. None: a given column.
+    ngrams : int
+        A ``text`` or ``tfidf``: runs of up to so many words are kept beside the words.
+    encoding : {"target", "count", "rate"}
+        What a ``target`` tells of a category: the smoothed mean of the task ``event``, the logarithm of 1 + how often
+        it occurs, or its share of all rows.
+    folds : int
+        A ``target``: training samples are dealt into so many folds, and each is told what the others say.
+    strength : float
+        A ``target``: how many samples of the overall mean smooth that of a category.
+    lookup : bool
+        A ``sequence`` that is given as keys of items: the values of the feature ``of`` are looked up in the catalogue
+        (as it was when the pipeline was fitted).
     """
 
     name: str
     entity: Entity
     kind: FeatureKind
+    source: str | None = None
     dim: _Positive = 16
     min_count: _Positive = 1
     hash_rows: _Positive | None = None
@@ -85,12 +111,28 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     of: str | None = None
     event: str | None = None
     statistic: Statistic = "log_odds"
+    window: Annotated[float, msgspec.Meta(gt=0)] | None = None
     derive: Derivation | None = None
+    ngrams: Annotated[int, msgspec.Meta(ge=1, le=8)] = 1
+    encoding: Encoding = "target"
+    folds: Annotated[int, msgspec.Meta(ge=2, le=1000)] = 5
+    strength: Annotated[float, msgspec.Meta(gt=0)] = 20.0
+    lookup: bool = False
 
     @property
     def from_log(self) -> bool:
         """Built from the behaviour log rather than read from a column."""
-        return self.event is not None
+        return self.event is not None and self.kind != "target"
+
+    @property
+    def column(self) -> str:
+        """The raw column that holds it."""
+        return self.source or self.name
+
+    @property
+    def is_dense(self) -> bool:
+        """Numbers that the model reads as they are, not ids of embeddings."""
+        return self.kind in ("numeric", "vector", "tfidf", "gaps", "target")
 
 
 class Task(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -160,12 +202,26 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             raise SchemaError(f"feature {feature.name!r}: {problem}")
 
         if feature.derive is not None:
-            if (feature.entity, feature.kind) != ("context", "categorical"):
+            kind = "categorical" if feature.derive in _PARTS else "numeric"
+            if feature.kind != kind or (feature.entity != "context" and feature.derive != "recency"):
+                of = "any entity" if feature.derive == "recency" else "entity 'context'"
                 refuse(
-                    f"'derive' belongs to a categorical of entity 'context', not a {feature.kind} of {feature.entity!r}"
+                    f"'derive' = {feature.derive!r} belongs to a {kind} of {of}, not a {feature.kind} of "
+                    f"{feature.entity!r}"
                 )
-            if self.timestamp is None:
-                refuse(f"'derive' = {feature.derive!r} needs the schema's 'timestamp' column")
+            if feature.event is not None:
+                refuse("it has both 'derive' and 'event'; choose one")
+            if feature.derive == "recency" and feature.source is None:
+                refuse("'derive' = 'recency' needs the column of the times as 'source'")
+        if self.timestamp is None and (feature.derive is not None or feature.kind == "gaps"):
+            what = "'gaps'" if feature.derive is None else f"'derive' = {feature.derive!r}"
+            refuse(f"{what} needs the schema's 'timestamp' column")
+        if feature.window is not None and (feature.kind, feature.from_log) != ("numeric", True):
+            refuse("'window' belongs to a numeric with an 'event'")
+        if feature.ngrams > 1 and feature.kind not in ("text", "tfidf"):
+            refuse(f"'ngrams' belong to kind 'text' or 'tfidf', not {feature.kind!r}")
+        if feature.lookup and (feature.kind != "sequence" or feature.event is not None):
+            refuse("'lookup' belongs to a sequence without an 'event', whose values are already those of the catalogue")
         if feature.event is not None and feature.event not in {t.name for t in self.tasks}:
             refuse(f"'event' must name a task (one of {[t.name for t in self.tasks]}), found {feature.event!r}")
         if feature.kind == "sequence":
@@ -180,18 +236,35 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
             self._check_of(feature, feature.entity, optional=True)
             if feature.statistic == "log_odds" and self.task(feature.event).kind != "binary":
                 refuse(f"log_odds need a binary task; {feature.event!r} is a regression, so choose statistic 'rate'")
+        elif feature.kind == "gaps":
+            if feature.event is not None:
+                refuse("its events are those of the sequence that 'of' names; leave 'event' out")
+            if feature.scaling == "log1p":
+                refuse("the gaps are logarithms already, so 'log1p' would take one twice; choose 'standard'")
+            self._check_of(feature, feature.entity, optional=False, kind="sequence")
+        elif feature.kind == "target":
+            if (feature.event is None) == (feature.encoding == "target"):
+                refuse(f"encoding {feature.encoding!r} {'needs' if feature.event is None else 'reads no'} 'event'")
+            if feature.scaling not in ("none", "standard"):
+                refuse(f"its scaling must be 'none' or 'standard', found {feature.scaling!r}")
+            self._check_of(feature, feature.entity, optional=False)
         elif feature.of is not None or feature.event is not None:
-            refuse(f"'of' and 'event' belong to kind 'sequence' or a 'numeric' with an event, not {feature.kind!r}")
-        if feature.event is not None and self.timestamp is None:
+            refuse(
+                "'of' and 'event' belong to kind 'sequence', 'gaps', 'target' or a 'numeric' with an event, not "
+                f"{feature.kind!r}"
+            )
+        if feature.from_log and self.timestamp is None:
             refuse("an 'event' needs the schema's 'timestamp' column, which orders the log")
 
-    def _check_of(self, feature: Feature, entity: str, *, optional: bool) -> None:
+    def _check_of(
+        self, feature: Feature, entity: str, *, optional: bool, kind: Literal["categorical", "sequence"] = "categorical"
+    ) -> None:
         if optional and feature.of is None:
             return
-        choices = sorted(f.name for f in self.features if f.entity == entity and f.kind == "categorical")
+        choices = sorted(f.name for f in self.features if f.entity == entity and f.kind == kind)
         if feature.of not in choices:
             raise SchemaError(
-                f"feature {feature.name!r}: 'of' must name a categorical {entity} feature (one of {choices}), "
+                f"feature {feature.name!r}: 'of' must name a {kind} {entity} feature (one of {choices}), "
                 f"found {feature.of!r}"
             )
 
@@ -202,6 +275,20 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     def task(self, name: str) -> Task:
         """The task of that name; SchemaError if there is none."""
         return _named("task", name, self.tasks)
+
+    def is_from_log(self, feature: Feature) -> bool:
+        """Whether the log makes the feature, the gaps of a history from the log included."""
+        return feature.from_log or (feature.kind == "gaps" and self.feature(str(feature.of)).from_log)
+
+    def column_of(self, feature: Feature) -> str | None:
+        """The raw column that a feature is made of; None if the schema's timestamp alone is it."""
+        if feature.kind == "target":
+            return self.feature(str(feature.of)).column
+        return None if feature.derive not in (None, "recency") else feature.column
+
+    def reads_clock(self, feature: Feature) -> bool:
+        """Whether a feature is made of the schema's timestamp, perhaps with another column."""
+        return feature.derive is not None or feature.kind == "gaps"
 
     def of_entity(self, *entities: Entity) -> tuple[Feature, ...]:
         """The features of these entities, in schema order."""

@@ -65,16 +65,37 @@ def test_lookups() -> None:
         ({"kind": "sequence", "of": "item", "event": "watch"}, "positives of a binary task; 'watch' is a regression"),
         (
             {"kind": "categorical", "of": "item"},
-            "'of' and 'event' belong to kind 'sequence' or a 'numeric' with an event",
+            "'of' and 'event' belong to kind 'sequence', 'gaps', 'target' or a 'numeric' with an event",
         ),
-        ({"of": "item"}, "'of' and 'event' belong to kind 'sequence' or a 'numeric' with an event"),
+        ({"of": "item"}, "'of' and 'event' belong to kind 'sequence', 'gaps', 'target' or a 'numeric' with an event"),
         (
             {"entity": "context", "event": "click"},
             "a past statistic belongs to entity 'user' or 'item', found 'context'",
         ),
         ({"event": "click", "of": "item"}, r"'of' must name a categorical user feature \(one of \[\]\), found 'item'"),
         ({"event": "watch"}, "log_odds need a binary task; 'watch' is a regression, so choose statistic 'rate'"),
-        ({"derive": "hour"}, "'derive' belongs to a categorical of entity 'context', not a numeric of 'user'"),
+        ({"derive": "hour"}, "'hour' belongs to a categorical of entity 'context', not a numeric of 'user'"),
+        (
+            {"derive": "hour_cycle", "kind": "categorical", "entity": "context"},
+            "'hour_cycle' belongs to a numeric of entity 'context', not a categorical of 'context'",
+        ),
+        (
+            {"derive": "recency", "kind": "vector", "source": "born"},
+            "'recency' belongs to a numeric of any entity, not a vector",
+        ),
+        ({"derive": "recency"}, "'recency' needs the column of the times as 'source'"),
+        ({"derive": "recency", "source": "born", "event": "click"}, "both 'derive' and 'event'"),
+        ({"window": 24.0}, "'window' belongs to a numeric with an 'event'"),
+        ({"ngrams": 2}, "'ngrams' belong to kind 'text' or 'tfidf', not 'numeric'"),
+        ({"lookup": True}, "'lookup' belongs to a sequence without an 'event'"),
+        ({"kind": "sequence", "of": "item", "event": "click", "lookup": True}, "'lookup' belongs to a sequence"),
+        ({"kind": "gaps", "of": "item"}, r"'of' must name a sequence user feature \(one of \[\]\), found 'item'"),
+        ({"kind": "gaps", "event": "click"}, "its events are those of the sequence that 'of' names"),
+        ({"kind": "gaps", "scaling": "log1p"}, "the gaps are logarithms already"),
+        ({"kind": "target", "of": "item"}, "encoding 'target' needs 'event'"),
+        ({"kind": "target", "of": "item", "encoding": "count", "event": "click"}, "encoding 'count' reads no 'event'"),
+        ({"kind": "target", "event": "click", "scaling": "minmax"}, "scaling must be 'none' or 'standard'"),
+        ({"kind": "target", "event": "click", "of": "item"}, "'of' must name a categorical user feature"),
     ],
 )
 def test_features_that_contradict_the_schema(feature: dict[str, Any], message: str) -> None:
@@ -88,6 +109,8 @@ def test_features_that_contradict_the_schema(feature: dict[str, Any], message: s
         {"event": "click"},
         {"kind": "sequence", "of": "item", "event": "click"},
         {"entity": "context", "kind": "categorical", "derive": "hour"},
+        {"derive": "recency", "source": "born"},
+        {"kind": "gaps"},
     ],
 )
 def test_what_needs_a_timestamp_says_so(feature: dict[str, Any]) -> None:

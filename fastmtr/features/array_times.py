@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-__all__ = ["CYCLES", "PARTS", "Clock", "clock_part", "cycle", "elapsed", "gaps", "sincos"]
+__all__ = ["CYCLES", "PARTS", "Clock", "Cycle", "Part", "clock_part", "cycle", "elapsed", "gaps", "log1p", "sincos"]
 
 _DAY, _WEEK, _YEAR = 86_400, 604_800, 31_556_952
 # 1970-01-01 was a Thursday, and Monday is 0.
@@ -119,6 +119,32 @@ def _horner(coefficients: tuple[float, ...], z: Any) -> Any:
     return p
 
 
+_ROOT_TWO = 0x3FF6A09E667F3BCD
+_LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef35793c76p-33")
+_ATANH = tuple(1.0 / (2 * i + 1) for i in range(11, -1, -1))
+
+
+def log1p(a: Any, *, xp: Any = np) -> Any:
+    """``log(1 + a)`` by the series of the inverse hyperbolic tangent: the same bits on any machine.
+
+    Parameters
+    ----------
+    a : ndarray of float64
+        Finite, at least 0.
+    """
+    u = 1.0 + a
+    # What rounding took from 1 + a.
+    c = xp.where(a < 2.0**53, (a - (u - 1.0)) / u, 0.0)
+    bits = u.view(np.int64)
+    mantissa = bits & ((1 << 52) - 1) | (1023 << 52)
+    upper = mantissa >= _ROOT_TWO
+    e = ((bits >> 52) - 1023 + upper).astype(np.float64)
+    m = mantissa.view(np.float64)
+    f = xp.where(upper, m * 0.5, m) - 1.0
+    s = f / (2.0 + f)
+    return e * _LN2_HIGH + ((2.0 * s) * _horner(_ATANH, s * s) + (e * _LN2_LOW + c))
+
+
 def elapsed(now: Any, then: Any, ticks_per_second: int, *, xp: Any = np) -> Any:
     """Seconds from one tick to another, 0 where it lies in the future.
 
@@ -138,7 +164,7 @@ def elapsed(now: Any, then: Any, ticks_per_second: int, *, xp: Any = np) -> Any:
 
 
 def gaps(
-    ticks: Any, valid: Any, offsets: Any, clock: Any, *, ticks_per_second: int, length: int, last: bool, xp: Any = np
+    ticks: Any, valid: Any, offsets: Any, clock: Any, *, ticks_per_second: int, length: int, xp: Any = np
 ) -> tuple[Any, Any]:
     """How long ago the events of each row were.
 
@@ -151,8 +177,7 @@ def gaps(
         Where each row's events begin.
     clock : ndarray of int64, shape (n,)
     ticks_per_second, length : int
-    last : bool
-        Of a longer row keep the last events rather than the first.
+        Of a longer row the first ones are kept.
 
     Returns
     -------
@@ -160,9 +185,7 @@ def gaps(
         0 where nothing is known.
     known : ndarray of bool, shape (n, length)
     """
-    counts = offsets[1:] - offsets[:-1]
-    first = offsets[:-1] + (xp.maximum(counts - length, 0) if last else 0)
-    places = first[:, None] + xp.arange(length)
+    places = offsets[:-1, None] + xp.arange(length)
     inside = places < offsets[1:, None]
     if not len(ticks):
         return xp.zeros(inside.shape, np.float64), inside & False

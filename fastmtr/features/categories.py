@@ -6,7 +6,6 @@ first. A column and a single value get the same ids.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
@@ -19,7 +18,10 @@ from numpy.typing import NDArray
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
 from fastmtr.features.accumulators import CategoryCounts
+from fastmtr.features.columns import Reader
+from fastmtr.features.counts import text_array
 from fastmtr.features.scales import saved_vector
+from fastmtr.features.text import words, words_of
 from fastmtr.schema import Feature
 
 if TYPE_CHECKING:
@@ -28,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "encode_lists", "split_lists", "tokens"]
 
 MISSING, UNSEEN, FIRST_ROW = 0, 1, 2
-
-_WORD = re.compile(r"\w+")
 
 
 class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -154,7 +154,7 @@ def tokens(feature: Feature, text: str) -> list[str]:
     """The parts of a text: a ``multi`` split at its separator, or the words of a ``text``."""
     _checked(text, feature.name)
     if feature.kind == "text":
-        return _WORD.findall(text.lower())
+        return words_of(text, ngrams=feature.ngrams)
     return [part for part in (piece.strip() for piece in text.split(feature.separator)) if part]
 
 
@@ -169,12 +169,16 @@ def split_lists(
     kind = array.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         if feature.kind == "text":
-            raise SchemaError(f"column {feature.name!r} should hold text, found a column of type {kind}")
+            raise SchemaError(f"column {feature.column!r} should hold text, found a column of type {kind}")
         return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy().astype(np.int64), None
     if array.null_count == len(array):
         nothing = pa.large_string() if values.is_text(kind) else pa.null()
         return pa.nulls(0, nothing), np.zeros(0, np.int64), None
-    if feature.kind != "sequence" and values.is_text(kind):
+    if feature.kind == "text" and values.is_text(kind):
+        texts = Reader(feature.column, "texts").of_column(array)
+        data, offsets, rows = words(texts, ngrams=feature.ngrams)
+        return text_array(data, offsets), np.repeat(np.arange(len(array)), np.diff(rows)), None
+    if feature.kind == "multi" and values.is_text(kind):
         coded = array.dictionary_encode()
         try:
             split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]
@@ -222,12 +226,7 @@ def encode_lists(
 
 
 def _checked(text: str, name: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise SchemaError(
-            f"column {name!r} holds text that is not valid Unicode: {error.reason} in {text!r}"
-        ) from error
+    values.utf8(text, name=name)
     return text
 
 

@@ -22,6 +22,8 @@ from fastmtr.features.accumulators import CategoryCounts, NumberSummary
 from fastmtr.features.batches import Source, open_source, read_batches
 from fastmtr.features.categories import FIRST_ROW, UNSEEN, Categories, split_lists
 from fastmtr.features.counts import text_array
+from fastmtr.features.kinds import is_operator, observer_of, unlearned
+from fastmtr.features.operators import Observer
 from fastmtr.features.quality import (
     TOP,
     CategoryStatistics,
@@ -38,7 +40,7 @@ from fastmtr.features.streaming import rows_progress
 from fastmtr.schema import Feature
 
 if TYPE_CHECKING:
-    from fastmtr.features.pipeline import FeaturePipeline
+    from fastmtr.features.pipeline import Encoder, FeaturePipeline
 
 __all__ = ["Observed", "check_source", "fit_encoders", "observe", "observer"]
 
@@ -54,11 +56,11 @@ class ObservedNumbers:
         """Add a batch, each row as often as its weight says."""
         self.summary.update(values.number_column(column, name=self.feature.name), weights)
 
-    def fit(self) -> Scale:
+    def fit(self, encoders: Mapping[str, Any]) -> Scale:
         """The scale that they teach."""
         return Scale.fit(self.feature, self.summary)
 
-    def statistics(self, encoder: Categories | Scale, fitted: Statistics | None) -> NumberStatistics:
+    def statistics(self, encoder: Encoder, fitted: Statistics | None) -> NumberStatistics:
         """What is told of them."""
         return number_statistics(self.summary, fitted if isinstance(fitted, NumberStatistics) else None)
 
@@ -87,11 +89,11 @@ class ObservedCategories:
         self.rows += int(of_rows.sum())
         self.nulls += int(of_rows[~present].sum())
 
-    def fit(self) -> Categories:
+    def fit(self, encoders: Mapping[str, Any]) -> Categories:
         """The vocabulary that they teach."""
         return Categories.fit(self.feature, self.counts)
 
-    def statistics(self, encoder: Categories | Scale, fitted: Statistics | None) -> CategoryStatistics:
+    def statistics(self, encoder: Encoder, fitted: Statistics | None) -> CategoryStatistics:
         """What is told of them."""
         assert isinstance(encoder, Categories)
         distinct, counts = distinct_values(self.counts)
@@ -134,7 +136,7 @@ Observed = ObservedNumbers | ObservedCategories
 
 
 def observer(feature: Feature) -> Observed:
-    """Nothing of a feature yet."""
+    """Nothing yet of a feature that a vocabulary or a scale makes."""
     return ObservedNumbers(feature) if feature.kind == "numeric" else ObservedCategories(feature)
 
 
@@ -162,7 +164,7 @@ class _Keys:
 
 def fit_encoders(
     pipeline: FeaturePipeline, *, users: Any, items: Any, interactions: Any, threads: int, progress: bool
-) -> tuple[dict[str, Categories | Scale], dict[str, Statistics]]:
+) -> tuple[dict[str, Encoder], dict[str, Statistics]]:
     """What :meth:`FeaturePipeline.fit` learns: the encoders and statistics of all features but sequences."""
     schema = pipeline.schema
     sources = {
@@ -170,11 +172,14 @@ def fit_encoders(
         for name, each in {"users": users, "items": items, "interactions": interactions}.items()
         if each is not None
     }
-    observed = {f.name: observer(f) for f in schema.features if f.kind != "sequence"}
+    operators = {f.name: found for f in schema.features if (found := observer_of(f, schema)) is not None}
+    plain = [f for f in schema.features if f.kind != "sequence" and not is_operator(f)]
+    vocabularies = {f.name: observer(f) for f in plain}
+    observed: dict[str, Observed | Observer] = {**vocabularies, **operators}
     taught_by: dict[str, list[Feature]] = {name: [] for name in ("interactions", "users", "items")}
-    for name in observed:
+    for name, each in observed.items():
         feature = schema.feature(name)
-        taught_by[_teacher(pipeline, feature, sources)].append(feature)
+        taught_by[_teacher(pipeline, feature, each, sources)].append(feature)
 
     keys: dict[str, _Keys] = {}
     if "interactions" in sources:
@@ -186,7 +191,8 @@ def fit_encoders(
         for name, features in taught_by.items():
             if name not in sources or not (features or (name == "interactions" and keys)):
                 continue
-            columns = {f.name for f in features} | {schema.user, schema.item, str(schema.timestamp)}
+            columns = {schema.user, schema.item, str(schema.timestamp), *(f.column for f in features)}
+            columns |= {reader.column for f in features if f.name in operators for reader in operators[f.name].reads}
             mine = {f.name: observed[f.name] for f in features}
             with rows_progress(f"learning from {name}", sources[name].n_rows, shown=progress) as advance:
                 for table in read_batches(sources[name], columns=sorted(columns)):
@@ -196,13 +202,23 @@ def fit_encoders(
                     weights = keys[name].weights(table.column(keys[name].name)) if name in keys else None
                     observe(pipeline, table, mine, weights=weights, pool=pool)
                     advance(table.num_rows)
-        encoders = dict(zip(observed, pool.map(lambda each: each.fit(), observed.values()), strict=True))
-        return encoders, _statistics(observed, encoders, {}, pool)
+        encoders = {f.name: nothing for f in schema.features if (nothing := unlearned(f, schema)) is not None}
+        # Operators are learned last: they may need the vocabulary of another feature.
+        encoders |= _fitted(vocabularies, encoders, pool)
+        encoders |= _fitted(operators, encoders, pool)
+        statistics = _statistics(vocabularies, encoders, {}, pool)
+    return {f.name: encoders[f.name] for f in schema.features if f.name in encoders}, statistics
+
+
+def _fitted(
+    observed: Mapping[str, Observed | Observer], encoders: Mapping[str, Encoder], pool: Executor
+) -> dict[str, Encoder]:
+    return dict(zip(observed, pool.map(lambda each: each.fit(encoders), observed.values()), strict=True))
 
 
 def _statistics(
     observed: Mapping[str, Observed],
-    encoders: Mapping[str, Categories | Scale],
+    encoders: Mapping[str, Encoder],
     fitted: Mapping[str, Statistics],
     pool: Executor,
 ) -> dict[str, Statistics]:
@@ -228,7 +244,7 @@ def check_source(
         if feature.name in pipeline.statistics and pipeline.has_column(feature, opened.names)
     ]
     observed = {feature.name: observer(feature) for feature in given}
-    columns = sorted({*observed, str(pipeline.schema.timestamp)})
+    columns = sorted({*(feature.column for feature in given), str(pipeline.schema.timestamp)})
     encoders = {name: pipeline.encoder(name) for name in observed}
     with ThreadPoolExecutor(threads) as pool:
         with rows_progress("checking features", opened.n_rows, shown=progress) as advance:
@@ -257,7 +273,7 @@ def _labels(categories: Categories) -> list[str]:
 def observe(
     pipeline: FeaturePipeline,
     table: pa.Table,
-    observed: Mapping[str, Observed],
+    observed: Mapping[str, Observed | Observer],
     *,
     weights: NDArray[np.int64] | None = None,
     pool: Executor,
@@ -265,18 +281,31 @@ def observe(
     """Add the rows of a table to what was observed of some features; all of them have a column there."""
 
     def one(name: str) -> None:
-        column = pipeline.column(pipeline.schema.feature(name), table)
-        assert column is not None
-        observed[name].observe(column, weights)
+        each = observed[name]
+        if isinstance(each, ObservedNumbers | ObservedCategories):
+            each.observe(pipeline.column(pipeline.schema.feature(name), table), weights)
+        else:
+            each.observe([reader.of_column(table.column(reader.column)) for reader in each.reads], weights)
 
     for _ in pool.map(one, observed):
         pass
 
 
-def _teacher(pipeline: FeaturePipeline, feature: Feature, sources: Mapping[str, Source]) -> str:
+def _teacher(
+    pipeline: FeaturePipeline, feature: Feature, observed: Observed | Observer, sources: Mapping[str, Source]
+) -> str:
     """The source that a feature is learnt from."""
     own = {"user": "users", "item": "items"}.get(feature.entity, "")
-    if own in sources and feature.name in sources[own].names and not feature.from_log:
+    if not isinstance(observed, ObservedNumbers | ObservedCategories):
+        # What is looked up stands in the catalogue, and labels in the interactions.
+        wanted = [reader.column for reader in observed.reads]
+        for name in ("items",) if feature.lookup else (own, "interactions"):
+            if name in sources and all(column in sources[name].names for column in wanted):
+                return name
+        seen = {name: list(each.names) for name, each in sources.items()}
+        where = "the items" if feature.lookup else "one table"
+        raise SchemaError(f"feature {feature.name!r} is learned from {wanted} in {where}; the tables have {seen}")
+    if own in sources and feature.column in sources[own].names and not feature.from_log:
         return own
     if "interactions" in sources and pipeline.has_column(feature, sources["interactions"].names):
         return "interactions"

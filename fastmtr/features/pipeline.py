@@ -6,7 +6,7 @@ import difflib
 import math
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, get_args
 
 import msgspec
 import numpy as np
@@ -14,7 +14,11 @@ from numpy.typing import NDArray
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
+from fastmtr.features.array_times import Part, clock_part
+from fastmtr.features.attributes import Attributes
 from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists, tokens
+from fastmtr.features.kinds import OPERATORS, is_operator, operator_from_state
+from fastmtr.features.operators import Operator, clock_of, readers
 from fastmtr.features.quality import Statistics, read_statistics
 from fastmtr.features.scales import RowScales, Scale
 from fastmtr.graph import Domain, Input, Packed
@@ -31,6 +35,7 @@ __all__ = ["STATE_VERSION", "FeaturePipeline"]
 STATE_VERSION = 1
 
 _Ticks = TypeVar("_Ticks", int, NDArray[np.int64])
+Encoder = Categories | Attributes | Scale | Operator
 
 _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
     "request": ("user", "context"),
@@ -42,12 +47,17 @@ _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
 class _RowPlan(NamedTuple):
     """What :meth:`FeaturePipeline.transform_row` looks up for a domain, made once."""
 
-    # Feature, encoder and first column, by name.
-    categories: Mapping[str, tuple[Feature, Categories, int]]
+    # Feature, encoder and first column, by the raw column.
+    categories: Mapping[str, list[tuple[Feature, Categories | Attributes, int]]]
     derived: tuple[tuple[Feature, Categories, int], ...]
-    numbers: Mapping[str, None]
+    # The raw column of each scale, and where its number stands.
+    numbers: tuple[str, ...]
+    places: NDArray[np.intp]
     scales: RowScales
-    ignored: frozenset[str | None]
+    # Feature, operator and first column.
+    operators: tuple[tuple[Feature, Operator, int], ...]
+    columns: frozenset[str]
+    width: int
     nothing: NDArray[np.int32]
 
 
@@ -75,7 +85,7 @@ class FeaturePipeline:
 
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
-        self._encoders: dict[str, Categories | Scale] = {}
+        self._encoders: dict[str, Encoder] = {}
         self._plans: dict[Domain, _RowPlan] = {}
         self.statistics: dict[str, Statistics] = {}
 
@@ -131,8 +141,8 @@ class FeaturePipeline:
         for domain in _ENTITIES:
             offsets = {"ids": 0, "dense": 0}
             for feature in self.features(domain):
-                width = _width(feature)
-                if feature.kind == "numeric":
+                width = self._width(feature)
+                if feature.is_dense:
                     found.append(Input(feature.name, domain, "dense", offsets["dense"], width))
                     offsets["dense"] += width
                     continue
@@ -155,7 +165,7 @@ class FeaturePipeline:
         ----------
         domain : {"request", "item", "candidate"}
         table : pyarrow.Table
-            One column a feature; others are ignored.
+            The raw column of each feature; others are ignored.
         missing : {"error", "null"}
             What a feature without a column does: raise, or count as null.
 
@@ -234,48 +244,60 @@ class FeaturePipeline:
         """The blocks of some features by name, for :meth:`assemble`."""
         blocks = {}
         for feature in features:
-            column = self.column(feature, table)
-            if column is not None:
-                blocks[feature.name] = self.encode(feature.name, column)
+            if self.has_column(feature, table.column_names):
+                blocks[feature.name] = self._encode(feature, table)
             elif missing == "error":
                 raise SchemaError(f"the table has no column for feature {feature.name!r}; it has {table.column_names}")
         return blocks
 
-    def encode(self, name: str, column: pa.Array | pa.ChunkedArray) -> NDArray[Any]:
-        """The ids (int32) or scaled numbers (float32) of one feature, shape (n, width)."""
-        feature = self.schema.feature(name)
+    def _encode(self, feature: Feature, table: pa.Table) -> NDArray[Any]:
+        """The ids (int32) or numbers (float32) of one feature, shape (n, width)."""
         encoder = self._encoder(feature)
+        if isinstance(encoder, OPERATORS):
+            return encoder.encode([r.of_column(table.column(r.column)) for r in readers(feature, self.schema)])
+        column = self.column(feature, table)
         if isinstance(encoder, Scale):
-            return encoder.encode(values.number_column(column, name=name))[:, None]
+            return encoder.encode(values.number_column(column, name=feature.column))[:, None]
+        assert isinstance(encoder, Categories | Attributes)
         if feature.kind == "categorical":
             return encoder.encode(column)[:, None]
         return _encode_many(feature, encoder, column)
 
     def assemble(self, domain: Domain, blocks: Mapping[str, NDArray[Any]], *, n_rows: int) -> Packed:
-        """Put blocks of :meth:`encode` side by side; a feature without a block counts as null."""
+        """Put blocks of :meth:`transform_blocks` side by side; a feature without a block counts as null."""
         ids: list[NDArray[Any]] = [np.empty((n_rows, 0), np.int32)]
         dense: list[NDArray[Any]] = [np.empty((n_rows, 0), np.float32)]
         for feature in self.features(domain):
             block = blocks.get(feature.name)
             if block is None:
-                block = np.broadcast_to(self._null(feature), (n_rows, _width(feature)))
-            (dense if feature.kind == "numeric" else ids).append(block)
+                block = np.broadcast_to(self._null(feature), (n_rows, self._width(feature)))
+            (dense if feature.is_dense else ids).append(block)
         return Packed(np.concatenate(ids, axis=1, dtype=np.int32), np.concatenate(dense, axis=1, dtype=np.float32))
 
     def has_column(self, feature: Feature, names: Container[str]) -> bool:
         """Whether a table with these columns has the feature's, or what it is derived from."""
-        return feature.name in names or (feature.derive is not None and self.schema.timestamp in names)
+        if is_operator(feature):
+            return all(reader.column in names for reader in readers(feature, self.schema))
+        return feature.column in names or (feature.derive is not None and self.schema.timestamp in names)
 
-    def column(self, feature: Feature, table: pa.Table) -> pa.ChunkedArray | None:
-        """The raw values of a feature, derived ones included; None where the table does not have them."""
-        if feature.name in table.column_names:
-            return table.column(feature.name)
-        if feature.derive is None or self.schema.timestamp is None or self.schema.timestamp not in table.column_names:
-            return None
+    def raw_columns(self, domain: Domain) -> tuple[str, ...]:
+        """The columns that :meth:`transform` reads for the features that the log does not make."""
+        found: dict[str, None] = {}
+        for feature in self.features(domain):
+            if not self.schema.is_from_log(feature):
+                column = self.schema.column_of(feature)
+                found |= {} if column is None else {column: None}
+                found |= {str(self.schema.timestamp): None} if self.schema.reads_clock(feature) else {}
+        return tuple(found)
+
+    def column(self, feature: Feature, table: pa.Table) -> pa.ChunkedArray:
+        """The raw values of a feature of one column, derived ones included; see :meth:`has_column`."""
+        if feature.column in table.column_names:
+            return table.column(feature.column)
         import pyarrow as pa
 
-        column = table.column(self.schema.timestamp)
-        ticks = values.ticks_column(column, name=self.schema.timestamp, unit=self.schema.timestamp_unit)
+        clock = str(self.schema.timestamp)
+        ticks = values.ticks_column(table.column(clock), name=clock, unit=self.schema.timestamp_unit)
         absent = ticks.is_null().to_numpy(zero_copy_only=False)
         derived = self._derive(feature, ticks.fill_null(0).to_numpy(zero_copy_only=False))
         return pa.chunked_array([pa.array(derived, pa.int64(), mask=absent)])
@@ -289,7 +311,7 @@ class FeaturePipeline:
         ----------
         domain : {"request", "item", "candidate"}
         row : mapping
-            Raw values by feature name. The key and timestamp columns of the schema may be there too.
+            Raw values by column. The key and timestamp columns of the schema may be there too.
         base : Packed, optional
             One packed row that gives the features that `row` does not name (a known user, whose context is new).
             Without it they count as null.
@@ -304,48 +326,66 @@ class FeaturePipeline:
         clock = self.schema.timestamp
         if plan.derived and clock is not None and clock in row:
             tick = values.ticks(row[clock], name=clock, unit=self.schema.timestamp_unit)
-            for feature, encoder, at in plan.derived:
-                ids[0, at] = encoder.encode_value(None if tick is None else self._derive(feature, tick))
+            for feature, parts, at in plan.derived:
+                ids[0, at] = parts.encode_value(None if tick is None else self._derive(feature, tick))
         numbers: dict[str, float] = {}
         for name, value in row.items():
             if name in plan.numbers:
                 numbers[name] = values.number(value, name=name)
-            elif name not in plan.categories:
-                if name not in plan.ignored:
-                    self._refuse_stranger(domain, name)
-            else:
-                feature, encoder, at = plan.categories[name]
+            for feature, encoder, at in plan.categories.get(name, ()):
                 if feature.kind == "categorical":
                     ids[0, at] = encoder.encode_value(value)
                 else:
                     ids[0, at : at + feature.length] = _encode_one(feature, encoder, value)
-        if base is not None and not numbers:
-            return Packed(ids, base.dense.copy())
-        given = np.array([name in numbers for name in plan.numbers], bool)
-        raw = np.array([numbers.get(name, math.nan) for name in plan.numbers], np.float64)
-        dense = plan.scales.encode(raw, strict=None if base is None else given)
-        return Packed(ids, (dense if base is None else np.where(given, dense, base.dense[0])).reshape(1, -1))
+            if name not in plan.columns:
+                self._refuse_stranger(domain, name)
+        dense = np.zeros((1, plan.width), np.float32) if base is None else base.dense.copy()
+        if base is None or numbers:
+            given = np.array([name in numbers for name in plan.numbers], bool)
+            raw = np.array([numbers.get(name, math.nan) for name in plan.numbers], np.float64)
+            scaled = plan.scales.encode(raw, strict=None if base is None else given)
+            chosen = slice(None) if base is None else given
+            dense[0, plan.places[chosen]] = scaled[chosen]
+        for feature, operator, at in plan.operators:
+            if base is None or self._gives(row, feature):
+                columns = [r.of_value(row.get(r.column)) for r in readers(feature, self.schema)]
+                dense[0, at : at + operator.width] = operator.encode(columns)[0]
+        return Packed(ids, dense)
+
+    def _gives(self, row: Mapping[str, Any], feature: Feature) -> bool:
+        """Whether a row has the column of an operator; the clock alone does not change what another column says."""
+        column = self.schema.column_of(feature)
+        return (self.schema.timestamp if column is None else column) in row
 
     def _plan(self, domain: Domain) -> _RowPlan:
         plan = self._plans.get(domain)
         if plan is None:
             offsets = {i.name: i.offset for i in self.inputs if i.domain == domain}
             features = self.features(domain)
-            many = [(f, self._categories(f), offsets[f.name]) for f in features if f.kind != "numeric"]
-            numeric = [f for f in features if f.kind == "numeric"]
-            scales = [encoder for encoder in map(self._encoder, numeric) if isinstance(encoder, Scale)]
+            encoders = [(f, self._encoder(f), offsets[f.name]) for f in features]
+            scales = [(f, encoder, at) for f, encoder, at in encoders if isinstance(encoder, Scale)]
+            operators = [(f, encoder, at) for f, encoder, at in encoders if isinstance(encoder, OPERATORS)]
+            categories: dict[str, list[tuple[Feature, Categories | Attributes, int]]] = {}
+            for feature, encoder, at in encoders:
+                if isinstance(encoder, Categories | Attributes):
+                    categories.setdefault(feature.column, []).append((feature, encoder, at))
+            keys = {self.schema.user, self.schema.item, str(self.schema.timestamp)}
+            read = {reader.column for f, _, _ in operators for reader in readers(f, self.schema)}
             plan = self._plans[domain] = _RowPlan(
-                categories={f.name: (f, encoder, at) for f, encoder, at in many},
-                derived=tuple((f, encoder, at) for f, encoder, at in many if f.derive is not None),
-                numbers=dict.fromkeys(f.name for f in numeric),
-                scales=RowScales(scales),
-                ignored=frozenset([self.schema.user, self.schema.item, self.schema.timestamp]),
-                nothing=np.full((1, sum(_width(f) for f, _, _ in many)), MISSING, np.int32),
+                categories=categories,
+                derived=tuple((f, e, at) for f, e, at in encoders if f.derive and isinstance(e, Categories)),
+                numbers=tuple(f.column for f, _, _ in scales),
+                places=np.array([at for _, _, at in scales], np.intp),
+                scales=RowScales([scale for _, scale, _ in scales]),
+                operators=tuple(operators),
+                columns=frozenset({*keys, *read, *categories, *(f.column for f, _, _ in scales)}),
+                width=sum(self._width(f) for f in features if f.is_dense),
+                nothing=np.full((1, sum(self._width(f) for f in features if not f.is_dense)), MISSING, np.int32),
             )
         return plan
 
     def _refuse_stranger(self, domain: Domain, name: Any) -> NoReturn:
-        names = [feature.name for feature in self.features(domain)]
+        names = list(self.raw_columns(domain)) + [f.column for f in self.features(domain) if f.from_log]
         near = difflib.get_close_matches(str(name), names, n=1)
         hint = f"did you mean {near[0]!r}?" if near else f"they are {names}"
         raise SchemaError(f"{name!r} is no feature of the {domain}; {hint}")
@@ -382,46 +422,56 @@ class FeaturePipeline:
         pipeline.statistics = read_statistics(state.get("statistics", {}))
         heads = state.get("features", {})
         for feature in schema.features:
-            if feature.kind == "sequence":
+            if feature.kind == "sequence" and not feature.lookup:
                 continue
             head = heads.get(feature.name)
             if not isinstance(head, Mapping):
                 raise SchemaError(f"the pipeline's state has nothing for feature {feature.name!r}")
             prefix = f"{feature.name}/"
             parts = {key[len(prefix) :]: array for key, array in arrays.items() if key.startswith(prefix)}
+            found_operator = operator_from_state(feature, schema, head, parts)
             kind = Scale if feature.kind == "numeric" else Categories
-            pipeline._encoders[feature.name] = kind.from_state(feature, head, parts)
+            pipeline._encoders[feature.name] = found_operator or kind.from_state(feature, head, parts)
         return pipeline
 
     # ------------------------------------------------------------------ small parts
 
-    def encoder(self, name: str) -> Categories | Scale:
+    def encoder(self, name: str) -> Encoder:
         """What was learned of a feature."""
         return self._encoder(self.schema.feature(name))
 
-    def _encoder(self, feature: Feature) -> Categories | Scale:
+    def _encoder(self, feature: Feature) -> Encoder:
+        shared = feature.kind == "sequence" and not feature.lookup
         try:
-            return self._encoders[feature.of if feature.kind == "sequence" and feature.of else feature.name]
+            return self._encoders[str(feature.of) if shared else feature.name]
         except KeyError:
             raise SchemaError("the feature pipeline is not fitted yet; call fit first") from None
 
-    def _categories(self, feature: Feature) -> Categories:
+    def _categories(self, feature: Feature) -> Categories | Attributes:
         encoder = self._encoder(feature)
-        assert isinstance(encoder, Categories)
+        assert isinstance(encoder, Categories | Attributes)
         return encoder
+
+    def _width(self, feature: Feature) -> int:
+        if feature.kind in ("multi", "sequence", "text"):
+            return feature.length
+        encoder = self._encoder(feature)
+        return encoder.width if isinstance(encoder, OPERATORS) else 1
 
     def _null(self, feature: Feature) -> Any:
         encoder = self._encoder(feature)
+        if isinstance(encoder, OPERATORS):
+            return encoder.encode([reader.null() for reader in readers(feature, self.schema)])[0]
         return encoder.filler if isinstance(encoder, Scale) else np.int32(MISSING)
 
     def _derive(self, feature: Feature, ticks: _Ticks) -> _Ticks:
-        minutes = ticks // (60 * values.TICKS_A_SECOND[self.schema.timestamp_unit])
-        hours = (minutes + round(self.schema.utc_offset_hours * 60)) // 60
-        # 1970-01-01 was a Thursday, and Monday is 0.
-        return hours % 24 if feature.derive == "hour" else (hours // 24 + 3) % 7
+        assert feature.derive in get_args(Part)
+        return clock_part(ticks, feature.derive, clock_of(self.schema))  # type: ignore[arg-type, no-any-return]
 
 
-def _encode_many(feature: Feature, encoder: Categories, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+def _encode_many(
+    feature: Feature, encoder: Categories | Attributes, column: pa.Array | pa.ChunkedArray
+) -> NDArray[np.int32]:
     parts, parents, take = split_lists(feature, column, encoder.type)
     n_rows = len(column) if take is None else int(take.max(initial=-1)) + 1
     block = encode_lists(encoder.encode(parts), parents, n_rows, length=feature.length, as_set=feature.kind == "multi")
@@ -432,7 +482,7 @@ def _encode_many(feature: Feature, encoder: Categories, column: pa.Array | pa.Ch
     return result
 
 
-def _encode_one(feature: Feature, encoder: Categories, value: Any) -> list[int]:
+def _encode_one(feature: Feature, encoder: Categories | Attributes, value: Any) -> list[int]:
     if isinstance(value, str) and feature.kind != "sequence":
         parts: Iterable[Any] = tokens(feature, value)
     elif isinstance(value, list | tuple | np.ndarray) and feature.kind != "text":
@@ -446,7 +496,3 @@ def _encode_one(feature: Feature, encoder: Categories, value: Any) -> list[int]:
     if feature.kind == "multi":
         ids = list(dict.fromkeys(ids))
     return ids[: feature.length] + [MISSING] * (feature.length - len(ids))
-
-
-def _width(feature: Feature) -> int:
-    return 1 if feature.kind in ("categorical", "numeric") else feature.length

@@ -24,6 +24,7 @@ __all__ = [
     "ValueType",
     "category",
     "category_column",
+    "combined",
     "is_null",
     "is_text",
     "number",
@@ -31,6 +32,7 @@ __all__ = [
     "text_bytes",
     "ticks",
     "ticks_column",
+    "utf8",
 ]
 
 ValueType = Literal["int", "str"]
@@ -83,7 +85,7 @@ def category_column(
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    array = _combined(column)
+    array = combined(column)
     kind = array.type
     if pa.types.is_floating(kind):
         array = pc.if_else(pc.is_nan(array), pa.scalar(None, kind), array)
@@ -137,7 +139,7 @@ def number_column(column: pa.Array | pa.ChunkedArray, *, name: str) -> NDArray[n
     """A column of numbers as float64; NaN is null."""
     import pyarrow as pa
 
-    array = _combined(column)
+    array = combined(column)
     kind = array.type
     if pa.types.is_boolean(kind):
         array = array.cast(pa.int8())
@@ -162,7 +164,7 @@ def ticks_column(column: pa.Array | pa.ChunkedArray, *, name: str, unit: str) ->
     """A column of points in time as int64 `unit` since 1970, nulls kept."""
     import pyarrow as pa
 
-    array = _combined(column)
+    array = combined(column)
     if pa.types.is_timestamp(array.type):
         return array.cast(pa.timestamp(unit, tz=array.type.tz), safe=False).cast(pa.int64())
     return category_column(array, name=name, expected="int")[1]
@@ -184,7 +186,18 @@ def text_bytes(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
     return content, offsets - start
 
 
-def _combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+def utf8(text: str, *, name: str) -> bytes:
+    """A text's bytes; SchemaError if it holds half of a surrogate pair."""
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise SchemaError(
+            f"column {name!r} holds text that is not valid Unicode: {error.reason} in {text!r}"
+        ) from error
+
+
+def combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
+    """A column in one piece."""
     import pyarrow as pa
 
     if isinstance(column, pa.ChunkedArray):

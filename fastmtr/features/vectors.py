@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import FastMTRError, SchemaError
+from fastmtr.features.accumulators import FLOAT32_MAX
+from fastmtr.features.columns import Vectors
+from fastmtr.features.operators import damaged
+from fastmtr.schema import Feature, Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["embed_texts"]
+__all__ = ["Vector", "embed_texts"]
 
 
 def embed_texts(
@@ -89,3 +94,36 @@ def _sentence_encoder(name: str) -> Callable[[list[str]], ArrayLike]:
 
     model = SentenceTransformer(name)
     return lambda texts: model.encode(texts, show_progress_bar=False)
+
+
+class Vector(msgspec.Struct, frozen=True, kw_only=True):
+    """A list of numbers as it is, in float32; null is zeros, and a null among the numbers 0."""
+
+    name: str
+    width: int
+
+    @classmethod
+    def of(cls, feature: Feature, schema: Schema) -> Vector:
+        """The operator of a feature; it learns nothing."""
+        return cls(name=feature.name, width=feature.dim)
+
+    def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
+        """The numbers of each row, shape (n, width)."""
+        vectors: Vectors
+        (vectors,) = columns
+        numbers = np.where(np.isnan(vectors.values), 0.0, vectors.values)
+        return np.clip(numbers, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What JSON holds; there are no arrays."""
+        return {"width": self.width}, {}
+
+    @classmethod
+    def from_state(
+        cls, feature: Feature, schema: Schema, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> Vector:
+        """Read what :meth:`state` wrote; SchemaError if it was altered."""
+        found = cls.of(feature, schema)
+        if head != found.state()[0]:
+            raise SchemaError(damaged(feature.name, head))
+        return found

@@ -14,8 +14,11 @@ from numpy.typing import NDArray
 from fastmtr.bundle import Catalogue, Seen
 from fastmtr.errors import ConfigError, SchemaError
 from fastmtr.features import FeaturePipeline
-from fastmtr.features.past import HistoryRules, PastEvents, PastRates
+from fastmtr.features.operators import readers
+from fastmtr.features.past import HistoryRules, PastEvents, PastRates, Span
 from fastmtr.features.quality import FeatureCheck
+from fastmtr.features.target_encoding import TargetTable, fold_columns, folds_of
+from fastmtr.features.values import TICKS_A_SECOND, ticks_column
 from fastmtr.graph import Packed
 from fastmtr.schema import Feature, Schema
 from fastmtr.tables import read_table
@@ -234,6 +237,15 @@ class _Builder:
                 self._histories[feature.name] = self._index_history(feature)
             elif feature.from_log:
                 self._rates[feature.name] = self._index_rates(feature)
+        # What is not the same at any time: statistics of the past, and times since something.
+        self._moving = {
+            name: [
+                f
+                for f in schema.features
+                if f.entity == name and f.kind != "sequence" and (f.from_log or schema.reads_clock(f))
+            ]
+            for name in self.entities
+        }
 
     def _index_history(self, feature: Feature) -> PastEvents:
         assert feature.event is not None
@@ -242,7 +254,7 @@ class _Builder:
         table = table.select([self.schema.user, self.schema.item, str(self.schema.timestamp)]).take(pa.array(rows))
         items = self.entities["item"].rows_of(table)
         # An item without a value of the feature leaves no trace.
-        traceless = self.entities["item"].groups(feature.of)[items] < 0
+        traceless = self.entities["item"].groups(self.schema.feature(feature.of).column)[items] < 0
         owners = np.where(traceless, -1, self.entities["user"].rows_of(table))
         return PastEvents(owners, times_of(table, self.schema), items)
 
@@ -250,7 +262,11 @@ class _Builder:
         key = (feature.entity, feature.of)
         if key not in self._events:
             entity = self.entities[feature.entity]
-            groups = np.arange(entity.n_rows) if feature.of is None else entity.groups(feature.of)
+            groups = (
+                np.arange(entity.n_rows)
+                if feature.of is None
+                else entity.groups(self.schema.feature(feature.of).column)
+            )
             other = self.rows["item" if feature.entity == "user" else "user"]
             self._groups[key] = groups
             self._events[key] = PastEvents(groups[self.rows[feature.entity]], self.log.known_from, other)
@@ -266,19 +282,26 @@ class _Builder:
                 f"no training sample: the log runs from {self.times.min()} to {self.times.max()} "
                 f"({self.schema.timestamp}), and training ends before {self.cuts.valid}"
             )
-        interactions = self.log.samples.take(pa.array(chosen))
+        interactions = self._with_attributes(self.log.samples.take(pa.array(chosen)), chosen)
         cutoffs = self._cutoffs(chosen, 0)
         for entity, rows in self.rows.items():
-            for name, column in self._statistics(entity, rows[chosen], cutoffs).items():
-                interactions = _with_column(interactions, name, pa.array(column))
+            columns = self._moving_columns(entity, rows[chosen], cutoffs, ahead=self.times[chosen] - cutoffs)
+            for name, column in columns.items():
+                interactions = _with_column(interactions, name, column)
+        for i, task in enumerate(self.schema.tasks):
+            if any(f.kind == "target" and f.event == task.name for f in self.schema.features):
+                interactions = _with_column(interactions, task.name, pa.array(self.log.labels[chosen, i]))
         tables = {name: entity.table for name, entity in self.entities.items()}
         self.pipeline.fit(users=tables["user"], items=tables["item"], interactions=interactions)
         self._fixed = {
-            name: {
-                f.name: self.pipeline.encode(f.name, entity.table.column(f.name))
-                for f in self.schema.features
-                if f.entity == name and not f.from_log
-            }
+            name: self.pipeline.transform_blocks(
+                [
+                    f
+                    for f in self.schema.features
+                    if f.entity == name and not f.from_log and f not in self._moving[name]
+                ],
+                entity.table,
+            )
             for name, entity in self.entities.items()
         }
         self.catalogue = self._pack_items(np.arange(self.entities["item"].n_rows), None)
@@ -289,16 +312,17 @@ class _Builder:
         cutoffs = self._cutoffs(chosen, part)
         users, items = self.rows["user"][chosen], self.rows["item"][chosen]
         table = self.log.samples.take(pa.array(chosen))
-        context = self.pipeline.transform_blocks(self.schema.of_entity("context"), table)
+        own = self._out_of_fold(table, chosen) if part == 0 else {}
+        given = self.pipeline.transform_blocks(self.schema.of_entity("context", "candidate"), table)
+        request = self._blocks("user", users, cutoffs) | given | own
+        things = (any(self._moving["item"]) and part != 2) or any(f.name in own for f in self.schema.of_entity("item"))
         candidate = self.schema.of_entity("candidate")
-        changes = any(f.from_log for f in self.schema.of_entity("item")) and part != 2
+        n = len(chosen)
         return Samples(
-            request=self.pipeline.assemble(
-                "request", self._blocks("user", users, cutoffs) | context, n_rows=len(chosen)
-            ),
+            request=self.pipeline.assemble("request", request, n_rows=n),
             item_rows=items,
-            item_dense=self._pack_items(items, cutoffs).dense if changes else None,
-            candidate=self.pipeline.transform("candidate", table) if candidate else None,
+            item_dense=self._pack_items(items, cutoffs, own).dense if things else None,
+            candidate=self.pipeline.assemble("candidate", given | own, n_rows=n) if candidate else None,
             user_rows=users,
             labels=self.log.labels[chosen],
             timestamps=self.times[chosen],
@@ -312,11 +336,11 @@ class _Builder:
         for entity, rows in self.rows.items():
             of_samples = pa.array(rows[chosen])
             for feature in self.schema.of_entity("user" if entity == "user" else "item"):
-                if not feature.from_log:
-                    column = self.entities[entity].table.column(feature.name)
-                    table = _with_column(table, feature.name, column.take(of_samples))
-            for name, statistic in self._statistics(entity, rows[chosen], cutoffs).items():
-                table = _with_column(table, name, pa.array(statistic))
+                if feature.name in self.pipeline.statistics and not feature.from_log:
+                    column = self.entities[entity].table.column(feature.column)
+                    table = _with_column(table, feature.column, column.take(of_samples))
+            for name, column in self._moving_columns(entity, rows[chosen], cutoffs).items():
+                table = _with_column(table, name, column)
         return self.pipeline.check(table)
 
     def users(self) -> Packed:
@@ -346,18 +370,64 @@ class _Builder:
         times = self.times[chosen]
         return times if self.history.step == "event" else day_start(times, self.schema)
 
-    def _pack_items(self, items: NDArray[np.int64], cutoffs: NDArray[np.int64] | None) -> Packed:
+    def _pack_items(
+        self, items: NDArray[np.int64], cutoffs: NDArray[np.int64] | None, own: Mapping[str, NDArray[Any]] | None = None
+    ) -> Packed:
         cutoffs = np.full(len(items), self.cuts.test) if cutoffs is None else cutoffs
-        return self.pipeline.assemble("item", self._blocks("item", items, cutoffs), n_rows=len(items))
+        return self.pipeline.assemble("item", self._blocks("item", items, cutoffs) | dict(own or {}), n_rows=len(items))
 
     def _blocks(self, entity: str, rows: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """The encoded features of users or items as of a moment each."""
         blocks = {name: block[rows] for name, block in self._fixed[entity].items()}
-        for name, column in self._statistics(entity, rows, cutoffs).items():
-            blocks[name] = self.pipeline.encode(name, pa.array(column))
+        if self._moving[entity]:
+            columns = self._moving_columns(entity, rows, cutoffs) | {str(self.schema.timestamp): pa.array(cutoffs)}
+            blocks |= self.pipeline.transform_blocks(self._moving[entity], pa.table(columns))
         if entity == "user":
             blocks |= {name: self._history(name, rows, cutoffs) for name in self._histories}
         return blocks
+
+    def _moving_columns(
+        self, entity: str, rows: NDArray[np.int64], cutoffs: NDArray[np.int64], *, ahead: NDArray[np.int64] | int = 0
+    ) -> dict[str, pa.Array]:
+        """The raw columns of what is not the same at any time, as of a moment each.
+
+        Points in time are moved by `ahead`, so that they are as far from a clock that runs ahead of the moment.
+        """
+        found: dict[str, pa.Array] = {f: pa.array(x) for f, x in self._statistics(entity, rows, cutoffs).items()}
+        for feature in self._moving[entity]:
+            if feature.from_log:
+                continue
+            if self.schema.is_from_log(feature):
+                events = self._histories[str(feature.of)]
+                times, known = events.last_times(events.before(cutoffs, rows), length=feature.length)
+                times = times + np.broadcast_to(np.asarray(ahead), len(rows))[:, None]
+                offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(known.sum(axis=1))])
+                found[feature.column] = pa.LargeListArray.from_arrays(offsets, times[known])
+            else:
+                column = self.entities[entity].table.column(feature.column).take(pa.array(rows))
+                found[feature.column] = _moved(column, feature, self.schema, ahead)
+        return found
+
+    def _with_attributes(self, table: pa.Table, chosen: NDArray[np.int64]) -> pa.Table:
+        """Samples with the categories of their users and items that are encoded by outcome."""
+        for feature in self.schema.features:
+            if feature.kind == "target" and feature.entity in self.entities:
+                name = str(self.schema.column_of(feature))
+                column = self.entities[feature.entity].table.column(name)
+                table = _with_column(table, name, column.take(pa.array(self.rows[feature.entity][chosen])))
+        return table
+
+    def _out_of_fold(self, table: pa.Table, chosen: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What training samples are told of the outcomes of their categories."""
+        table = self._with_attributes(table, chosen)
+        found = {}
+        for feature in self.schema.features:
+            encoder = self.pipeline.encoder(feature.name) if feature.kind == "target" else None
+            if isinstance(encoder, TargetTable):
+                keys = [each.of_column(table.column(each.column)) for each in fold_columns(feature, self.schema)]
+                columns = [each.of_column(table.column(each.column)) for each in readers(feature, self.schema)]
+                found[feature.name] = encoder.encode_out_of_fold(columns, folds_of(keys, feature.folds))
+        return found
 
     def _history(self, name: str, users: NDArray[np.int64], cutoffs: NDArray[np.int64]) -> NDArray[np.int32]:
         feature, events = self.schema.feature(name), self._histories[name]
@@ -371,16 +441,35 @@ class _Builder:
         self, entity: str, rows: NDArray[np.int64], cutoffs: NDArray[np.int64]
     ) -> dict[str, NDArray[np.float64]]:
         found = {}
-        spans = {
-            key: self._events[key].before(cutoffs, groups[rows])
-            for key, groups in self._groups.items()
-            if key[0] == entity
-        }
+        spans: dict[tuple[str | None, float | None], Span] = {}
         for name, rates in self._rates.items():
             feature = self.schema.feature(name)
-            if feature.entity == entity:
-                found[name] = rates.at(spans[feature.entity, feature.of], statistic=feature.statistic)
+            if feature.entity != entity:
+                continue
+            owner, key = (entity, feature.of), (feature.of, feature.window)
+            if key not in spans:
+                spans[key] = self._events[owner].before(
+                    cutoffs, self._groups[owner][rows], window=_window_ticks(feature, self.schema)
+                )
+            found[feature.column] = rates.at(spans[key], statistic=feature.statistic)
         return found
+
+
+def _moved(
+    column: pa.ChunkedArray, feature: Feature, schema: Schema, ahead: NDArray[np.int64] | int
+) -> pa.Array | pa.ChunkedArray:
+    """Points in time that lie so many ticks later; lists of them stay as they are."""
+    if isinstance(ahead, int) or feature.kind == "gaps":
+        return column
+    ticks = ticks_column(column, name=feature.column, unit=schema.timestamp_unit)
+    moved = ticks.fill_null(0).to_numpy(zero_copy_only=False) + ahead
+    return pa.array(moved, pa.int64(), mask=ticks.is_null().to_numpy(zero_copy_only=False))
+
+
+def _window_ticks(feature: Feature, schema: Schema) -> int | None:
+    if feature.window is None:
+        return None
+    return min(round(feature.window * 3600 * TICKS_A_SECOND[schema.timestamp_unit]), np.iinfo(np.int64).max)
 
 
 def _with_column(table: pa.Table, name: str, column: pa.Array) -> pa.Table:

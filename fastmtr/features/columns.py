@@ -1,0 +1,212 @@
+"""What operators read: a raw column of a table, or one raw value of a request, as NumPy arrays.
+
+Both ways lead to the same buffers, so that everything after them is shared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmtr.errors import SchemaError
+from fastmtr.features import values
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["Buffers", "Reader", "Texts", "TickLists", "Ticks", "Vectors"]
+
+
+class Ticks(NamedTuple):
+    """Points in time.
+
+    Attributes
+    ----------
+    values : ndarray of int64, shape (n,)
+    valid : ndarray of bool, shape (n,)
+    """
+
+    values: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+
+class TickLists(NamedTuple):
+    """Points in time, any number a row; a null list is empty.
+
+    Attributes
+    ----------
+    ticks : Ticks
+        Of all rows, one after the other.
+    offsets : ndarray of int64, shape (n + 1,)
+    """
+
+    ticks: Ticks
+    offsets: NDArray[np.int64]
+
+
+class Texts(NamedTuple):
+    """Texts in valid UTF-8.
+
+    Attributes
+    ----------
+    data : ndarray of uint8
+    offsets : ndarray of int64, shape (n + 1,)
+        Text i is ``data[offsets[i]:offsets[i + 1]]``.
+    valid : ndarray of bool, shape (n,)
+    """
+
+    data: NDArray[np.uint8]
+    offsets: NDArray[np.int64]
+    valid: NDArray[np.bool_]
+
+
+class Vectors(NamedTuple):
+    """Vectors of numbers, all of one width.
+
+    Attributes
+    ----------
+    values : ndarray of float64, shape (n, width)
+        NaN: null.
+    valid : ndarray of bool, shape (n,)
+    """
+
+    values: NDArray[np.float64]
+    valid: NDArray[np.bool_]
+
+
+Buffers = Any
+"""One of the above; for categories the column itself, or a list of one value; for numbers a vector of float64."""
+
+
+class Reader(NamedTuple):
+    """One raw column of an operator, and what it should hold.
+
+    Attributes
+    ----------
+    column : str
+    kind : {"ticks", "tick_lists", "texts", "vectors", "categories", "numbers"}
+    unit : str
+        Of ticks.
+    width : int
+        Of vectors.
+    """
+
+    column: str
+    kind: Literal["ticks", "tick_lists", "texts", "vectors", "categories", "numbers"]
+    unit: str = "s"
+    width: int = 0
+
+    def of_column(self, column: pa.Array | pa.ChunkedArray) -> Buffers:
+        """The values of a table's column; SchemaError if it holds something else."""
+        array = values.combined(column)
+        if self.kind == "categories":
+            return array
+        if self.kind == "numbers":
+            return values.number_column(array, name=self.column)
+        if self.kind == "ticks":
+            return self._ticks(array)
+        if self.kind == "texts":
+            return self._texts(array)
+        elements, counts = self._lists(array)
+        if self.kind == "tick_lists":
+            return TickLists(self._ticks(elements), _offsets(counts))
+        valid = array.is_valid().to_numpy(zero_copy_only=False)
+        self._check_widths(counts[valid])
+        numbers = values.number_column(elements, name=self.column).reshape(-1, self.width)
+        found = np.full((len(array), self.width), np.nan)
+        found[valid] = numbers
+        return Vectors(found, valid)
+
+    def of_value(self, value: Any) -> Buffers:
+        """One value as a column of one row; SchemaError if it is something else. Needs no pyarrow."""
+        if self.kind == "categories":
+            return [value]
+        if self.kind == "numbers":
+            return np.array([values.number(value, name=self.column)])
+        if self.kind == "ticks":
+            return self._tick_list([value])
+        if self.kind == "texts":
+            return self._text(value)
+        given: Any = ()
+        if isinstance(value, list | tuple | np.ndarray):
+            given = value
+        elif not values.is_null(value):
+            raise SchemaError(f"column {self.column!r} should hold {self._what}, found {value!r}")
+        if self.kind == "tick_lists":
+            return TickLists(self._tick_list(given), np.array([0, len(given)], np.int64))
+        null = values.is_null(value)
+        if not null:
+            self._check_widths(np.array([len(given)]))
+        numbers = [values.number(each, name=self.column) for each in given]
+        return Vectors(np.array(numbers or [np.nan] * self.width, np.float64)[None], np.array([not null]))
+
+    def null(self) -> Buffers:
+        """One row of nothing."""
+        return self.of_value(None)
+
+    @property
+    def _what(self) -> str:
+        lists = {"tick_lists": "lists of points in time", "vectors": f"lists of {self.width} numbers"}
+        return lists.get(self.kind, "text")
+
+    def _ticks(self, array: pa.Array) -> Ticks:
+        ticks = values.ticks_column(array, name=self.column, unit=self.unit)
+        filled = ticks.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+        return Ticks(filled, ticks.is_valid().to_numpy(zero_copy_only=False))
+
+    def _tick_list(self, given: Sequence[Any]) -> Ticks:
+        found = [values.ticks(each, name=self.column, unit=self.unit) for each in given]
+        valid = np.array([each is not None for each in found], bool)
+        return Ticks(np.array([each or 0 for each in found], np.int64), valid)
+
+    def _texts(self, array: pa.Array) -> Texts:
+        if not values.is_text(array.type):
+            if array.null_count < len(array):
+                raise SchemaError(f"column {self.column!r} should hold text, found a column of type {array.type}")
+            return Texts(np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64), np.zeros(len(array), bool))
+        data, offsets = values.text_bytes(array)
+        self._check_utf8(data, offsets)
+        return Texts(data, offsets, array.is_valid().to_numpy(zero_copy_only=False))
+
+    def _check_utf8(self, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        try:
+            data.tobytes().decode()
+        except UnicodeDecodeError as error:
+            raise SchemaError(f"column {self.column!r} holds text that is not valid UTF-8: {error}") from error
+        inner = offsets[offsets < len(data)]
+        if ((data[inner] & 0xC0) == 0x80).any():
+            raise SchemaError(f"column {self.column!r} holds text that begins in the midst of a UTF-8 character")
+
+    def _text(self, value: Any) -> Texts:
+        if values.is_null(value):
+            return Texts(np.zeros(0, np.uint8), np.zeros(2, np.int64), np.zeros(1, bool))
+        if not isinstance(value, str):
+            raise SchemaError(f"column {self.column!r} should hold text, found {value!r}")
+        data = np.frombuffer(values.utf8(value, name=self.column), np.uint8)
+        return Texts(data, np.array([0, len(data)], np.int64), np.ones(1, bool))
+
+    def _lists(self, array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+        """The elements of all lists, and how many each has; a null list has none."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        kind = array.type
+        if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+            counts = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
+            counts[array.is_null().to_numpy(zero_copy_only=False)] = 0
+            return pc.list_flatten(array), counts
+        if array.null_count < len(array):
+            raise SchemaError(f"column {self.column!r} should hold {self._what}, found a column of type {kind}")
+        return pa.nulls(0), np.zeros(len(array), np.int64)
+
+    def _check_widths(self, counts: NDArray[np.int64]) -> None:
+        wrong = counts[counts != self.width]
+        if len(wrong):
+            raise SchemaError(f"column {self.column!r} should hold {self._what}, found a list of {wrong[0]}")
+
+
+def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -1,0 +1,62 @@
+"""Which operator makes which feature."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from numpy.typing import NDArray
+
+from fastmtr.features.attributes import Attributes, ObservedAttributes
+from fastmtr.features.operators import Observer, Operator
+from fastmtr.features.target_encoding import ObservedOutcomes, TargetTable
+from fastmtr.features.text import ObservedDocuments, Tfidf
+from fastmtr.features.times import Cyclic, Gaps, ObservedGaps, ObservedRecency, Recency
+from fastmtr.features.vectors import Vector
+from fastmtr.schema import Feature, Schema
+
+__all__ = ["OPERATORS", "is_operator", "observer_of", "operator_from_state", "unlearned"]
+
+OPERATORS = (Cyclic, Gaps, Recency, TargetTable, Tfidf, Vector)
+
+
+def is_operator(feature: Feature) -> bool:
+    """Whether an :class:`Operator` makes it, rather than a vocabulary or a scale alone."""
+    return _operator(feature) is not None
+
+
+def unlearned(feature: Feature, schema: Schema) -> Operator | None:
+    """The operator of a feature that has nothing to learn."""
+    kind = _operator(feature)
+    found: Operator | None = kind.of(feature, schema) if kind in (Cyclic, Vector) else None
+    return found
+
+
+def observer_of(feature: Feature, schema: Schema) -> Observer | None:
+    """What learns such a feature; None where a vocabulary or a scale does, or where there is nothing to learn."""
+    if feature.lookup:
+        return ObservedAttributes(feature, schema)
+    observers: dict[Any, Any] = {
+        Gaps: ObservedGaps,
+        Recency: ObservedRecency,
+        TargetTable: ObservedOutcomes,
+        Tfidf: ObservedDocuments,
+    }
+    kind = observers.get(_operator(feature))
+    found: Observer | None = None if kind is None else kind(feature, schema)
+    return found
+
+
+def operator_from_state(
+    feature: Feature, schema: Schema, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+) -> Operator | Attributes | None:
+    """Read the state of such a feature; None where it is a vocabulary or a scale."""
+    kind = Attributes if feature.lookup else _operator(feature)
+    found: Operator | Attributes | None = None if kind is None else kind.from_state(feature, schema, head, arrays)
+    return found
+
+
+def _operator(feature: Feature) -> Any:
+    if feature.kind == "numeric" and feature.derive is not None:
+        return Recency if feature.derive == "recency" else Cyclic
+    return {"gaps": Gaps, "target": TargetTable, "tfidf": Tfidf, "vector": Vector}.get(feature.kind)

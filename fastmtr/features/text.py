@@ -1,0 +1,123 @@
+"""Features of text: the words of a text, and TF-IDF rows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from functools import lru_cache
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from fastmtr.errors import SchemaError
+from fastmtr.features import array_text, hashing
+from fastmtr.features.accumulators import DocumentCounts
+from fastmtr.features.array_text import CodePoints
+from fastmtr.features.columns import Texts
+from fastmtr.features.operators import damaged, readers
+from fastmtr.features.scales import saved_vector
+from fastmtr.schema import Feature, Schema
+
+__all__ = ["ObservedDocuments", "Tfidf", "code_points", "words", "words_of"]
+
+
+@lru_cache(maxsize=1)
+def code_points() -> CodePoints:
+    """The lower case of each code point, and whether it is part of a word, by Unicode 14."""
+    import unicodedata
+
+    assert unicodedata.unidata_version
+    chars = [chr(i) for i in range(0x110000)]
+    lower = np.array([ord(c.lower()[0]) for c in chars], np.uint32)
+    return CodePoints(lower, np.array([c.isalnum() or c == "_" for c in chars]))
+
+
+def words(texts: Texts, *, ngrams: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """The n-grams of a column of texts; see :func:`fastmtr.features.array_text.words`."""
+    return array_text.words(*texts, ngrams=ngrams, table=code_points())
+
+
+def words_of(text: str, *, ngrams: int) -> list[str]:
+    """The n-grams of one text, the same as :func:`words` gives."""
+    table = code_points()
+    points = table.lower[[ord(c) for c in text]] if text else np.zeros(0, np.uint32)
+    lowered = "".join(chr(c) if word else " " for c, word in zip(points.tolist(), table.word[points], strict=True))
+    found = lowered.split(" ")
+    found = [word for word in found if word]
+    return [" ".join(found[i : i + n]) for i in range(len(found)) for n in range(1, min(ngrams, len(found) - i) + 1)]
+
+
+class Tfidf(msgspec.Struct, frozen=True, kw_only=True):
+    """Term frequency times inverse document frequency over hashed n-grams, each row of Euclidean length one.
+
+    Parameters
+    ----------
+    name : str
+        The feature's, for messages.
+    ngrams : int
+    idf : ndarray of float64, shape (width,)
+    """
+
+    name: str
+    ngrams: int
+    idf: Any
+
+    @property
+    def width(self) -> int:
+        """Columns of the packed matrix."""
+        return len(self.idf)
+
+    def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
+        """The weights of each row, shape (n, width); null is zeros."""
+        (texts,) = columns
+        found, rows = _hashed(texts, self.ngrams, self.width)
+        out = np.empty((len(rows) - 1, self.width), np.float32)
+        array_text.tfidf(found, rows, self.idf, out)
+        return out
+
+    def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
+        """What JSON holds, and the arrays beside it."""
+        return {"ngrams": self.ngrams, "width": self.width}, {"idf": self.idf}
+
+    @classmethod
+    def from_state(
+        cls, feature: Feature, schema: Schema, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
+    ) -> Tfidf:
+        """Read what :meth:`state` wrote; SchemaError if it was altered."""
+        idf = saved_vector(feature.name, arrays, "idf", np.float64)
+        if head != {"ngrams": feature.ngrams, "width": feature.dim} or len(idf) != feature.dim:
+            raise SchemaError(damaged(feature.name, head))
+        if not np.isfinite(idf).all() or (idf < 0).any():
+            raise SchemaError(f"{damaged(feature.name, head)}: its weights are not finite numbers from 0 on")
+        return cls(name=feature.name, ngrams=feature.ngrams, idf=idf)
+
+
+class ObservedDocuments:
+    """In how many texts each hashed n-gram occurred so far."""
+
+    def __init__(self, feature: Feature, schema: Schema) -> None:
+        self.feature, self.reads = feature, readers(feature, schema)
+        self._counts = DocumentCounts(feature.dim)
+
+    def observe(self, columns: Sequence[Any], weights: NDArray[np.int64] | None) -> None:
+        """Add a batch, each row as often as its weight says; null is no document."""
+        texts: Texts
+        (texts,) = columns
+        found, rows = _hashed(texts, self.feature.ngrams, self.feature.dim)
+        # A null has no words, so leaving out its row of offsets leaves out the document.
+        rows = np.concatenate([rows[:-1][texts.valid], rows[-1:]])
+        self._counts.update(found, rows, None if weights is None else weights[texts.valid])
+
+    def fit(self, encoders: Mapping[str, Any]) -> Tfidf:
+        """The weights ``log((1 + documents) / (1 + documents with it)) + 1``."""
+        n, counts = self._counts.documents, self._counts.counts.tolist()
+        idf = np.array([math.log((1 + n) / (1 + each)) + 1 for each in counts])
+        return Tfidf(name=self.feature.name, ngrams=self.feature.ngrams, idf=idf)
+
+
+def _hashed(texts: Texts, ngrams: int, dim: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The column of each n-gram, and where those of each text begin."""
+    data, offsets, rows = words(texts, ngrams=ngrams)
+    return (hashing.hash_packed_bytes(data, offsets) % np.uint64(dim)).astype(np.int64), rows
