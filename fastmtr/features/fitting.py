@@ -202,10 +202,10 @@ def fit_encoders(
                     weights = keys[name].weights(table.column(keys[name].name)) if name in keys else None
                     observe(pipeline, table, mine, weights=weights, pool=pool)
                     advance(table.num_rows)
-        encoders = {f.name: nothing for f in schema.features if (nothing := unlearned(f, schema)) is not None}
+        encoders = _fitted(vocabularies, {}, pool)
         # Operators are learned last: they may need the vocabulary of another feature.
-        encoders |= _fitted(vocabularies, encoders, pool)
         encoders |= _fitted(operators, encoders, pool)
+        encoders |= {f.name: nothing for f in schema.features if (nothing := unlearned(f, schema)) is not None}
         statistics = _statistics(vocabularies, encoders, {}, pool)
     return {f.name: encoders[f.name] for f in schema.features if f.name in encoders}, statistics
 
