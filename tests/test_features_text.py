@@ -3,26 +3,33 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from itertools import pairwise
 
 import numpy as np
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from sklearn.feature_extraction.text import TfidfTransformer
 
 from fastmtr.features import array_text
-from fastmtr.features.array_text import CodePoints
+from fastmtr.features.text import words_of
+from fastmtr.features.unicode_tables import code_points
 
 TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.text(alphabet="aB _1,'ÄßİΣ\u0301\u200d\U0001f600𝔸١")
 
 
-def table() -> CodePoints:
+@pytest.mark.skipif(
+    unicodedata.unidata_version != "14.0.0", reason=f"this Python has Unicode {unicodedata.unidata_version}, not 14"
+)
+def test_the_tables_are_those_of_unicode_14() -> None:
     chars = [chr(i) for i in range(0x110000)]
-    lower = np.array([ord(c.lower()[0]) for c in chars], np.uint32)
-    return CodePoints(lower, np.array([c.isalnum() or c == "_" for c in chars]))
-
-
-TABLE = table()
+    lower, word = code_points()
+    # One code point each: only the capital I with a dot would become two.
+    assert (lower == np.array([ord(c.lower()[0]) for c in chars], np.uint32)).all()
+    assert [hex(i) for i, c in enumerate(chars) if len(c.lower()) > 1] == ["0x130"]
+    assert (word == np.array([c.isalnum() or c == "_" for c in chars])).all()
+    assert (word == np.array([re.match(r"\w", c) is not None for c in chars])).all()
 
 
 def packed(texts: list[str | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -32,22 +39,26 @@ def packed(texts: list[str | None]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
 def expected(text: str | None, ngrams: int) -> list[str]:
-    lowered = "".join(c.lower()[0] for c in text or "")
-    found = re.findall(r"\w+", lowered)
+    lower, word = code_points()
+    lowered = [chr(lower[ord(c)]) for c in text or ""]
+    found = "".join(c if word[ord(c)] else "\n" for c in lowered).split("\n")
+    found = [each for each in found if each]
     return [" ".join(found[i : i + n]) for i in range(len(found)) for n in range(1, ngrams + 1) if i + n <= len(found)]
 
 
 @given(st.lists(TEXTS | st.none(), max_size=6), st.integers(1, 3), st.integers(0, 2))
 @example(["", None, " ", "İstanbul"], 2, 0)
 @example(["last", "first"], 2, 0)
-def test_words_are_those_of_the_regular_expression(texts: list[str | None], ngrams: int, skipped: int) -> None:
+def test_words_are_those_of_plain_python(texts: list[str | None], ngrams: int, skipped: int) -> None:
     data, offsets, valid = packed(texts)
     # A slice of a longer column.
     offsets, valid, texts = offsets[min(skipped, len(texts)) :], valid[skipped:], texts[skipped:]
-    grams, bounds, rows = array_text.words(data, offsets, valid, ngrams=ngrams, table=TABLE)
+    grams, bounds, rows = array_text.words(data, offsets, valid, ngrams=ngrams, table=code_points())
     found = [grams[a:b].tobytes().decode() for a, b in pairwise(bounds)]
     assert [found[a:b] for a, b in pairwise(rows)] == [expected(t, ngrams) for t in texts]
     assert len(found) == rows[-1]
+    for text in texts:
+        assert words_of(text or "", ngrams=ngrams) == expected(text, ngrams)
 
 
 def test_every_code_point_survives_decoding_and_encoding() -> None:

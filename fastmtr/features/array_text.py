@@ -7,26 +7,13 @@ machine.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-__all__ = ["CodePoints", "tfidf", "words"]
+from fastmtr.features.unicode_tables import CodePoints
 
-
-class CodePoints(NamedTuple):
-    """What is known of each code point; arrays of 0x110000.
-
-    Attributes
-    ----------
-    lower : ndarray of uint32
-        Its lower case, one code point.
-    word : ndarray of bool
-        Part of a word: alphanumeric, or "_".
-    """
-
-    lower: Any
-    word: Any
+__all__ = ["tfidf", "words"]
 
 
 def words(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -14,24 +13,13 @@ from numpy.typing import NDArray
 from fastmtr.errors import SchemaError
 from fastmtr.features import array_text, hashing
 from fastmtr.features.accumulators import DocumentCounts
-from fastmtr.features.array_text import CodePoints
 from fastmtr.features.columns import Texts
 from fastmtr.features.operators import damaged, readers
 from fastmtr.features.scales import saved_vector
+from fastmtr.features.unicode_tables import code_points
 from fastmtr.schema import Feature, Schema
 
-__all__ = ["ObservedDocuments", "Tfidf", "code_points", "words", "words_of"]
-
-
-@lru_cache(maxsize=1)
-def code_points() -> CodePoints:
-    """The lower case of each code point, and whether it is part of a word, by Unicode 14."""
-    import unicodedata
-
-    assert unicodedata.unidata_version
-    chars = [chr(i) for i in range(0x110000)]
-    lower = np.array([ord(c.lower()[0]) for c in chars], np.uint32)
-    return CodePoints(lower, np.array([c.isalnum() or c == "_" for c in chars]))
+__all__ = ["ObservedDocuments", "Tfidf", "words", "words_of"]
 
 
 def words(texts: Texts, *, ngrams: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
@@ -44,8 +32,7 @@ def words_of(text: str, *, ngrams: int) -> list[str]:
     table = code_points()
     points = table.lower[[ord(c) for c in text]] if text else np.zeros(0, np.uint32)
     lowered = "".join(chr(c) if word else " " for c, word in zip(points.tolist(), table.word[points], strict=True))
-    found = lowered.split(" ")
-    found = [word for word in found if word]
+    found = lowered.split()
     return [" ".join(found[i : i + n]) for i in range(len(found)) for n in range(1, min(ngrams, len(found) - i) + 1)]
 
 
