@@ -104,7 +104,7 @@ class RequestPacker:
             if given:
                 raise SchemaError(f"the schema has no candidate features, found candidates = {sorted(given)}")
             return None
-        columns = {name: np.asarray(column) for name, column in (given or {}).items()}
+        columns = {name: _column(column) for name, column in (given or {}).items()}
         for name in wanted:
             if name not in columns:
                 raise SchemaError(
@@ -163,6 +163,19 @@ class RequestPacker:
                 "an unknown user, raw features or a context need one"
             )
         return self._pipeline
+
+
+def _column(given: ArrayLike) -> NDArray[Any]:
+    """One value a candidate; lists (vectors, many-valued features) stand in an array of objects."""
+    nested = isinstance(given, list | tuple) and any(isinstance(each, list | tuple | np.ndarray) for each in given)
+    array = None if nested else np.asarray(given)
+    if array is not None and array.ndim < 2:
+        return array
+    rows = list(given if array is None else array)  # type: ignore[arg-type]
+    column = np.empty(len(rows), object)
+    for i, row in enumerate(rows):
+        column[i] = row
+    return column
 
 
 def is_many(user: Any) -> bool:

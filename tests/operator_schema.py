@@ -37,6 +37,8 @@ FEATURES = (
     Feature(name="author_count", entity="item", kind="target", of="author", encoding="count", folds=3),
     Feature(name="author_share", entity="item", kind="target", of="author", encoding="rate", scaling="none", folds=3),
     Feature(name="shelf", entity="candidate", kind="categorical", dim=2),
+    Feature(name="match", entity="candidate", kind="vector", dim=2),
+    Feature(name="labels", entity="candidate", kind="multi", dim=2, length=2),
     Feature(name="shelf_likes", entity="candidate", kind="target", of="shelf", event="like", folds=3),
 )
 SCHEMA = Schema(
@@ -88,6 +90,8 @@ def raw_tables(n: int = 900, *, seed: int = 0) -> dict[str, dict[str, Any]]:
             "time": np.sort(rng.integers(0, 10 * DAY, n)),
             "query": [_title(rng) for _ in range(n)],
             "shelf": some(rng.choice(["top", "side"], n).tolist()),
+            "match": some(rng.normal(size=(n, 2)).tolist()),
+            "labels": some([rng.choice(["x", "y"], rng.integers(0, 3)).tolist() for _ in range(n)]),
             "click": rng.integers(0, 2, n),
             "like": np.where(rng.random(n) < 0.2, np.nan, rng.normal(size=n)),
         },

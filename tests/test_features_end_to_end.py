@@ -180,14 +180,13 @@ def test_a_model_of_every_operator_scores_raw_requests_as_it_scored_samples(tmp_
             int(LOG["user"][row]),
             [int(LOG["item"][row])],
             context={"query": LOG["query"][row], "time": int(LOG["time"][row])},
-            candidates={"shelf": [LOG["shelf"][row]]},
+            candidates={name: [LOG[name][row]] for name in ("shelf", "match", "labels")},
         )
         np.testing.assert_allclose(found.values[0], expected[i], atol=1e-5)
     # A user whom the bundle does not know, by raw values alone.
     i = data.train.n_rows - 5
     raw = raw_request(log_row(data.train, i))
     packed = data.pipeline.transform_row("request", raw)
-    shelf = LOG["shelf"][log_row(data.train, i)]
-    items, candidates = ranker.items[:6], {"shelf": [shelf] * 6}
+    items, candidates = ranker.items[:6], {name: LOG[name][:6] for name in ("shelf", "match", "labels")}
     (expected_scores,) = ranker.score(packed, items, candidates=candidates)
     assert ranker.score(raw, items, candidates=candidates).values.tobytes() == expected_scores.values.tobytes()

@@ -50,7 +50,11 @@ ROWS: dict[Domain, dict[str, Any]] = {
         "title": TEXTS,
         "time": TICKS,
     },
-    "candidate": {"shelf": st.none() | st.sampled_from(["top", "side", "none"])},
+    "candidate": {
+        "shelf": st.none() | st.sampled_from(["top", "side", "none"]),
+        "match": st.none() | st.lists(NUMBERS, min_size=2, max_size=2),
+        "labels": st.none() | st.lists(st.none() | st.sampled_from(["x", "y", "z"]), max_size=4),
+    },
 }
 TYPES = {
     "joined": pa.int64(),
@@ -60,6 +64,8 @@ TYPES = {
     "time": pa.int64(),
     "picture": pa.list_(pa.float64(), 4),
     "tags": pa.list_(pa.string()),
+    "labels": pa.list_(pa.string()),
+    "match": pa.list_(pa.float64()),
     "price": pa.float64(),
     "age": pa.float64(),
     "user": pa.int64(),
@@ -228,6 +234,24 @@ def test_surrogates_and_broken_texts_are_refused() -> None:
         table = as_table([dict.fromkeys(ROWS["item"])] * 3).drop_columns(["title"]).append_column("title", bytes_)
         with pytest.raises(SchemaError, match="column 'title' holds text that"):
             pipeline.transform("item", table)
+
+
+def test_nulls_may_be_refused() -> None:
+    strict = tuple(msgspec.structs.replace(f, nulls="error") for f in OWN if f.name in ("day", "picture", "words"))
+    schema = msgspec.structs.replace(PLAIN, features=(*strict, SCHEMA.feature("item")))
+    pipeline = FeaturePipeline(schema).fit(items=entities("items"), interactions=interactions())
+    row = {"picture": [1.0, 2.0, None, 4.0], "title": "", "item": 1}
+    assert pipeline.transform_row("item", row).dense[0, :4].tolist() == [1, 2, 0, 4]
+    for name in ("picture", "title"):
+        for lacking in (row | {name: None}, {k: v for k, v in row.items() if k != name}):
+            with pytest.raises(SchemaError, match="has 1 nulls, and its rule is nulls = 'error'"):
+                pipeline.transform_row("item", lacking)
+    with pytest.raises(SchemaError, match="'picture' has 2 nulls, and its rule is nulls = 'error'"):
+        pipeline.transform("item", pa.table({"picture": pa.nulls(2), "title": ["a", "b"], "item": [1, 2]}))
+    with pytest.raises(SchemaError, match="column 'day' has 1 nulls"):
+        pipeline.transform_row("request", {"time": None})
+    # What a table does not have at all may be left to its null value.
+    assert not pipeline.transform("request", pa.table({"user": [1]}), missing="null").dense.any()
 
 
 def test_datetimes_are_points_in_time() -> None:

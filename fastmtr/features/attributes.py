@@ -66,7 +66,7 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
         cls, feature: Feature, schema: Schema, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]
     ) -> Attributes:
         """Read what :meth:`state` wrote; SchemaError if it was altered."""
-        keys = Categories.from_state(feature, head, arrays)
+        keys = Categories.from_state(_of_keys(feature), head, arrays)
         ids, rows = saved_vector(feature.name, arrays, "ids", np.int32), head.get("rows")
         fits = isinstance(rows, int) and ids.min(initial=MISSING) >= MISSING and ids.max(initial=-1) < rows
         if not isinstance(rows, int) or not fits or len(ids) != len(keys.known):
@@ -75,6 +75,11 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
                 f"{len(ids)} ids"
             )
         return cls(keys=keys, ids=ids, rows=rows)
+
+
+def _of_keys(feature: Feature) -> Feature:
+    """Every key is known, however the attribute is kept."""
+    return msgspec.structs.replace(feature, min_count=1, hash_rows=None)
 
 
 class ObservedAttributes:
@@ -109,7 +114,7 @@ class ObservedAttributes:
             counts.update_ints(array.to_numpy(zero_copy_only=False))
         else:
             counts.update_texts(*values.text_bytes(array))
-        vocabulary = Categories.fit(msgspec.structs.replace(self.feature, min_count=1, hash_rows=None), counts)
+        vocabulary = Categories.fit(_of_keys(self.feature), counts)
         if len(vocabulary.known) != len(array):
             raise SchemaError(
                 f"feature {self.feature.name!r}: the items' table has {len(array) - len(vocabulary.known)} keys in "

@@ -143,10 +143,6 @@ class Reader(NamedTuple):
         numbers = [values.number(each, name=self.column) for each in given]
         return Vectors(np.array(numbers or [np.nan] * self.width, np.float64)[None], np.array([not null]))
 
-    def null(self) -> Buffers:
-        """One row of nothing."""
-        return self.of_value(None)
-
     @property
     def _what(self) -> str:
         lists = {"tick_lists": "lists of points in time", "vectors": f"lists of {self.width} numbers"}

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr.errors import SchemaError
 from fastmtr.features.array_times import Clock
 from fastmtr.features.columns import Reader
 from fastmtr.features.values import TICKS_A_SECOND
 from fastmtr.schema import Feature, Schema
 
-__all__ = ["Observer", "Operator", "clock_of", "damaged", "readers"]
+__all__ = ["Observer", "Operator", "clock_of", "damaged", "readers", "refuse_nulls"]
 
 
 class Operator(Protocol):
@@ -24,7 +26,14 @@ class Operator(Protocol):
         ...
 
     def encode(self, columns: Sequence[Any]) -> NDArray[Any]:
-        """The numbers (float32) of each row, shape (n, width), from the buffers of its :func:`readers`."""
+        """The numbers (float32) of each row, shape (n, width), from the buffers of its :func:`readers`.
+
+        SchemaError where a row is null and the feature's rule is nulls = "error".
+        """
+        ...
+
+    def null(self) -> NDArray[Any]:
+        """The numbers (float32) of a row that says nothing, shape (width,)."""
         ...
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
@@ -70,6 +79,12 @@ def readers(feature: Feature, schema: Schema) -> tuple[Reader, ...]:
 def clock_of(schema: Schema) -> Clock:
     """What the schema's ticks mean."""
     return Clock(TICKS_A_SECOND[schema.timestamp_unit], round(schema.utc_offset_hours * 60) * 60)
+
+
+def refuse_nulls(name: str, rule: str, valid: NDArray[np.bool_]) -> None:
+    """SchemaError if there is a null and the rule is "error"."""
+    if rule == "error" and not valid.all():
+        raise SchemaError(f"column {name!r} has {int((~valid).sum())} nulls, and its rule is nulls = 'error'")
 
 
 def damaged(name: str, head: Mapping[str, Any]) -> str:

@@ -113,7 +113,8 @@ class FeaturePipeline:
             user or item that never occurs teaches nothing.
         interactions : table or source, optional
             One row an event. Features of context and candidate, statistics of the past, and whatever column the other
-            two tables lack are taken from here.
+            two tables lack are taken from here; so are the labels that a ``target`` learns from (in columns of the
+            tasks' names), with the categories and keys beside them.
         threads : int
             Features that are learned from at once.
         progress : bool
@@ -461,7 +462,7 @@ class FeaturePipeline:
     def _null(self, feature: Feature) -> Any:
         encoder = self._encoder(feature)
         if isinstance(encoder, OPERATORS):
-            return encoder.encode([reader.null() for reader in readers(feature, self.schema)])[0]
+            return encoder.null()
         return encoder.filler if isinstance(encoder, Scale) else np.int32(MISSING)
 
     def _derive(self, feature: Feature, ticks: _Ticks) -> _Ticks:

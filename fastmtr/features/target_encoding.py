@@ -144,6 +144,11 @@ class TargetTable(msgspec.Struct, frozen=True, kw_only=True):
         result: NDArray[np.float32] = self.without[folds, self._ids(columns)][:, None]
         return result
 
+    def null(self) -> NDArray[np.float32]:
+        """What null is encoded as."""
+        result: NDArray[np.float32] = self.table[MISSING : MISSING + 1]
+        return result
+
     def _ids(self, columns: Sequence[Any]) -> NDArray[np.int32]:
         (column,) = columns
         if isinstance(column, list):

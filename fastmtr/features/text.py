@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import array_text, hashing
 from fastmtr.features.accumulators import DocumentCounts
 from fastmtr.features.columns import Texts
-from fastmtr.features.operators import damaged, readers
+from fastmtr.features.operators import damaged, readers, refuse_nulls
 from fastmtr.features.scales import saved_vector
 from fastmtr.features.unicode_tables import code_points
 from fastmtr.schema import Feature, Schema
@@ -45,11 +45,13 @@ class Tfidf(msgspec.Struct, frozen=True, kw_only=True):
         The feature's, for messages.
     ngrams : int
     idf : ndarray of float64, shape (width,)
+    nulls : {"fill", "error"}
     """
 
     name: str
     ngrams: int
     idf: Any
+    nulls: Literal["fill", "error"] = "fill"
 
     @property
     def width(self) -> int:
@@ -58,15 +60,21 @@ class Tfidf(msgspec.Struct, frozen=True, kw_only=True):
 
     def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
         """The weights of each row, shape (n, width); null is zeros."""
+        texts: Texts
         (texts,) = columns
+        refuse_nulls(self.name, self.nulls, texts.valid)
         found, rows = _hashed(texts, self.ngrams, self.width)
         out = np.empty((len(rows) - 1, self.width), np.float32)
         array_text.tfidf(found, rows, self.idf, out)
         return out
 
+    def null(self) -> NDArray[np.float32]:
+        """Zeros: no words."""
+        return np.zeros(self.width, np.float32)
+
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
-        return {"ngrams": self.ngrams, "width": self.width}, {"idf": self.idf}
+        return {"ngrams": self.ngrams, "width": self.width, "nulls": self.nulls}, {"idf": self.idf}
 
     @classmethod
     def from_state(
@@ -74,11 +82,12 @@ class Tfidf(msgspec.Struct, frozen=True, kw_only=True):
     ) -> Tfidf:
         """Read what :meth:`state` wrote; SchemaError if it was altered."""
         idf = saved_vector(feature.name, arrays, "idf", np.float64)
-        if head != {"ngrams": feature.ngrams, "width": feature.dim} or len(idf) != feature.dim:
+        found = cls(name=feature.name, ngrams=feature.ngrams, idf=idf, nulls=feature.nulls)
+        if head != found.state()[0] or len(idf) != feature.dim:
             raise SchemaError(damaged(feature.name, head))
         if not np.isfinite(idf).all() or (idf < 0).any():
             raise SchemaError(f"{damaged(feature.name, head)}: its weights are not finite numbers from 0 on")
-        return cls(name=feature.name, ngrams=feature.ngrams, idf=idf)
+        return found
 
 
 class ObservedDocuments:
@@ -101,7 +110,7 @@ class ObservedDocuments:
         """The weights ``log((1 + documents) / (1 + documents with it)) + 1``."""
         n, counts = self._counts.documents, self._counts.counts.tolist()
         idf = np.array([math.log((1 + n) / (1 + each)) + 1 for each in counts])
-        return Tfidf(name=self.feature.name, ngrams=self.feature.ngrams, idf=idf)
+        return Tfidf(name=self.feature.name, ngrams=self.feature.ngrams, idf=idf, nulls=self.feature.nulls)
 
 
 def _hashed(texts: Texts, ngrams: int, dim: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

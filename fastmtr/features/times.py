@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
 import msgspec
 import numpy as np
@@ -14,7 +14,7 @@ from fastmtr.features import array_times
 from fastmtr.features.accumulators import NumberSummary
 from fastmtr.features.array_times import Clock, Cycle
 from fastmtr.features.columns import TickLists, Ticks
-from fastmtr.features.operators import clock_of, damaged, readers
+from fastmtr.features.operators import clock_of, damaged, readers, refuse_nulls
 from fastmtr.features.scales import Scale, signed_log1p
 from fastmtr.schema import Feature, Schema
 
@@ -27,6 +27,7 @@ class Cyclic(msgspec.Struct, frozen=True, kw_only=True):
     name: str
     part: Cycle
     clock: Clock
+    nulls: Literal["fill", "error"] = "fill"
     width: int = 2
 
     @classmethod
@@ -34,19 +35,24 @@ class Cyclic(msgspec.Struct, frozen=True, kw_only=True):
         """The operator of a feature; it learns nothing."""
         part = str(feature.derive).removesuffix("_cycle")
         assert part in get_args(Cycle)
-        return cls(name=feature.name, part=part, clock=clock_of(schema))  # type: ignore[arg-type]
+        return cls(name=feature.name, part=part, clock=clock_of(schema), nulls=feature.nulls)  # type: ignore[arg-type]
 
     def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
         """The two numbers of each row, shape (n, 2)."""
         ticks: Ticks
         (ticks,) = columns
+        refuse_nulls(self.name, self.nulls, ticks.valid)
         found: NDArray[np.float32] = array_times.cycle(ticks.values, self.part, self.clock).astype(np.float32)
         found[~ticks.valid] = 0
         return found
 
+    def null(self) -> NDArray[np.float32]:
+        """The middle of the circle."""
+        return np.zeros(2, np.float32)
+
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds; there are no arrays."""
-        return {"part": self.part}, {}
+        return {"part": self.part, "nulls": self.nulls}, {}
 
     @classmethod
     def from_state(
@@ -69,6 +75,10 @@ class Recency(msgspec.Struct, frozen=True, kw_only=True):
     def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
         """The scaled time of each row, shape (n, 1)."""
         return self.scale.encode(_since(columns, self.clock))[:, None]
+
+    def null(self) -> NDArray[np.float32]:
+        """The fitted mean."""
+        return np.array([self.scale.filler], np.float32)
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
@@ -111,6 +121,10 @@ class Gaps(msgspec.Struct, frozen=True, kw_only=True):
         logarithms, known = _gaps(columns, self.clock, length=self.width)
         scaled = self.scale.encode(logarithms.reshape(-1)).reshape(logarithms.shape)
         return np.where(known, scaled, np.float32(0))
+
+    def null(self) -> NDArray[np.float32]:
+        """No events."""
+        return np.zeros(self.width, np.float32)
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""

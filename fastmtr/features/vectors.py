@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from importlib.util import find_spec
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import msgspec
 import numpy as np
@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike, NDArray
 from fastmtr.errors import FastMTRError, SchemaError
 from fastmtr.features.accumulators import FLOAT32_MAX
 from fastmtr.features.columns import Vectors
-from fastmtr.features.operators import damaged
+from fastmtr.features.operators import damaged, refuse_nulls
 from fastmtr.schema import Feature, Schema
 
 if TYPE_CHECKING:
@@ -101,22 +101,28 @@ class Vector(msgspec.Struct, frozen=True, kw_only=True):
 
     name: str
     width: int
+    nulls: Literal["fill", "error"] = "fill"
 
     @classmethod
     def of(cls, feature: Feature, schema: Schema) -> Vector:
         """The operator of a feature; it learns nothing."""
-        return cls(name=feature.name, width=feature.dim)
+        return cls(name=feature.name, width=feature.dim, nulls=feature.nulls)
 
     def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
         """The numbers of each row, shape (n, width)."""
         vectors: Vectors
         (vectors,) = columns
+        refuse_nulls(self.name, self.nulls, vectors.valid)
         numbers = np.where(np.isnan(vectors.values), 0.0, vectors.values)
         return np.clip(numbers, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
 
+    def null(self) -> NDArray[np.float32]:
+        """Zeros."""
+        return np.zeros(self.width, np.float32)
+
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds; there are no arrays."""
-        return {"width": self.width}, {}
+        return {"width": self.width, "nulls": self.nulls}, {}
 
     @classmethod
     def from_state(
