@@ -290,6 +290,45 @@ def test_columns_that_are_not_there(pipeline):
         pipeline.check({"city": [1, 2]})
 
 
+def test_times_are_checked_as_the_model_sees_them():
+    schema = Schema(
+        user="user",
+        item="item",
+        timestamp="time",
+        features=(
+            Feature(name="joined", entity="user", kind="numeric", derive="recency", source="since", scaling="log1p"),
+            Feature(name="seen", entity="user", kind="sequence", of="item", length=3),
+            Feature(name="gaps", entity="user", kind="gaps", of="seen", source="when", length=3),
+            Feature(name="item", entity="item", kind="categorical"),
+            Feature(name="day", entity="context", kind="numeric", derive="hour_cycle"),
+            Feature(name="picture", entity="item", kind="vector", dim=2),
+        ),
+        tasks=(Task(name="click"),),
+    )
+
+    def rows(seed, *, age, n=2000):
+        rng = np.random.default_rng(seed)
+        time = rng.integers(10**9, 2 * 10**9, n)
+        return pa.table(
+            {
+                "time": time,
+                "since": time - np.floor(rng.lognormal(age, 1, n)).astype(int),
+                "when": [sorted(each - rng.integers(1, 10**5, 2)) for each in time.tolist()],
+                "item": rng.integers(0, 9, n),
+                "picture": [[0.5, 1.0]] * n,
+            }
+        )
+
+    pipeline = FeaturePipeline(schema).fit(interactions=rows(0, age=10))
+    assert pipeline.statistics.keys() == {"joined", "gaps", "item"}
+    assert pipeline.statistics["gaps"].rows == 4000  # one an event
+    # A year later, the times are others, and what the model sees is the same.
+    assert pipeline.check(rows(1, age=10)).ok
+    found = pipeline.check(rows(2, age=12))
+    assert [c.name for c in found.columns if c.verdict != "ok"] == ["joined"]
+    assert pipeline.check(rows(2, age=10).drop_columns(["when"])).absent == ["gaps"]
+
+
 def test_page():
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(3)

@@ -37,6 +37,7 @@ from fastmtr.features.quality import (
 )
 from fastmtr.features.scales import Scale, signed_log1p
 from fastmtr.features.streaming import rows_progress
+from fastmtr.features.times import ObservedGaps, ObservedRecency
 from fastmtr.schema import Feature
 
 if TYPE_CHECKING:
@@ -206,7 +207,7 @@ def fit_encoders(
         # Operators are learned last: they may need the vocabulary of another feature.
         encoders |= _fitted(operators, encoders, pool)
         encoders |= {f.name: nothing for f in schema.features if (nothing := unlearned(f, schema)) is not None}
-        statistics = _statistics(vocabularies, encoders, {}, pool)
+        statistics = _statistics(observed, encoders, {}, pool)
     return {f.name: encoders[f.name] for f in schema.features if f.name in encoders}, statistics
 
 
@@ -217,15 +218,23 @@ def _fitted(
 
 
 def _statistics(
-    observed: Mapping[str, Observed],
+    observed: Mapping[str, Observed | Observer],
     encoders: Mapping[str, Encoder],
     fitted: Mapping[str, Statistics],
     pool: Executor,
 ) -> dict[str, Statistics]:
-    def one(name: str) -> Statistics:
-        return observed[name].statistics(encoders[name], fitted.get(name))
+    """Of those features that some are kept of: vocabularies, scales, and times that are scaled."""
 
-    return dict(zip(observed, pool.map(one, observed), strict=True))
+    def one(name: str) -> Statistics | None:
+        each, before = observed[name], fitted.get(name)
+        if isinstance(each, ObservedGaps | ObservedRecency):
+            return number_statistics(each.summary, before if isinstance(before, NumberStatistics) else None)
+        if isinstance(each, ObservedNumbers | ObservedCategories):
+            return each.statistics(encoders[name], before)
+        return None
+
+    found = zip(observed, pool.map(one, observed), strict=True)
+    return {name: statistics for name, statistics in found if statistics is not None}
 
 
 def check_source(
@@ -243,7 +252,7 @@ def check_source(
         for feature in pipeline.schema.features
         if feature.name in pipeline.statistics and pipeline.has_column(feature, opened.names)
     ]
-    observed = {feature.name: observer(feature) for feature in given}
+    observed = {f.name: observer_of(f, pipeline.schema) or observer(f) for f in given}
     columns = sorted({*(feature.column for feature in given), str(pipeline.schema.timestamp)})
     encoders = {name: pipeline.encoder(name) for name in observed}
     with ThreadPoolExecutor(threads) as pool:
@@ -256,7 +265,7 @@ def check_source(
     expected = {
         name: each
         for name, each in pipeline.statistics.items()
-        if name in found or not pipeline.schema.feature(name).from_log
+        if name in found or not pipeline.schema.is_from_log(pipeline.schema.feature(name))
     }
     labels = {name: _labels(each) for name, each in encoders.items() if isinstance(each, Categories)}
     return compare(expected, found, labels=labels, limits=limits)

@@ -98,15 +98,15 @@ class ObservedRecency:
     def __init__(self, feature: Feature, schema: Schema) -> None:
         self.feature, self.clock = feature, clock_of(schema)
         self.reads = readers(feature, schema)
-        self._summary = _summary(feature)
+        self.summary = _summary(feature)
 
     def observe(self, columns: Sequence[Any], weights: NDArray[np.int64] | None) -> None:
         """Add a batch, each row as often as its weight says."""
-        self._summary.update(_since(columns, self.clock), weights)
+        self.summary.update(_since(columns, self.clock), weights)
 
     def fit(self, encoders: Mapping[str, Any]) -> Recency:
         """What they teach."""
-        return Recency(scale=Scale.fit(self.feature, self._summary), clock=self.clock)
+        return Recency(scale=Scale.fit(self.feature, self.summary), clock=self.clock)
 
 
 class Gaps(msgspec.Struct, frozen=True, kw_only=True):
@@ -149,17 +149,17 @@ class ObservedGaps:
     def __init__(self, feature: Feature, schema: Schema) -> None:
         self.feature, self.clock = feature, clock_of(schema)
         self.reads = readers(feature, schema)
-        self._summary = _summary(feature)
+        self.summary = _summary(feature)
 
     def observe(self, columns: Sequence[Any], weights: NDArray[np.int64] | None) -> None:
         """Add a batch, each row as often as its weight says."""
         logarithms, known = _gaps(columns, self.clock, length=self.feature.length)
         of_event = None if weights is None else np.broadcast_to(weights[:, None], known.shape)[known]
-        self._summary.update(logarithms[known], of_event)
+        self.summary.update(logarithms[known], of_event)
 
     def fit(self, encoders: Mapping[str, Any]) -> Gaps:
         """What they teach."""
-        scale = Scale.fit(self.feature, self._summary)
+        scale = Scale.fit(self.feature, self.summary)
         return Gaps(scale=scale, clock=self.clock, width=self.feature.length)
 
 
