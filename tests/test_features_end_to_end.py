@@ -23,8 +23,8 @@ from fastmtr.training.tasks import TaskRules
 from fastmtr.training.trainer import TrainerConfig, predict, train
 
 
-@lru_cache(maxsize=1)
-def prepared() -> Prepared:
+@lru_cache(maxsize=2)
+def prepared(step: Any = "event") -> Prepared:
     tables = raw_tables()
     return prepare(
         SCHEMA,
@@ -33,7 +33,7 @@ def prepared() -> Prepared:
         items=tables["items"],
         tasks=TaskRules(),
         split=SplitRules(valid_from="1970-01-08T05:30", test_from="1970-01-09T05:30"),
-        history=HistoryRules(step="event"),
+        history=HistoryRules(step=step),
     )
 
 
@@ -86,6 +86,22 @@ def test_training_samples_are_what_a_service_would_ask_at_their_moment() -> None
         np.testing.assert_allclose(row.dense[0], found, rtol=1e-6)
         for name in ("visit_gaps", "click_gaps", "day", "year", "account_age"):
             assert column(row, name).tobytes() == column(data.train.request, name)[i].tobytes()
+
+
+@pytest.mark.parametrize("step", ["event", "day"])
+def test_times_are_scaled_as_of_the_moments_that_samples_see(step: Any) -> None:
+    data = prepared(step)
+    items = data.train.items(data.catalogue.packed)
+    for name, packed in (
+        ("account_age", data.train.request),
+        ("freshness", items),
+        *((n, data.train.request) for n in ("visit_gaps", "click_gaps")),
+    ):
+        numbers = column(packed, name)
+        # A null is the mean of a recency, and no event of gaps: zero in both cases.
+        known = numbers[numbers != 0].astype(np.float64)
+        assert known.mean() == pytest.approx(0, abs=1e-4)
+        assert known.std() == pytest.approx(1, abs=1e-4)
 
 
 def test_known_users_and_items_are_what_test_samples_see() -> None:

@@ -34,6 +34,7 @@ FEATURES = (
     Feature(name="author", entity="item", kind="categorical"),
     Feature(name="length", entity="item", kind="numeric", scaling="none"),
     Feature(name="item_count", entity="item", kind="numeric", event="click", scaling="none", statistic="count"),
+    Feature(name="recent", entity="item", kind="numeric", event="click", scaling="none", statistic="count", window=36),
     Feature(name="author_odds", entity="item", kind="numeric", event="like", of="author"),
     Feature(name="position", entity="candidate", kind="numeric", scaling="none"),
 )
@@ -128,6 +129,8 @@ def test_the_past_is_strictly_earlier(step: Any) -> None:
             rate = (mine.click.sum() + 3 * past.click.mean()) / (len(mine) + 3)
             assert _column(prepared, samples.request, "user_rate")[i, 0] == pytest.approx(rate)
             assert _column(prepared, items, "item_count")[i, 0] == (past.item == item).sum()
+            recent = past[past.time >= cut - 1.5 * DAY]
+            assert _column(prepared, items, "recent")[i, 0] == (recent.item == item).sum()
 
 
 def test_items_without_an_author_leave_no_trace_in_a_history_of_authors() -> None:

@@ -14,11 +14,12 @@ from numpy.typing import NDArray
 from fastmtr.bundle import Catalogue, Seen
 from fastmtr.errors import ConfigError, SchemaError
 from fastmtr.features import FeaturePipeline
+from fastmtr.features.columns import TickLists
 from fastmtr.features.operators import readers
 from fastmtr.features.past import HistoryRules, PastEvents, PastRates, Span
 from fastmtr.features.quality import FeatureCheck
 from fastmtr.features.target_encoding import TargetTable, fold_columns, folds_of
-from fastmtr.features.values import TICKS_A_SECOND, ticks_column
+from fastmtr.features.values import TICKS_A_SECOND
 from fastmtr.graph import Packed
 from fastmtr.schema import Feature, Schema
 from fastmtr.tables import read_table
@@ -401,12 +402,11 @@ class _Builder:
             if self.schema.is_from_log(feature):
                 events = self._histories[str(feature.of)]
                 times, known = events.last_times(events.before(cutoffs, rows), length=feature.length)
-                times = times + np.broadcast_to(np.asarray(ahead), len(rows))[:, None]
                 offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(known.sum(axis=1))])
-                found[feature.column] = pa.LargeListArray.from_arrays(offsets, times[known])
+                column = pa.LargeListArray.from_arrays(offsets, times[known])
             else:
                 column = self.entities[entity].table.column(feature.column).take(pa.array(rows))
-                found[feature.column] = _moved(column, feature, self.schema, ahead)
+            found[feature.column] = column if isinstance(ahead, int) else _moved(column, feature, self.schema, ahead)
         return found
 
     def _with_attributes(self, table: pa.Table, chosen: NDArray[np.int64]) -> pa.Table:
@@ -456,15 +456,13 @@ class _Builder:
         return found
 
 
-def _moved(
-    column: pa.ChunkedArray, feature: Feature, schema: Schema, ahead: NDArray[np.int64] | int
-) -> pa.Array | pa.ChunkedArray:
-    """Points in time that lie so many ticks later; lists of them stay as they are."""
-    if isinstance(ahead, int) or feature.kind == "gaps":
-        return column
-    ticks = ticks_column(column, name=feature.column, unit=schema.timestamp_unit)
-    moved = ticks.fill_null(0).to_numpy(zero_copy_only=False) + ahead
-    return pa.array(moved, pa.int64(), mask=ticks.is_null().to_numpy(zero_copy_only=False))
+def _moved(column: pa.Array | pa.ChunkedArray, feature: Feature, schema: Schema, ahead: NDArray[np.int64]) -> pa.Array:
+    """Points in time, or lists of them, that lie so many ticks later."""
+    read = readers(feature, schema)[0].of_column(column)
+    ticks, lists = (read.ticks, read) if isinstance(read, TickLists) else (read, None)
+    later = ahead if lists is None else np.repeat(ahead, np.diff(lists.offsets))
+    moved = pa.array(ticks.values + later, pa.int64(), mask=~ticks.valid)
+    return moved if lists is None else pa.LargeListArray.from_arrays(lists.offsets, moved)
 
 
 def _window_ticks(feature: Feature, schema: Schema) -> int | None:
