@@ -12,6 +12,7 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
@@ -123,6 +124,20 @@ def test_only_what_can_be_read_again_is_read_again(table, tmp_path):
                 list(read_batches(opened))
         else:
             assert sum(t.num_rows for t in read_batches(opened)) == N
+
+
+def test_datasets_keep_their_filter_and_their_partitions(table, tmp_path):
+    folder = write_parquet(table, tmp_path / "data")
+    chosen = table.filter(pa.compute.field("click") == 1)
+    found = pa.concat_tables(read_batches(open_source(ds.dataset(folder).filter(pa.compute.field("click") == 1))))
+    assert found.column("item").to_pylist() == chosen.column("item").to_pylist()
+    parts = tmp_path / "parts"
+    ds.write_dataset(table, parts, format="parquet", partitioning=["click"], partitioning_flavor="hive")
+    source = open_source(ds.dataset(parts, partitioning="hive"))
+    found = pa.concat_tables(read_batches(source, columns=["click", "item"]))
+    assert found.num_rows == N
+    counts = found.group_by("click").aggregate([("item", "sum")]).sort_by("click")
+    assert counts.to_pydict() == table.group_by("click").aggregate([("item", "sum")]).sort_by("click").to_pydict()
 
 
 def test_files_have_an_identity(table, tmp_path):

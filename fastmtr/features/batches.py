@@ -22,6 +22,13 @@ __all__ = ["BATCH_ROWS", "Source", "open_source", "read_batches"]
 BATCH_ROWS = 1 << 17
 
 _READ_BYTES = 1 << 20
+# Little is read ahead.
+_SCAN: dict[str, Any] = {
+    "batch_size": BATCH_ROWS,
+    "batch_readahead": 1,
+    "fragment_readahead": 1,
+    "use_threads": False,
+}
 
 
 class Source(Protocol):
@@ -80,7 +87,10 @@ def open_source(source: Any) -> Source:
             return _Parquet(path, files)
         return _Parquet(path.parent, [path]) if path.suffix == ".parquet" and path.exists() else _Memory(source)
     if isinstance(source, pa.dataset.Dataset):
-        return _Dataset(source)
+        try:
+            return _Dataset(source)
+        except ValueError:  # one that filters has no fragments of its own
+            return _Iterated(lambda: source.to_batches(**_SCAN), again=True)
     if isinstance(source, pa.RecordBatchReader):
         return _Iterated(lambda: source, again=False)
     if callable(source):
@@ -262,15 +272,7 @@ class _Dataset:
             if start >= rows:
                 start -= rows
                 continue
-            scanner = fragment.scanner(
-                schema=self._dataset.schema,
-                columns=wanted,
-                batch_size=BATCH_ROWS,
-                batch_readahead=1,
-                fragment_readahead=1,
-                use_threads=False,
-            )
-            for batch in scanner.to_batches():
+            for batch in fragment.to_batches(schema=self._dataset.schema, columns=wanted, **_SCAN):
                 skipped = min(start, batch.num_rows)
                 start -= skipped
                 yield read_table(batch.slice(skipped))
