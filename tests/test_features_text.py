@@ -68,7 +68,7 @@ def test_every_code_point_survives_decoding_and_encoding() -> None:
     assert (found == points).all()
     out = np.zeros_like(data)
     sizes = np.diff(np.append(starts, len(data)))
-    array_text._encode(found, sizes, starts, out)
+    array_text._encode(found, sizes, starts, out, np)
     assert (out == data).all()
 
 

@@ -47,29 +47,31 @@ def words(
     offsets = offsets - offsets[0]
     points, starts = _decoded(data, xp)
     points = table.lower[points]
-    row = xp.searchsorted(offsets[1:], starts, side="right")
     inside = table.word[points]
-    if valid is not None and len(row):
-        inside = inside & valid[row]
+    if valid is not None and not bool(valid.all()):
+        inside = inside & valid[xp.searchsorted(offsets[1:], starts, side="right")]
 
     # A word begins where the character before it is of no word, or of another text.
+    new_text = xp.zeros(len(data) + 1, bool)
+    new_text[offsets] = True
+    begins = inside & new_text[starts]
+    begins[1:] |= inside[1:] & ~inside[:-1]
+    begins[:1] = inside[:1]
     kept = xp.flatnonzero(inside)
-    points, row = points[kept], row[kept]
-    begins = xp.ones(len(kept), bool)
-    begins[1:] = (kept[1:] != kept[:-1] + 1) | (row[1:] != row[:-1])
+    points, begins = points[kept], begins[kept]
     word = xp.cumsum(begins.astype(np.int64)) - 1
     firsts = xp.flatnonzero(begins)
     n_words = len(firsts)
+    row_of_word = xp.searchsorted(offsets[1:], starts[kept[firsts]], side="right")
 
     # All words in one buffer with a space after each, so that an n-gram is a range of it.
     sizes = 1 + (points >= 0x80).astype(np.int64) + (points >= 0x800) + (points >= 0x10000)
     ends = xp.cumsum(sizes)
     places = ends - sizes + word
     joined = xp.full((int(ends[-1]) if len(ends) else 0) + n_words, ord(" "), np.uint8)
-    _encode(points, sizes, places, joined)
+    _encode(points, sizes, places, joined, xp)
     begin = places[firsts]
     end = xp.concatenate([begin[1:], xp.full(min(n_words, 1), len(joined), np.int64)]) - 1
-    row_of_word = row[firsts]
 
     size = xp.arange(ngrams)
     last = xp.arange(n_words)[:, None] + size
@@ -89,20 +91,24 @@ def words(
 def _decoded(data: Any, xp: Any) -> tuple[Any, Any]:
     """The code points of valid UTF-8, and the byte at which each begins."""
     starts = xp.flatnonzero((data & 0xC0) != 0x80)
-    lead = data[starts].astype(np.uint32)
-    more = (lead >= 0xC0).astype(np.int64) + (lead >= 0xE0) + (lead >= 0xF0)
-    points = xp.where(more == 0, lead, lead & (0x3F >> more).astype(np.uint32))
+    points = data[starts].astype(np.uint32)
+    # Few characters have more than one byte; those are put together.
+    longer = xp.flatnonzero(points >= 0xC0)
+    lead = points[longer]
+    more = 1 + (lead >= 0xE0).astype(np.int64) + (lead >= 0xF0)
+    found = lead & (0x3F >> more).astype(np.uint32)
     for k in range(1, 4):
-        follows = more >= k
-        following = data[xp.where(follows, starts + k, 0)].astype(np.uint32) if len(data) else lead
-        points = xp.where(follows, points << 6 | following & 0x3F, points)
+        at = xp.where(more >= k, starts[longer] + k, 0)
+        found = xp.where(more >= k, found << 6 | data[at].astype(np.uint32) & 0x3F, found)
+    points[longer] = found
     return points, starts
 
 
-def _encode(points: Any, sizes: Any, places: Any, out: Any) -> None:
+def _encode(points: Any, sizes: Any, places: Any, out: Any, xp: Any) -> None:
     """Write code points as UTF-8, each from its place on."""
-    for size, mark in ((1, 0x00), (2, 0xC0), (3, 0xE0), (4, 0xF0)):
-        of_size = sizes == size
+    out[places] = points.astype(np.uint8)
+    for size, mark in ((2, 0xC0), (3, 0xE0), (4, 0xF0)):
+        of_size = xp.flatnonzero(sizes == size)
         chosen, at = points[of_size], places[of_size]
         out[at] = (mark | chosen >> (6 * (size - 1))).astype(np.uint8)
         for k in range(1, size):
@@ -110,12 +116,14 @@ def _encode(points: Any, sizes: Any, places: Any, out: Any) -> None:
 
 
 def _gathered(data: Any, begin: Any, end: Any, xp: Any) -> tuple[Any, Any]:
-    """Ranges of bytes, one after the other, with their offsets."""
+    """Ranges of bytes (none is empty), one after the other, with their offsets."""
     offsets = xp.zeros(len(begin) + 1, np.int64)
     offsets[1:] = xp.cumsum(end - begin)
-    places = xp.arange(int(offsets[-1]))
-    source = xp.searchsorted(offsets[1:], places, side="right")
-    return data[places + (begin - offsets[:-1])[source]], offsets
+    # From each byte to the next it is one step, and from range to range a jump.
+    steps = xp.ones(int(offsets[-1]), np.int64)
+    steps[offsets[1:-1]] = begin[1:] - end[:-1] + 1
+    steps[:1] = begin[:1]
+    return data[xp.cumsum(steps)], offsets
 
 
 def tfidf(columns: Any, rows: Any, idf: Any, out: Any, *, xp: Any = np) -> None:
