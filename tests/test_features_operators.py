@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -74,21 +75,7 @@ TYPES = {
 
 
 def interactions() -> pa.Table:
-    """The log, joined with what operators learn from beside it."""
-    tables = raw_tables()
-    log = pa.table(tables["log"])
-    users, items = (
-        pa.table({k: pa.array(v, TYPES.get(k)) for k, v in tables[name].items()}) for name in ("users", "items")
-    )
-    log = log.append_column("city", users.column("city").take(log.column("user")))
-    log = log.append_column("author", items.column("author").take(pa.array(tables["log"]["item"] - 100)))
-    for name, table, rows in (
-        ("joined", users, tables["log"]["user"]),
-        ("visit_times", users, tables["log"]["user"]),
-        ("published", items, tables["log"]["item"] - 100),
-    ):
-        log = log.append_column(name, table.column(name).take(pa.array(rows)))
-    return log
+    return pa.table(raw_tables()["log"])
 
 
 def entities(name: str) -> pa.Table:
@@ -277,15 +264,33 @@ def test_the_clock_alone_changes_only_what_it_makes() -> None:
         assert same == (each.name not in ("day", "year"))
 
 
+def test_what_stands_in_two_tables_is_joined_by_the_key() -> None:
+    log = interactions()
+    joined, order = log, np.random.default_rng(0).permutation(40)
+    for name, key, columns in (
+        ("users", "user", ["joined", "city", "visit_times"]),
+        ("items", "item", ["author", "published"]),
+    ):
+        table = entities(name)
+        place = pc.index_in(log.column(key), value_set=table.column(key).combine_chunks())
+        for column in columns:
+            joined = joined.append_column(column, table.column(column).take(place))
+    users = entities("users").take(pa.array(order))
+    other = FeaturePipeline(PLAIN).fit(users=users, items=entities("items"), interactions=joined)
+    assert state_of(other) == state_of(fitted())
+    # A user that the table does not have is null.
+    fewer = FeaturePipeline(PLAIN).fit(users=users.slice(1), items=entities("items"), interactions=log)
+    assert state_of(fewer) != state_of(fitted())
+
+
 @pytest.mark.parametrize(
     ("source", "message"),
     [
-        ({"items": None}, r"feature 'last_authors' is learned from \['item', 'author'\] in the items"),
-        ({"interactions": {"drop": "click"}}, "feature 'city_clicks' is learned from .* in one table"),
-        (
-            {"items": {"twice": True}},
-            "feature 'last_authors': the items' table has 30 keys in column 'item' that stand twice",
-        ),
+        ({"items": None}, r"feature 'last_authors' is learned from \['author', 'item'\] in the items"),
+        ({"interactions": {"drop": "click"}}, "feature 'city_clicks' .* interactions, with the users joined by 'user'"),
+        ({"interactions": {"drop": "user"}}, "feature 'account_age' .* joined by 'user'"),
+        ({"interactions": {"drop": "like"}}, "feature 'shelf_likes' is learned from .* in the interactions"),
+        ({"items": {"twice": True}}, "30 keys in column 'item' of the users or items stand twice"),
     ],
 )
 def test_what_cannot_be_learned_is_told(source: dict[str, Any], message: str) -> None:
@@ -299,7 +304,7 @@ def test_what_cannot_be_learned_is_told(source: dict[str, Any], message: str) ->
             tables[name] = pa.concat_tables([tables[name]] * 2)
     schema: Schema = PLAIN
     if "items" not in tables:
-        tables["interactions"] = tables["interactions"].append_column("title", pa.nulls(900, pa.string()))
+        tables["interactions"] = tables["interactions"].append_column("author", pa.nulls(900, pa.string()))
         kept = tuple(f for f in PLAIN.features if f.entity != "item" or f.name in ("author", "item"))
         schema = msgspec.structs.replace(PLAIN, features=kept)
     with pytest.raises(SchemaError, match=message):

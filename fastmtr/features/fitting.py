@@ -1,14 +1,16 @@
 """Learning from tables of any size: one pass over each, batch by batch.
 
 The interactions are read first: they teach the features that are taken from them, and how often each user and item
-occurs, which is what the rows of the other two tables weigh. Memory is one batch and what is counted (the distinct
+occurs, which is what the rows of the other two tables weigh. What is learned of a user's or an item's column and of the
+interactions (labels, times) has that column joined first. Memory is one batch and what is counted (the distinct
 values of each feature, and of the keys; see :mod:`fastmtr.features.accumulators`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import reduce
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -134,11 +136,36 @@ def distinct_values(counts: CategoryCounts) -> tuple[pa.Array, NDArray[np.int64]
 
 
 Observed = ObservedNumbers | ObservedCategories
+_OWN = {"user": "users", "item": "items"}
 
 
 def observer(feature: Feature) -> Observed:
     """Nothing yet of a feature that a vocabulary or a scale makes."""
     return ObservedNumbers(feature) if feature.kind == "numeric" else ObservedCategories(feature)
+
+
+class _Join:
+    """Columns of users or items beside the interactions with them, for what is learned from both."""
+
+    def __init__(self, source: Source, key: str, columns: Sequence[str]) -> None:
+        self.key = key
+        table = pa.concat_tables(read_batches(source, columns=sorted({key, *columns})), promote_options="permissive")
+        self._kind, self._keys = values.category_column(table.column(key), name=key, expected=None)
+        self._columns = {name: table.column(name) for name in columns}
+        twice = len(self._keys) - self._keys.null_count - len(pc.unique(self._keys.drop_null()))
+        if twice:
+            raise SchemaError(
+                f"{twice} keys in column {key!r} of the users or items stand twice, so {list(columns)} cannot be "
+                "joined to the interactions"
+            )
+
+    def add(self, table: pa.Table) -> pa.Table:
+        """The table with the columns; null where its key is null or not known."""
+        _, keys = values.category_column(table.column(self.key), name=self.key, expected=self._kind)
+        place = pc.index_in(keys, value_set=self._keys.cast(keys.type), skip_nulls=True)
+        for name, column in self._columns.items():
+            table = table.append_column(name, column.take(place))
+        return table
 
 
 class _Keys:
@@ -195,8 +222,10 @@ def fit_encoders(
             columns = {schema.user, schema.item, str(schema.timestamp), *(f.column for f in features)}
             columns |= {reader.column for f in features if f.name in operators for reader in operators[f.name].reads}
             mine = {f.name: observed[f.name] for f in features}
+            joins = _joins(pipeline, features, operators, sources) if name == "interactions" else []
             with rows_progress(f"learning from {name}", sources[name].n_rows, shown=progress) as advance:
-                for table in read_batches(sources[name], columns=sorted(columns)):
+                for rows in read_batches(sources[name], columns=sorted(columns)):
+                    table = reduce(lambda joined, join: join.add(joined), joins, rows)
                     if name == "interactions":
                         for counter in keys.values():
                             counter.observe(table.column(counter.name))
@@ -209,6 +238,22 @@ def fit_encoders(
         encoders |= {f.name: nothing for f in schema.features if (nothing := unlearned(f, schema)) is not None}
         statistics = _statistics(observed, encoders, {}, pool)
     return {f.name: encoders[f.name] for f in schema.features if f.name in encoders}, statistics
+
+
+def _joins(
+    pipeline: FeaturePipeline,
+    features: Sequence[Feature],
+    operators: Mapping[str, Observer],
+    sources: Mapping[str, Source],
+) -> list[_Join]:
+    """What is to be joined to the interactions, as their own columns do not have it."""
+    wanted: dict[str, dict[str, None]] = {}
+    for feature in features:
+        for reader in operators[feature.name].reads if feature.name in operators else ():
+            if reader.column not in sources["interactions"].names:
+                wanted.setdefault(_OWN[feature.entity], {})[reader.column] = None
+    keys = {"users": pipeline.schema.user, "items": pipeline.schema.item}
+    return [_Join(sources[name], keys[name], list(columns)) for name, columns in wanted.items()]
 
 
 def _fitted(
@@ -304,16 +349,23 @@ def _teacher(
     pipeline: FeaturePipeline, feature: Feature, observed: Observed | Observer, sources: Mapping[str, Source]
 ) -> str:
     """The source that a feature is learnt from."""
-    own = {"user": "users", "item": "items"}.get(feature.entity, "")
+    own = _OWN.get(feature.entity, "")
     if not isinstance(observed, ObservedNumbers | ObservedCategories):
         # What is looked up stands in the catalogue, and labels in the interactions.
-        wanted = [reader.column for reader in observed.reads]
+        wanted = {reader.column for reader in observed.reads}
+        names = {name: set(each.names) for name, each in sources.items()}
         for name in ("items",) if feature.lookup else (own, "interactions"):
-            if name in sources and all(column in sources[name].names for column in wanted):
+            if name in sources and wanted <= names[name]:
                 return name
         seen = {name: list(each.names) for name, each in sources.items()}
-        where = "the items" if feature.lookup else "one table"
-        raise SchemaError(f"feature {feature.name!r} is learned from {wanted} in {where}; the tables have {seen}")
+        learned = f"feature {feature.name!r} is learned from {sorted(wanted)}"
+        if feature.lookup or own == "":
+            raise SchemaError(f"{learned} in {'the items' if feature.lookup else 'the interactions'}; there are {seen}")
+        key = pipeline.schema.user if own == "users" else pipeline.schema.item
+        both = (names.get(own, set()), names.get("interactions", set()))
+        if key in both[0] & both[1] and wanted <= both[0] | both[1]:
+            return "interactions"
+        raise SchemaError(f"{learned} in the interactions, with the {own} joined by {key!r}; there are {seen}")
     if own in sources and feature.column in sources[own].names and not feature.from_log:
         return own
     if "interactions" in sources and pipeline.has_column(feature, sources["interactions"].names):

@@ -113,8 +113,9 @@ class FeaturePipeline:
             user or item that never occurs teaches nothing.
         interactions : table or source, optional
             One row an event. Features of context and candidate, statistics of the past, and whatever column the other
-            two tables lack are taken from here; so are the labels that a ``target`` learns from (in columns of the
-            tasks' names), with the categories and keys beside them.
+            two tables lack are taken from here; so are the labels that a ``target`` learns from, in columns of the
+            tasks' names. What is learned of both (labels, or the timestamp, and a user's or an item's column) is joined
+            by the keys, for which the other table is read once more.
         threads : int
             Features that are learned from at once.
         progress : bool
