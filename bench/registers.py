@@ -47,11 +47,13 @@ def kernels_of(report: str) -> Iterator[tuple[str, dict[str, int]]]:
     """
     parts = re.split(r"(?=Compiling entry function)", report)
     for part in parts[1:]:
-        kernel, stack, used = _KERNEL.match(part), _STACK.search(part), _USED.search(part)
-        if not (kernel and stack and used):
+        kernel, used = _KERNEL.match(part), _USED.search(part)
+        functions = _STACK.findall(part)  # the kernel, and what it calls
+        if not (kernel and functions and used):
             raise ValueError(f"the assembler's report is not of the expected form: {part[:300]!r}")
         shared = _SHARED.search(part[used.start() :].splitlines()[0])
-        numbers = (int(used[1]), int(stack[2]) + int(stack[3]), int(stack[1]), int(shared[1]) if shared else 0)
+        spills = sum(int(stores) + int(loads) for _, stores, loads in functions)
+        numbers = (int(used[1]), spills, max(int(stack) for stack, _, _ in functions), int(shared[1]) if shared else 0)
         yield f"{kernel['name']} {kernel['arch']}", dict(zip(WHAT, numbers, strict=True))
 
 

@@ -11,9 +11,11 @@ REPORT = """[1/3] Building CUDA object backend.cu.o
 ptxas info    : 0 bytes gmem
 ptxas info    : Compiling entry function '_ZN7fastmtr6device5scoreI6__halfEEvNS0_4ArgsE' for 'sm_80'
 ptxas info    : Function properties for _ZN7fastmtr6device5scoreI6__halfEEvNS0_4ArgsE
-    64 bytes stack frame, 8 bytes spill stores, 12 bytes spill loads
+    64 bytes stack frame, 0 bytes spill stores, 12 bytes spill loads
 ptxas info    : Used 121 registers, used 1 barriers, 64 bytes cumulative stack size, 4096 bytes smem, 752 bytes cmem[0]
 ptxas info    : Compile time = 812.304 ms
+ptxas info    : Function properties for _ZN7fastmtr6device8run_stepEv
+    16 bytes stack frame, 8 bytes spill stores, 0 bytes spill loads
 ptxas info    : Compiling entry function '_ZN7fastmtr6device4copyENS0_4ArgsE' for 'sm_90'
 ptxas info    : Function properties for _ZN7fastmtr6device4copyENS0_4ArgsE
     0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads

@@ -14,6 +14,7 @@
 #define FMTR_KERNEL(name, Args) void name([[maybe_unused]] const Args& args)
 #define FMTR_DEVICE inline
 #define FMTR_HOST_DEVICE inline
+#define FMTR_DEVICE_CALLED inline
 
 namespace fastmtr::device {
 

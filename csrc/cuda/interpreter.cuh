@@ -10,7 +10,7 @@
 
 namespace fastmtr::device {
 
-FMTR_DEVICE void run_step(const Step& step, const Frame& frame, Part part) {
+FMTR_DEVICE_CALLED void run_step(const Step& step, const Frame& frame, Part part) {
   const DeviceOperand* inputs = frame.program->operands + step.first_input;
   const auto in = [&](uint32_t i) { return rows_of(inputs[i], frame); };
   const uint32_t rows = frame.rows, width = step.out.width;

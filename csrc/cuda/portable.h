@@ -62,6 +62,8 @@ struct Kernel {
 #define FMTR_KERNEL(name, Args) __global__ void name(const __grid_constant__ Args args)
 #define FMTR_DEVICE __device__ inline
 #define FMTR_HOST_DEVICE __host__ __device__ inline
+// One copy that kernels call: for what is long and not often called, which would take the compiler long in each kernel.
+#define FMTR_DEVICE_CALLED static __device__ __noinline__
 
 namespace fastmtr::device {
 

@@ -115,6 +115,19 @@ FMTR_DEVICE void multiply_staged(const Staged<float>& x, const Step& step, const
   });
 }
 
+// The sums of 16 rows and 16 columns: a lane takes half a row.
+template <class Sink>
+FMTR_DEVICE_CALLED void take_sums(const float* sums, uint32_t first_row, uint32_t rows, uint32_t first_column,
+                                  uint32_t columns, const Sink& sink) {
+  const uint32_t part = lane_index() / 2, row = first_row + part;
+  const uint32_t half = lane_index() % 2 * (kTileEdge / 2), column = first_column + half;
+  if (row >= rows || column >= columns) return;
+  float values[kTileEdge / 2];
+  FMTR_UNROLL
+  for (uint32_t j = 0; j < kTileEdge / 2; ++j) values[j] = sums[part * kSumsStride + half + j];
+  sink(row, column, columns - column < kTileEdge / 2 ? columns - column : kTileEdge / 2, values);
+}
+
 // By fragments: a warp takes 16 columns of `RowTiles` times 16 rows.
 template <uint32_t RowTiles, class T, class Sink>
 FMTR_DEVICE void multiply_fragments(const Staged<T>& x, const Step& step, const Columns& c, float* warp_sums,
@@ -148,14 +161,7 @@ FMTR_DEVICE void multiply_fragments(const Staged<T>& x, const Step& step, const 
       if (first + i >= row_tiles) break;
       sums[i].store(mine, kSumsStride);
       warp_barrier();
-      const uint32_t part = lane_index() / 2, row = (first + i) * kTileEdge + part;
-      const uint32_t half = lane_index() % 2 * (kTileEdge / 2), column = tile * kTileEdge + half;
-      if (row < x.rows && column < c.n) {
-        float values[kTileEdge / 2];
-        FMTR_UNROLL
-        for (uint32_t j = 0; j < kTileEdge / 2; ++j) values[j] = mine[part * kSumsStride + half + j];
-        sink(row, column, c.n - column < kTileEdge / 2 ? c.n - column : kTileEdge / 2, values);
-      }
+      take_sums(mine, (first + i) * kTileEdge, x.rows, tile * kTileEdge, c.n, sink);
       warp_barrier();
     }
   }
