@@ -44,6 +44,8 @@ OPTION = {"cuda": "FASTMTR_CUDA", "cuda-host": "FASTMTR_CUDA_HOST"}
 PLUGIN = {"cuda": "fastmtr_cuda", "cuda-host": "fastmtr_cuda_host"}
 PORTABLE = {"cuda": "test_cuda_portable_gpu", "cuda-host": "test_cuda_portable"}
 CEILINGS = {"cuda": "device_ceilings_gpu", "cuda-host": "device_ceilings_host"}
+# Programs are looked for there, too: beside this Python, and where CUDA's installer puts them.
+MORE_PATHS = (str(Path(sys.executable).parent), "/usr/local/cuda/bin")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 SECONDS = {
     "build": 170.0,
@@ -86,7 +88,7 @@ class Check:
 
     def environment(self) -> dict[str, str]:
         """Of the programs that are started: the built package is found first."""
-        found = dict(os.environ, PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
+        found = dict(os.environ, PATH=_path(), PYTHONDONTWRITEBYTECODE="1", PYTHONUNBUFFERED="1")
         if not self.installed:
             found["PYTHONPATH"] = os.pathsep.join([str(self.site), *filter(None, [os.environ.get("PYTHONPATH")])])
         return found
@@ -155,7 +157,7 @@ def build(check: Check) -> dict[str, Any]:
     """The plugin for this GPU, the programs, the Python package, in build/gpu_check."""
     if check.installed:
         raise LeftOutError("--installed: the fastmtr of this Python is checked as it is")
-    if missing := [tool for tool in TOOLS[check.device] if shutil.which(tool) is None]:
+    if missing := [tool for tool in TOOLS[check.device] if _which(tool) is None]:
         raise LeftOutError(f"{' and '.join(missing)} not on the PATH")
     options = ["-DCMAKE_BUILD_TYPE=Release", f"-D{OPTION[check.device]}=ON", "-DFASTMTR_NATIVE_TESTS=ON"]
     gpu = check.parts["machine"].get("gpu") or {}
@@ -166,7 +168,7 @@ def build(check: Check) -> dict[str, Any]:
     if module:
         _, folder = check.python("-m", "pybind11", "--cmakedir")
         options += [f"-Dpybind11_DIR={folder.strip()}", f"-DPython_EXECUTABLE={sys.executable}"]
-    generator = ["-G", "Ninja"] if shutil.which("ninja") else []
+    generator = ["-G", "Ninja"] if _which("ninja") else []
     targets = [of[check.device] for of in (PLUGIN, PORTABLE, CEILINGS)] + ["_native" if module else "fastmtr"]
     native = check.build / "native"
     for command in (
@@ -257,7 +259,7 @@ def read_report(path: Path) -> dict[str, Any]:
 
 def sanitizer(check: Check) -> dict[str, Any]:
     """compute-sanitizer over small cases: the portable test, and of the plugin's tests one of each kind of step."""
-    tool = shutil.which("compute-sanitizer")
+    tool = _which("compute-sanitizer")
     if check.device != "cuda":
         raise LeftOutError("it looks at a GPU; builds of the emulation have AddressSanitizer")
     if tool is None:
@@ -368,6 +370,14 @@ def _program(check: Check, name: str) -> Path:
     return path
 
 
+def _path() -> str:
+    return os.pathsep.join([os.environ.get("PATH", os.defpath), *MORE_PATHS])
+
+
+def _which(tool: str) -> str | None:
+    return shutil.which(tool, path=_path())
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
@@ -377,7 +387,8 @@ def _version(package: str) -> str | None:
 
 def _first_line(command: Sequence[str], pattern: str = r".+") -> str | None:
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=20, check=False)
+        options = {"capture_output": True, "text": True, "timeout": 20, "check": False}
+        done = subprocess.run(command, env=dict(os.environ, PATH=_path()), **options)
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(pattern, done.stdout) if done.returncode == 0 else None

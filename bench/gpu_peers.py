@@ -54,6 +54,9 @@ class Contestant(Protocol):
     def run(self) -> None:
         """Score it (timed), to the end."""
 
+    def best(self) -> Array:
+        """The fused scores of the k best of the last call, [requests, k], descending."""
+
 
 class FastMTR:
     """``Session.rank`` of the Python binding: keys in, the k best out."""
@@ -75,6 +78,10 @@ class FastMTR:
     def run(self) -> None:
         """See :class:`Contestant`."""
         self.result = self.session.rank(*self.arguments, k=self.k)
+
+    def best(self) -> Array:
+        """See :class:`Contestant`."""
+        return np.asarray(self.result[1])
 
     def scores(self) -> tuple[Array, Array]:
         """Of all candidates of the batch: by task, and fused (not timed)."""
@@ -98,6 +105,8 @@ class TorchRows:
         self.precision, self.k, self.device, self.compiled = precision, k, torch.device(device), compiled
         self.model = model.to(self.device)
         self.items = [torch.from_numpy(part).to(self.device) for part in (workload.items.ids, workload.items.dense)]
+        for part in self.items:
+            torch._dynamo.mark_static_address(part)  # a CUDA graph then reads it where it is
         self.score: Any = self._score
         if compiled:
             self.score = torch.compile(self._score, mode="reduce-overhead", dynamic=False)
@@ -134,14 +143,20 @@ class TorchRows:
             found = self.score(*(t.to(self.device, non_blocking=True) for t in self.inputs))
             self.result = [part.cpu() for part in found]
 
+    def best(self) -> Array:
+        """See :class:`Contestant`."""
+        return np.asarray(self.result[1].numpy())
+
 
 class OnnxRuntime:
     """ONNX Runtime with inputs and outputs bound to the device's memory."""
 
-    def __init__(self, name: str, program: Program, model: onnx.ModelProto, workload: Workload, *, device: str) -> None:
+    def __init__(
+        self, name: str, program: Program, model: onnx.ModelProto, workload: Workload, *, device: str, k: int
+    ) -> None:
         import onnxruntime
 
-        self.name, self.program, self.items, self.ort = name, program, workload.items, onnxruntime
+        self.name, self.program, self.items, self.ort, self.k = name, program, workload.items, onnxruntime, k
         self.place = "cuda" if device == "cuda" else "cpu"
         provider: Any = ("CUDAExecutionProvider", {"use_tf32": "0"}) if device == "cuda" else "CPUExecutionProvider"
         options = onnxruntime.SessionOptions()
@@ -153,7 +168,7 @@ class OnnxRuntime:
 
     def load(self, batch: Batch) -> None:
         """See :class:`Contestant`."""
-        requests, candidates = batch.rows.shape
+        self.shape = requests, candidates = batch.rows.shape
         if requests > 1 and not self.program.repeated:
             raise ValueError(f"{self.name} takes one request")
         request = batch.request
@@ -171,3 +186,8 @@ class OnnxRuntime:
         """See :class:`Contestant`."""
         self.session.run_with_iobinding(self.binding)
         self.binding.synchronize_outputs()
+
+    def best(self) -> Array:
+        """See :class:`Contestant`."""
+        fused = np.hstack(self.binding.copy_outputs_to_cpu()).sum(1).reshape(self.shape)
+        return -np.sort(-fused, axis=1)[:, : self.k]

@@ -112,6 +112,7 @@ def test_what_is_not_there_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     check.installed = False
     check.parts = {"machine": {}, "build": {}}
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(gpu_check, "MORE_PATHS", ())
     with pytest.raises(gpu_check.LeftOutError, match="cmake and nvcc not on the PATH"):
         gpu_check.build(check)
     with pytest.raises(gpu_check.LeftOutError, match="compute-sanitizer not on the PATH"):
