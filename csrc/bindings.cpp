@@ -13,6 +13,7 @@
 #include <type_traits>
 #include <utility>
 
+#include "counting.h"
 #include "device_arrays.h"
 #include "fastmtr.h"
 
@@ -679,4 +680,6 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("catalogue_version") = 0)
       .def("request_output", &Session::request_output, py::arg("name"), py::arg("request_ids"),
            py::arg("request_dense"));
+
+  add_counting(m);
 }

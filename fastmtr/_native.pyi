@@ -11,6 +11,34 @@ __version__: str
 def info() -> str:
     """JSON text: version, ABI, instruction sets and back ends, with the reason where one is not used."""
 
+def count_ints(
+    values: NDArray[np.int64], valid: NDArray[np.uint8] | None = None, weights: NDArray[np.int64] | None = None
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct values in the order in which they come, and how often each occurs, or the sum of its weights.
+
+    Parameters
+    ----------
+    values : ndarray of int64, shape (n,)
+    valid : ndarray of uint8, shape (n,), optional
+        A value whose flag is 0 leaves no trace.
+    weights : ndarray of int64, shape (n,), optional
+        1 by default; a value of weight 0 leaves no trace.
+    """
+
+def count_texts(
+    data: NDArray[np.uint8],
+    offsets: NDArray[np.int32] | NDArray[np.int64],
+    valid: NDArray[np.uint8] | None = None,
+    weights: NDArray[np.int64] | None = None,
+) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
+    """The distinct texts as bytes and offsets, and their counts; text i is ``data[offsets[i]:offsets[i + 1]]``.
+
+    Raises
+    ------
+    ValueError
+        The offsets do not ascend within the data.
+    """
+
 class Model:
     """A loaded bundle, immutable and shared by threads, but for its catalogue, which can be changed at any time.
 

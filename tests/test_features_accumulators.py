@@ -6,7 +6,6 @@ import math
 from collections import Counter
 from fractions import Fraction
 from itertools import pairwise
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,7 +20,6 @@ from fastmtr.features.accumulators import (
     Moments,
     NumberSummary,
 )
-from fastmtr.features.counts import count_ints, count_texts
 
 TINY = 5e-324
 ADVERSARIAL = [0.0, -0.0, TINY, -TINY, 2.3e-308, 1.0, -1.0, 0.1, 1e16, 1.0000000000000002, -3.4e38, 3.4e38, 1e-30]
@@ -129,24 +127,6 @@ def test_nothing_was_counted():
     assert [len(part) for part in counts.texts()] == [0, 1, 0]
     counts.update_ints(np.array([3]), weights=np.array([0]))
     assert (counts.type, counts.distinct, counts.rows) == ("int", 0, 0)
-
-
-def test_other_kernels_are_used():
-    calls = []
-
-    def ints(values, weights):
-        calls.append("ints")
-        return count_ints(values, weights)
-
-    def texts(data, offsets, weights):
-        calls.append("texts")
-        return count_texts(data, offsets, weights)
-
-    kernels = SimpleNamespace(count_ints=ints, count_texts=texts)
-    CategoryCounts("c", kernels).update_ints(np.array([1]))
-    CategoryCounts("c", kernels).update_texts(*packed(["a"]))
-    NumberSummary(kernels=kernels).update(np.array([1.0]))
-    assert set(calls) == {"ints", "texts"}
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------

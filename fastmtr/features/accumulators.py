@@ -15,16 +15,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr import _native
 from fastmtr.errors import SchemaError
 from fastmtr.features.counts import (
     WAITING,
-    CountKernels,
     IntCounts,
     Ints,
     TextCounts,
-    count_ints,
     sums_of_runs,
-    take_texts,
     total_weight,
 )
 from fastmtr.features.values import ValueType
@@ -48,8 +46,6 @@ class CategoryCounts:
     ----------
     name : str
         The column's, for messages.
-    kernels : CountKernels, optional
-        What counts a batch; this module's NumPy functions by default.
 
     Attributes
     ----------
@@ -59,11 +55,11 @@ class CategoryCounts:
         Of all batches, each row as often as its weight says.
     """
 
-    def __init__(self, name: str, kernels: CountKernels | None = None) -> None:
+    def __init__(self, name: str) -> None:
         self.name = name
         self.type: ValueType | None = None
         self.rows = self.nulls = 0
-        self._ints, self._texts = IntCounts(kernels), TextCounts(kernels)
+        self._ints, self._texts = IntCounts(), TextCounts()
 
     def update_ints(self, values: Ints, valid: NDArray[np.uint8] | None = None, weights: Ints | None = None) -> None:
         """Count a batch of whole numbers.
@@ -71,7 +67,7 @@ class CategoryCounts:
         Parameters
         ----------
         values : ndarray of int64, shape (n,)
-        valid : ndarray of uint8 or bool, shape (n,), optional
+        valid : ndarray of uint8, shape (n,), optional
             0 where the value is null.
         weights : ndarray of int64, shape (n,), optional
             How often each row counts; 1 by default.
@@ -81,27 +77,21 @@ class CategoryCounts:
         SchemaError
             Earlier batches held text.
         """
-        kept, weights = self._present(len(values), valid, weights)
-        if kept is not None:
-            values = values[kept]
-        if len(values):
+        if self._note(len(values), valid, weights):
             self._becomes("int")
-            self._ints.update(values, weights)
+            self._ints.update(values, valid, weights)
 
     def update_texts(
         self,
         data: NDArray[np.uint8],
-        offsets: Ints,
+        offsets: NDArray[np.int32] | Ints,
         valid: NDArray[np.uint8] | None = None,
         weights: Ints | None = None,
     ) -> None:
         """Count a batch of texts: text i is ``data[offsets[i]:offsets[i + 1]]``; else as :meth:`update_ints`."""
-        kept, weights = self._present(len(offsets) - 1, valid, weights)
-        if kept is not None:
-            data, offsets = take_texts(data, offsets, kept)
-        if len(offsets) > 1:
+        if self._note(len(offsets) - 1, valid, weights):
             self._becomes("str")
-            self._texts.update(data, offsets, weights)
+            self._texts.update(data, offsets, valid, weights)
 
     def merge(self, other: CategoryCounts) -> None:
         """Count what `other` counted, too."""
@@ -117,6 +107,14 @@ class CategoryCounts:
         """How many different categories there are."""
         return self._texts.distinct if self.type == "str" else self._ints.distinct
 
+    def unordered_ints(self) -> tuple[Ints, Ints]:
+        """All values and their counts, in any order."""
+        return self._ints.unordered()
+
+    def unordered_texts(self) -> tuple[NDArray[np.uint8], Ints, Ints]:
+        """All texts (bytes, offsets) and their counts, in any order."""
+        return self._texts.unordered()
+
     def ints(self, min_count: int = 1) -> tuple[Ints, Ints]:
         """Values and counts, most frequent first, ties ascending."""
         return self._ints.by_count(min_count)
@@ -125,17 +123,16 @@ class CategoryCounts:
         """Bytes, offsets and counts, most frequent first, ties ascending by their bytes."""
         return self._texts.by_count(min_count)
 
-    def _present(
-        self, n: int, valid: NDArray[np.uint8] | None, weights: Ints | None
-    ) -> tuple[NDArray[np.intp] | None, Ints | None]:
-        """Which rows hold a value (None: all), and their weights; counts the others."""
-        self.rows += total_weight(n, weights)
-        if valid is None or valid.all():
-            return None, weights
-        kept = np.flatnonzero(valid)
-        present = None if weights is None else weights[kept]
-        self.nulls += total_weight(n, weights) - total_weight(len(kept), present)
-        return kept, present
+    def _note(self, n: int, valid: NDArray[np.uint8] | None, weights: Ints | None) -> bool:
+        """Count rows and nulls; whether there is a value."""
+        rows = total_weight(n, weights)
+        self.rows += rows
+        if valid is None:
+            return n > 0
+        present = valid.view(bool)
+        n_present = int(np.count_nonzero(present))
+        self.nulls += rows - total_weight(n_present, None if weights is None else weights[present])
+        return n_present > 0
 
     def _becomes(self, kind: ValueType) -> None:
         if self.type not in (None, kind):
@@ -229,7 +226,6 @@ class NumberSummary:
         (as HdrHistogram; DDSketch of Masson, Rim and Lee, 2019, makes the same promise): a number is taken for one
         that is nearer to zero by less than 2**-10 of it, the extremes and whole numbers up to 2048 excepted. Which of
         the two depends on the data only, not on their order.
-    kernels : CountKernels, optional
 
     Attributes
     ----------
@@ -248,15 +244,13 @@ class NumberSummary:
         *,
         transform: Callable[[NDArray[np.float64]], NDArray[np.float64]] | None = None,
         exact: int = 1 << 18,
-        kernels: CountKernels | None = None,
     ) -> None:
         self.rows = self.nulls = self.beyond = 0
         self.low = self.high = 0.0
         self.moments = Moments()
         self.transformed = None if transform is None else Moments()
         self._transform, self._limit = transform, exact
-        self._kernels = kernels
-        self._keys = IntCounts(kernels)
+        self._keys = IntCounts()
         self._is_exact = True
 
     def update(self, values: NDArray[np.float64], weights: Ints | None = None) -> None:
@@ -268,24 +262,18 @@ class NumberSummary:
         weights : ndarray of int64, shape (n,), optional
             How often each row counts; 1 by default. A row of weight 0 leaves no trace.
         """
-        if weights is not None:
-            values, weights = values[weights > 0], weights[weights > 0]
-        size = np.abs(values)
-        held = size <= FLOAT32_MAX
+        held = np.abs(values) <= FLOAT32_MAX
         rows = total_weight(len(values), weights)
         self.rows += rows
         if not held.all():
             absent = np.isnan(values)
             nulls = total_weight(int(absent.sum()), None if weights is None else weights[absent])
-            values, weights = values[held], None if weights is None else weights[held]
             self.nulls += nulls
-            self.beyond += rows - nulls - total_weight(len(values), weights)
-        if not len(values):
-            return
+            self.beyond += rows - nulls - total_weight(int(held.sum()), None if weights is None else weights[held])
         # + 0.0 makes one zero of two.
-        count = count_ints if self._kernels is None else self._kernels.count_ints
-        keys, counts = count((values + 0.0).view(np.int64), weights)
-        self._take(keys.view(np.float64), counts)
+        keys, counts = _native.count_ints((values + 0.0).view(np.int64), held.view(np.uint8), weights)
+        if len(keys):
+            self._take(keys.view(np.float64), counts)
 
     def _take(self, numbers: NDArray[np.float64], counts: Ints) -> None:
         order = np.argsort(numbers)
@@ -294,7 +282,7 @@ class NumberSummary:
         self.moments.update(numbers, counts)
         if self._transform is not None and self.transformed is not None:
             self.transformed.update(self._transform(numbers), counts)
-        self._keys.update(numbers.view(np.int64) if self._is_exact else _bins(numbers), counts)
+        self._keys.update(numbers.view(np.int64) if self._is_exact else _bins(numbers), weights=counts)
         self._coarsen()
 
     def _widen(self, low: float, high: float) -> None:
@@ -306,8 +294,8 @@ class NumberSummary:
     def _coarsen(self, *, force: bool = False) -> None:
         if self._is_exact and (force or (self._keys.at_most > self._limit and self._keys.distinct > self._limit)):
             keys, counts = self._keys.ascending()
-            self._keys, self._is_exact = IntCounts(self._kernels), False
-            self._keys.update(_bins(keys.view(np.float64)), counts)
+            self._keys, self._is_exact = IntCounts(), False
+            self._keys.update(_bins(keys.view(np.float64)), weights=counts)
 
     def merge(self, other: NumberSummary) -> None:
         """Add what `other` added, too; both were made with the same parameters."""
@@ -321,7 +309,7 @@ class NumberSummary:
             self.transformed.merge(other.transformed)
         self._coarsen(force=not other._is_exact)
         keys, counts = other._keys.ascending()
-        self._keys.update(keys if self._is_exact == other._is_exact else _bins(keys.view(np.float64)), counts)
+        self._keys.update(keys if self._is_exact == other._is_exact else _bins(keys.view(np.float64)), weights=counts)
         self._coarsen()
 
     @property
@@ -336,7 +324,7 @@ class NumberSummary:
         order = np.argsort(numbers)
         numbers, counts = numbers[order], counts[order]
         if len(numbers):
-            # Every number is at least as large as the first: the extremes are known exactly.
+            # The extremes are known exactly; what stands for a bin may lie beyond them.
             numbers = np.clip(numbers, self.low, self.high)
             numbers[0], numbers[-1] = self.low, self.high
         return numbers, counts

@@ -27,9 +27,30 @@ from fastmtr.schema import Feature
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "encode_lists", "split_lists", "tokens"]
+__all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "Texts", "encode_lists", "split_lists", "tokens"]
 
 MISSING, UNSEEN, FIRST_ROW = 0, 1, 2
+
+
+class Texts:
+    """A vocabulary of texts, in valid UTF-8: text i is ``data[offsets[i]:offsets[i + 1]]``."""
+
+    def __init__(self, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
+        self.data, self.offsets = data, offsets
+
+    def __len__(self) -> int:
+        return len(self.offsets) - 1
+
+    @property
+    def array(self) -> pa.Array:
+        """As an Arrow array over the same memory."""
+        return text_array(self.data, self.offsets)
+
+    def tolist(self, most: int | None = None) -> list[str]:
+        """The first ones, or all."""
+        ends = self.offsets[: None if most is None else most + 1].tolist()
+        content = self.data[: ends[-1]].tobytes()
+        return [content[start:end].decode() for start, end in pairwise(ends)]
 
 
 class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
@@ -41,7 +62,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         The feature's, for messages.
     type : {"int", "str"}, optional
         None: the fitted data held nulls only, so either comes as unseen.
-    known : ndarray of int64, or tuple of str
+    known : ndarray of int64, or Texts
         The vocabulary: id 2, 3, ...; empty if hashed.
     hash_rows : int, optional
         The values are hashed into so many ids from 2 on.
@@ -67,7 +88,8 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             known, _ = counts.ints(feature.min_count)
         else:
             data, offsets, _ = counts.texts(feature.min_count)
-            known = _texts(data, offsets, f"column {feature.name!r} holds text that is not valid UTF-8")
+            values.check_utf8(data, offsets, problem=f"column {feature.name!r} holds text that is not valid UTF-8")
+            known = Texts(data, offsets)
         return cls(name=feature.name, type=counts.type, known=known)
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
@@ -110,14 +132,14 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     @cached_property
     def _ids(self) -> dict[int | str, int]:
-        known = self.known.tolist() if isinstance(self.known, np.ndarray) else self.known
+        known = self.known.tolist() if len(self.known) else ()
         return {value: i for i, value in enumerate(known, FIRST_ROW)}
 
     @cached_property
     def _value_set(self) -> pa.Array:
         import pyarrow as pa
 
-        return pa.array(self.known, pa.large_string() if self.type == "str" else pa.int64())
+        return self.known.array if isinstance(self.known, Texts) else pa.array(self.known, pa.int64())
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
@@ -126,10 +148,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             return head, {}
         if self.type == "int":
             return head, {"values": np.asarray(self.known, np.int64)}
-        encoded = [text.encode() for text in self.known]
-        offsets = np.zeros(len(encoded) + 1, np.int64)
-        np.cumsum([len(text) for text in encoded], out=offsets[1:])
-        return head, {"bytes": np.frombuffer(b"".join(encoded), np.uint8), "offsets": offsets}
+        return head, {"bytes": self.known.data, "offsets": self.known.offsets}
 
     @classmethod
     def from_state(cls, feature: Feature, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Categories:
@@ -230,16 +249,9 @@ def _checked(text: str, name: str) -> str:
     return text
 
 
-def _texts(data: NDArray[np.uint8], offsets: NDArray[np.int64], problem: str) -> tuple[str, ...]:
-    content = data.tobytes()
-    try:
-        return tuple(content[start:end].decode() for start, end in pairwise(offsets.tolist()))
-    except UnicodeDecodeError as error:
-        raise SchemaError(f"{problem}: {error}") from error
-
-
-def _saved_texts(name: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> tuple[str, ...]:
+def _saved_texts(name: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Texts:
     damaged = f"the saved state of feature {name!r} is damaged"
     if not len(offsets) or offsets[0] != 0 or offsets[-1] != len(data) or (np.diff(offsets) < 0).any():
         raise SchemaError(f"{damaged}: its texts do not lie within their bytes")
-    return _texts(data, offsets, damaged)
+    values.check_utf8(data, offsets, problem=damaged)
+    return Texts(data, offsets)

@@ -164,17 +164,8 @@ class Reader(NamedTuple):
                 raise SchemaError(f"column {self.column!r} should hold text, found a column of type {array.type}")
             return Texts(np.zeros(0, np.uint8), np.zeros(len(array) + 1, np.int64), np.zeros(len(array), bool))
         data, offsets = values.text_bytes(array)
-        self._check_utf8(data, offsets)
+        values.check_utf8(data, offsets, problem=f"column {self.column!r} holds text that is not valid UTF-8")
         return Texts(data, offsets, array.is_valid().to_numpy(zero_copy_only=False))
-
-    def _check_utf8(self, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> None:
-        try:
-            data.tobytes().decode()
-        except UnicodeDecodeError as error:
-            raise SchemaError(f"column {self.column!r} holds text that is not valid UTF-8: {error}") from error
-        inner = offsets[offsets < len(data)]
-        if ((data[inner] & 0xC0) == 0x80).any():
-            raise SchemaError(f"column {self.column!r} holds text that begins in the midst of a UTF-8 character")
 
     def _text(self, value: Any) -> Texts:
         if values.is_null(value):

@@ -5,65 +5,23 @@ Batches wait until as many distinct values are there as were merged already, so 
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr import _native
+
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = [
-    "WAITING",
-    "CountKernels",
-    "IntCounts",
-    "Ints",
-    "TextCounts",
-    "count_ints",
-    "count_texts",
-    "sums_of_runs",
-    "take_texts",
-    "text_array",
-    "total_weight",
-]
+__all__ = ["WAITING", "IntCounts", "Ints", "TextCounts", "sums_of_runs", "text_array", "total_weight"]
 
 # So many distinct values wait at least before they are merged.
 WAITING = 1 << 16
 
 Ints = NDArray[np.int64]
 Texts = tuple[NDArray[np.uint8], NDArray[np.int64]]
-
-
-class CountKernels(Protocol):
-    """Functions that count the values of one batch; this module's own are the reference."""
-
-    def count_ints(self, values: Ints, weights: Ints | None) -> tuple[Ints, Ints]: ...
-
-    def count_texts(
-        self, data: NDArray[np.uint8], offsets: Ints, weights: Ints | None
-    ) -> tuple[NDArray[np.uint8], Ints, Ints]: ...
-
-
-def count_ints(values: Ints, weights: Ints | None) -> tuple[Ints, Ints]:
-    """The distinct values (in any order) and how often each occurs, or the sum of its weights."""
-    if weights is None:
-        return np.unique(values, return_counts=True)
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = _run_starts(ordered)
-    return ordered[starts], sums_of_runs(weights[order], starts)
-
-
-def count_texts(data: NDArray[np.uint8], offsets: Ints, weights: Ints | None) -> tuple[NDArray[np.uint8], Ints, Ints]:
-    """The distinct texts (in any order, as bytes and offsets) and how often each occurs, or the sum of its weights."""
-    coded = _binary(data, offsets).dictionary_encode()
-    codes = coded.indices.to_numpy(zero_copy_only=False)
-    counts = np.zeros(len(coded.dictionary), np.int64)
-    if weights is None:
-        counts += np.bincount(codes, minlength=len(counts))
-    else:
-        np.add.at(counts, codes, weights)
-    return *_content(coded.dictionary), counts
 
 
 class _Counts:
@@ -109,37 +67,30 @@ class _Counts:
 
 
 class IntCounts(_Counts):
-    """How often each whole number occurs.
+    """How often each whole number occurs."""
 
-    Parameters
-    ----------
-    kernels : CountKernels, optional
-        What counts a batch; this module's NumPy functions by default.
-    """
-
-    def __init__(self, kernels: CountKernels | None = None) -> None:
-        super().__init__()
-        self._count = count_ints if kernels is None else kernels.count_ints
-
-    def update(self, values: Ints, weights: Ints | None = None) -> None:
-        """Count a batch; values of weight 0 leave no trace."""
-        if weights is not None:
-            values, weights = values[weights > 0], weights[weights > 0]
-        self._add(*self._count(values, weights))
+    def update(self, values: Ints, valid: NDArray[np.uint8] | None = None, weights: Ints | None = None) -> None:
+        """Count a batch; what is not valid, or of weight 0, leaves no trace."""
+        self._add(*_native.count_ints(np.ascontiguousarray(values), valid, weights))
 
     def merge(self, other: IntCounts) -> None:
         """Count what `other` counted, too."""
         self._add(*other._merged())
 
     def _count_all(self, values: list[Any], counts: list[Ints]) -> tuple[Any, Ints]:
-        every = np.concatenate([np.zeros(0, np.int64), *values])
-        return self._count(every, np.concatenate([np.zeros(0, np.int64), *counts]))
+        nothing = np.zeros(0, np.int64)
+        return _native.count_ints(np.concatenate([nothing, *values]), weights=np.concatenate([nothing, *counts]))
 
     def ascending(self) -> tuple[Ints, Ints]:
         """The distinct values in ascending order, and the count of each."""
         values, counts = self._merged()
         order = np.argsort(values)
         return values[order], counts[order]
+
+    def unordered(self) -> tuple[Ints, Ints]:
+        """The distinct values in any order, and the count of each."""
+        values, counts = self._merged()
+        return values, counts
 
     def by_count(self, min_count: int = 1) -> tuple[Ints, Ints]:
         """The values that occur often enough, most frequent first, ties ascending; and the count of each."""
@@ -150,24 +101,18 @@ class IntCounts(_Counts):
 
 
 class TextCounts(_Counts):
-    """How often each text occurs; texts are UTF-8 bytes side by side, and offsets (one more than texts).
+    """How often each text occurs; texts are UTF-8 bytes side by side, and offsets (one more than texts)."""
 
-    Parameters
-    ----------
-    kernels : CountKernels, optional
-    """
-
-    def __init__(self, kernels: CountKernels | None = None) -> None:
-        super().__init__()
-        self._count = count_texts if kernels is None else kernels.count_texts
-
-    def update(self, data: NDArray[np.uint8], offsets: Ints, weights: Ints | None = None) -> None:
-        """Count a batch; texts of weight 0 leave no trace."""
-        if weights is not None and not (weights > 0).all():
-            data, offsets = take_texts(data, offsets, np.flatnonzero(weights > 0))
-            weights = weights[weights > 0]
-        *texts, counts = self._count(data, offsets, weights)
-        self._add(tuple(texts), counts)
+    def update(
+        self,
+        data: NDArray[np.uint8],
+        offsets: NDArray[np.int32] | Ints,
+        valid: NDArray[np.uint8] | None = None,
+        weights: Ints | None = None,
+    ) -> None:
+        """Count a batch; what is not valid, or of weight 0, leaves no trace."""
+        data, offsets, counts = _native.count_texts(data, offsets, valid, weights)
+        self._add((data, offsets), counts)
 
     def merge(self, other: TextCounts) -> None:
         """Count what `other` counted, too."""
@@ -176,18 +121,26 @@ class TextCounts(_Counts):
     def _count_all(self, values: list[Any], counts: list[Ints]) -> tuple[Any, Ints]:
         data = np.concatenate([np.zeros(0, np.uint8), *(data for data, _ in values)])
         lengths = np.concatenate([np.zeros(1, np.int64), *(np.diff(offsets) for _, offsets in values)])
-        *texts, merged = self._count(data, np.cumsum(lengths), np.concatenate([np.zeros(0, np.int64), *counts]))
-        return tuple(texts), merged
+        weights = np.concatenate([np.zeros(0, np.int64), *counts])
+        data, offsets, merged = _native.count_texts(data, np.cumsum(lengths), weights=weights)
+        return (data, offsets), merged
 
     def by_count(self, min_count: int = 1) -> tuple[NDArray[np.uint8], Ints, Ints]:
         """The texts that occur often enough, most frequent first, ties ascending by bytes: data, offsets, counts."""
         import pyarrow.compute as pc
 
         (data, offsets), counts = self._merged()
-        ascending = pc.sort_indices(_binary(data, offsets)).to_numpy().astype(np.int64)
+        if min_count > 1:
+            kept = np.flatnonzero(counts >= min_count)
+            (data, offsets), counts = _taken(data, offsets, kept), counts[kept]
+        ascending = pc.sort_indices(_binary(data, offsets)).to_numpy()
         order = ascending[np.argsort(-counts[ascending], kind="stable")]
-        order = order[counts[order] >= min_count]
-        return *take_texts(data, offsets, order), counts[order]
+        return *_taken(data, offsets, order), counts[order]
+
+    def unordered(self) -> tuple[NDArray[np.uint8], Ints, Ints]:
+        """All texts in any order: data, offsets, counts."""
+        (data, offsets), counts = self._merged()
+        return data, offsets, counts
 
 
 # ---- small parts -----------------------------------------------------------------------------------------------------
@@ -195,12 +148,6 @@ class TextCounts(_Counts):
 
 def total_weight(n: int, weights: Ints | None) -> int:
     return n if weights is None else int(weights.sum())
-
-
-def _run_starts(ordered: Ints) -> NDArray[np.intp]:
-    if not len(ordered):
-        return np.zeros(0, np.intp)
-    return np.flatnonzero(np.append(True, ordered[1:] != ordered[:-1]))
 
 
 def sums_of_runs(values: Ints, starts: NDArray[np.intp]) -> Ints:
@@ -232,7 +179,7 @@ def _content(array: pa.Array) -> Texts:
     return np.frombuffer(data, np.uint8)[start:end], ends - start
 
 
-def take_texts(data: NDArray[np.uint8], offsets: Ints, places: NDArray[np.integer[Any]]) -> Texts:
+def _taken(data: NDArray[np.uint8], offsets: Ints, places: NDArray[np.integer[Any]]) -> Texts:
     import pyarrow as pa
 
     return _content(_binary(data, offsets).take(pa.array(places)))

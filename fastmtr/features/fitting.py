@@ -8,10 +8,11 @@ values of each feature, and of the keys; see :mod:`fastmtr.features.accumulators
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import reduce
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +23,7 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import values
 from fastmtr.features.accumulators import CategoryCounts, NumberSummary
 from fastmtr.features.batches import Source, open_source, read_batches
-from fastmtr.features.categories import FIRST_ROW, UNSEEN, Categories, split_lists
+from fastmtr.features.categories import FIRST_ROW, UNSEEN, Categories, Texts, split_lists
 from fastmtr.features.counts import text_array
 from fastmtr.features.kinds import is_operator, observer_of, unlearned
 from fastmtr.features.operators import Observer
@@ -116,22 +117,25 @@ def count_column(
     counts: CategoryCounts, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None
 ) -> NDArray[np.bool_]:
     """Count the values of a column; which of them are not null."""
-    kind, array = values.category_column(column, name=counts.name, expected=None)
+    array = values.combined(column)
+    is_text = values.is_text(array.type)
+    if not is_text:
+        _, array = values.category_column(array, name=counts.name, expected=None)
     valid: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
-    flags = valid.view(np.uint8)
-    if kind == "int":
-        counts.update_ints(array.fill_null(0).to_numpy(zero_copy_only=False), flags, weights)
+    flags = None if not array.null_count else valid.view(np.uint8)
+    if is_text:
+        counts.update_texts(*values.text_buffers(array), flags, weights)
     else:
-        counts.update_texts(*values.text_bytes(array), flags, weights)
+        counts.update_ints(array.fill_null(0).to_numpy(zero_copy_only=False), flags, weights)
     return valid
 
 
 def distinct_values(counts: CategoryCounts) -> tuple[pa.Array, NDArray[np.int64]]:
-    """Distinct values, and how often each occurs."""
+    """Distinct values in any order, and how often each occurs."""
     if counts.type == "str":
-        data, offsets, times = counts.texts()
+        data, offsets, times = counts.unordered_texts()
         return text_array(data, offsets), times
-    numbers, times = counts.ints()
+    numbers, times = counts.unordered_ints()
     return pa.array(numbers), times
 
 
@@ -215,7 +219,7 @@ def fit_encoders(
         for name, key in {"users": schema.user, "items": schema.item}.items():
             if name in sources and key in given and key in sources[name].names:
                 keys[name] = _Keys(key)
-    with ThreadPoolExecutor(threads) as pool:
+    with _pool(threads) as pool:
         for name, features in taught_by.items():
             if name not in sources or not (features or (name == "interactions" and keys)):
                 continue
@@ -256,8 +260,30 @@ def _joins(
     return [_Join(sources[name], keys[name], list(columns)) for name, columns in wanted.items()]
 
 
+class _Pool(Protocol):
+    """Calls a function for each of some values, perhaps several at once; the results are in their order."""
+
+    def map(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]: ...
+
+
+class _Caller:
+    """The caller's thread alone."""
+
+    def map(self, function: Callable[[Any], Any], values: Iterable[Any], /) -> Iterable[Any]:
+        return map(function, values)
+
+
+@contextmanager
+def _pool(threads: int) -> Iterator[_Pool]:
+    if threads == 1:
+        yield _Caller()
+        return
+    with ThreadPoolExecutor(threads) as pool:
+        yield pool
+
+
 def _fitted(
-    observed: Mapping[str, Observed | Observer], encoders: Mapping[str, Encoder], pool: Executor
+    observed: Mapping[str, Observed | Observer], encoders: Mapping[str, Encoder], pool: _Pool
 ) -> dict[str, Encoder]:
     return dict(zip(observed, pool.map(lambda each: each.fit(encoders), observed.values()), strict=True))
 
@@ -266,7 +292,7 @@ def _statistics(
     observed: Mapping[str, Observed | Observer],
     encoders: Mapping[str, Encoder],
     fitted: Mapping[str, Statistics],
-    pool: Executor,
+    pool: _Pool,
 ) -> dict[str, Statistics]:
     """Of those features that some are kept of: vocabularies, scales, and times that are scaled."""
 
@@ -300,7 +326,7 @@ def check_source(
     observed = {f.name: observer_of(f, pipeline.schema) or observer(f) for f in given}
     columns = sorted({*(feature.column for feature in given), str(pipeline.schema.timestamp)})
     encoders = {name: pipeline.encoder(name) for name in observed}
-    with ThreadPoolExecutor(threads) as pool:
+    with _pool(threads) as pool:
         with rows_progress("checking features", opened.n_rows, shown=progress) as advance:
             for table in read_batches(opened, columns=columns):
                 observe(pipeline, table, observed, pool=pool)
@@ -319,7 +345,9 @@ def check_source(
 def _labels(categories: Categories) -> list[str]:
     """What the bins of :func:`category_statistics` are called."""
     if categories.hash_rows is None:
-        return [*(str(value) for value in categories.known[:TOP]), "others"]
+        known = categories.known
+        top = known.tolist(TOP) if isinstance(known, Texts) else known[:TOP]
+        return [*map(str, top), "others"]
     parts = np.array_split(np.arange(FIRST_ROW, categories.rows), min(TOP, categories.hash_rows))
     return [f"rows {part[0]} to {part[-1]}" for part in parts]
 
@@ -330,7 +358,7 @@ def observe(
     observed: Mapping[str, Observed | Observer],
     *,
     weights: NDArray[np.int64] | None = None,
-    pool: Executor,
+    pool: _Pool,
 ) -> None:
     """Add the rows of a table to what was observed of some features; all of them have a column there."""
 

@@ -268,7 +268,7 @@ def _rows(categories: Categories, groups: NDArray[np.int64]) -> NDArray[np.int64
         return categories.encode(pa.array(groups)).astype(np.int64)
     if categories.hash_rows is not None:
         return (groups.view(np.uint64) % np.uint64(categories.hash_rows)).astype(np.int64) + FIRST_ROW
-    known = _numbered(pa.array(categories.known, pa.large_string()), "str")
+    known = _numbered(categories.known.array, "str") if len(categories.known) else np.zeros(0, np.int64)
     order = np.argsort(known)
     place = np.searchsorted(known, groups, sorter=order)
     place = order[np.minimum(place, len(order) - 1)] if len(order) else place

@@ -24,11 +24,13 @@ __all__ = [
     "ValueType",
     "category",
     "category_column",
+    "check_utf8",
     "combined",
     "is_null",
     "is_text",
     "number",
     "number_column",
+    "text_buffers",
     "text_bytes",
     "ticks",
     "ticks_column",
@@ -194,6 +196,31 @@ def utf8(text: str, *, name: str) -> bytes:
         raise SchemaError(
             f"column {name!r} holds text that is not valid Unicode: {error.reason} in {text!r}"
         ) from error
+
+
+def text_buffers(array: pa.Array) -> tuple[NDArray[np.uint8], NDArray[np.int32] | NDArray[np.int64]]:
+    """The same without a copy: the offsets do not begin at 0, and nulls have some."""
+    import pyarrow as pa
+
+    if not len(array):
+        return np.zeros(0, np.uint8), np.zeros(1, np.int64)
+    _, offsets, data = array.buffers()
+    content = np.frombuffer(data, np.uint8) if data is not None else np.zeros(0, np.uint8)
+    rows = slice(array.offset, array.offset + len(array) + 1)
+    if pa.types.is_large_string(array.type):
+        return content, np.frombuffer(offsets, np.int64)[rows]
+    return content, np.frombuffer(offsets, np.int32)[rows]
+
+
+def check_utf8(data: NDArray[np.uint8], offsets: NDArray[np.int64], *, problem: str) -> None:
+    """SchemaError unless each text is valid UTF-8."""
+    try:
+        data.tobytes().decode()
+    except UnicodeDecodeError as error:
+        raise SchemaError(f"{problem}: {error}") from error
+    inner = offsets[offsets < len(data)]
+    if ((data[inner] & 0xC0) == 0x80).any():
+        raise SchemaError(f"{problem}: a text begins in the midst of a character")
 
 
 def combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:

@@ -1,0 +1,234 @@
+#include "counting.h"
+
+#include <pybind11/numpy.h>
+#include <pybind11/stl.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <optional>
+#include <stdexcept>
+#include <string>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+namespace py = pybind11;
+
+namespace fastmtr::python {
+namespace {
+
+template <class T>
+using Vector = py::array_t<T, py::array::c_style>;
+
+template <class T>
+using Optional = std::optional<Vector<T>>;
+
+// A hash table of distinct values: a word that tells most of them apart, how long the value is, its number and its
+// count.
+class Table {
+ public:
+  struct Slot {
+    uint64_t word;
+    int64_t count;
+    uint32_t length;
+    uint32_t number;  // from 1 on; 0: empty
+  };
+
+  // The place to look at first. Short texts of one language differ in few bits; the products spread them.
+  size_t home(uint64_t word, uint32_t length) const {
+    uint64_t x = (word ^ length) * 0x9E3779B97F4A7C15u;
+    x = (x ^ (x >> 32)) * 0xD6E8FEB86659FD93u;
+    return x >> shift_;
+  }
+
+  void fetch(size_t at) const { __builtin_prefetch(&slots_[at]); }
+
+  // Counts a value from its home on; true if it is new. `same(number)` tells whether a value of that word is it.
+  template <class Same>
+  bool add(size_t at, uint64_t word, uint32_t length, int64_t weight, const Same& same) {
+    for (;; at = (at + 1) & (slots_.size() - 1)) {
+      Slot& slot = slots_[at];
+      if (slot.word == word && slot.length == length && slot.number && same(slot.number - 1)) {
+        slot.count += weight;
+        return false;
+      }
+      if (slot.number) continue;
+      if (size_ == std::numeric_limits<uint32_t>::max() - 1)
+        throw std::length_error("more than 4 billion different values");
+      slot = {word, weight, length, ++size_};
+      return true;
+    }
+  }
+
+  // To be called between blocks: homes change.
+  void make_room(size_t values) {
+    while (2 * (size_ + values) > slots_.size()) grow();
+  }
+
+  std::vector<int64_t> counts() const {
+    std::vector<int64_t> result(size_);
+    for (const Slot& slot : slots_)
+      if (slot.number) result[slot.number - 1] = slot.count;
+    return result;
+  }
+
+ private:
+  void grow() {
+    std::vector<Slot> old(4 * slots_.size());
+    old.swap(slots_);
+    shift_ -= 2;
+    for (const Slot& slot : old) {
+      if (!slot.number) continue;
+      size_t at = home(slot.word, slot.length);
+      while (slots_[at].number) at = (at + 1) & (slots_.size() - 1);
+      slots_[at] = slot;
+    }
+  }
+
+  std::vector<Slot> slots_ = std::vector<Slot>(1 << 10);
+  int shift_ = 64 - 10;
+  uint32_t size_ = 0;
+};
+
+struct Text {
+  const uint8_t* bytes;
+  uint32_t size;
+};
+
+uint64_t load(const uint8_t* bytes) {
+  uint64_t word;
+  std::memcpy(&word, bytes, sizeof word);
+  return word;
+}
+
+// All of a text of up to eight bytes; a hash of a longer one. `limit` is where the memory that may be read ends.
+uint64_t word_of(Text text, const uint8_t* limit) {
+  if (text.size <= 8) {
+    if (std::endian::native == std::endian::little && limit - text.bytes >= 8)
+      return text.size ? load(text.bytes) & (~uint64_t{0} >> (64 - 8 * text.size)) : 0;
+    uint64_t word = 0;
+    std::memcpy(&word, text.bytes, text.size);
+    return word;
+  }
+  uint64_t word = 0;
+  const uint8_t *at = text.bytes, *end = text.bytes + text.size;
+  for (; end - at > 8; at += 8) word = ((word ^ (word >> 29)) + load(at)) * 0x9FB21C651E98DF25u;
+  return ((word ^ (word >> 29)) + load(end - 8)) * 0x9FB21C651E98DF25u;
+}
+
+void refuse(const std::string& message) { throw py::value_error(message); }
+
+// The numbers of an optional vector beside n values.
+template <class T>
+const T* beside(py::ssize_t n, const Optional<T>& vector, const char* name) {
+  if (!vector) return nullptr;
+  if (vector->ndim() != 1 || vector->shape(0) != n)
+    refuse(std::string(name) + " must be a vector of " + std::to_string(n) + " numbers");
+  return vector->data();
+}
+
+constexpr py::ssize_t kBlock = 32;  // values whose slots are fetched ahead
+
+// Counts the n values whose word and length are `word(row)`; calls note(row) for each new one, in their order.
+template <class Word, class Same, class Note>
+std::vector<int64_t> count(py::ssize_t n, const uint8_t* valid, const int64_t* weights, const Word& word,
+                           const Same& same, const Note& note) {
+  Table table;
+  uint64_t words[kBlock];
+  uint32_t lengths[kBlock];
+  size_t homes[kBlock];
+  for (py::ssize_t start = 0; start < n; start += kBlock) {
+    const py::ssize_t size = std::min(kBlock, n - start);
+    table.make_room(kBlock);
+    for (py::ssize_t i = 0; i < size; ++i) {
+      std::tie(words[i], lengths[i]) = word(start + i);
+      homes[i] = table.home(words[i], lengths[i]);
+      table.fetch(homes[i]);
+    }
+    for (py::ssize_t i = 0; i < size; ++i) {
+      const py::ssize_t row = start + i;
+      const int64_t weight = valid && !valid[row] ? 0 : weights ? weights[row] : 1;
+      if (weight == 0) continue;
+      if (table.add(homes[i], words[i], lengths[i], weight, [&](uint32_t other) { return same(other, row); }))
+        note(row);
+    }
+  }
+  return table.counts();
+}
+
+template <class T>
+Vector<T> to_array(const std::vector<T>& values) {
+  return Vector<T>(static_cast<py::ssize_t>(values.size()), values.data());
+}
+
+py::tuple count_ints(const Vector<int64_t>& values, const Optional<uint8_t>& valid, const Optional<int64_t>& weights) {
+  if (values.ndim() != 1) refuse("values must be a vector");
+  const py::ssize_t n = values.shape(0);
+  const uint8_t* flags = beside(n, valid, "valid");
+  const int64_t *times = beside(n, weights, "weights"), *given = values.data();
+  std::vector<int64_t> found, counts;
+  {
+    const py::gil_scoped_release released;
+    counts = count(
+        n, flags, times, [&](py::ssize_t i) { return std::pair(static_cast<uint64_t>(given[i]), uint32_t{8}); },
+        [](uint32_t, py::ssize_t) { return true; }, [&](py::ssize_t i) { found.push_back(given[i]); });
+  }
+  return py::make_tuple(to_array(found), to_array(counts));
+}
+
+template <class Offset>
+py::tuple count_texts(const Vector<uint8_t>& data, const Vector<Offset>& offsets, const Optional<uint8_t>& valid,
+                      const Optional<int64_t>& weights) {
+  if (data.ndim() != 1 || offsets.ndim() != 1 || offsets.shape(0) == 0)
+    refuse("data and offsets must be vectors, and there is one more offset than texts");
+  const py::ssize_t n = offsets.shape(0) - 1, size = data.shape(0);
+  const uint8_t* flags = beside(n, valid, "valid");
+  const int64_t* times = beside(n, weights, "weights");
+  const uint8_t* bytes = data.data();
+  const Offset* starts = offsets.data();
+  std::vector<Text> found;
+  std::vector<int64_t> counts, ends = {0};
+  {
+    const py::gil_scoped_release released;
+    const auto text = [&](py::ssize_t i) {
+      const int64_t start = starts[i], end = starts[i + 1];
+      if (start < 0 || end < start || end > size || end - start > std::numeric_limits<uint32_t>::max())
+        throw std::invalid_argument("offsets must ascend within the data, in steps below 4 GiB");
+      return Text{bytes + start, static_cast<uint32_t>(end - start)};
+    };
+    counts = count(
+        n, flags, times,
+        [&](py::ssize_t i) {
+          const Text each = text(i);
+          return std::pair(word_of(each, bytes + size), each.size);
+        },
+        [&](uint32_t other, py::ssize_t i) {
+          const Text each = text(i);
+          return each.size <= 8 || std::memcmp(found[other].bytes, each.bytes, each.size) == 0;
+        },
+        [&](py::ssize_t i) {
+          found.push_back(text(i));
+          ends.push_back(ends.back() + found.back().size);
+        });
+  }
+  Vector<uint8_t> content(ends.back());
+  uint8_t* at = content.mutable_data();
+  for (const Text& each : found) at = std::copy_n(each.bytes, each.size, at);
+  return py::make_tuple(content, to_array(ends), to_array(counts));
+}
+
+}  // namespace
+
+void add_counting(py::module_& m) {
+  const auto none = py::none();
+  m.def("count_ints", count_ints, py::arg("values").noconvert(), py::arg("valid") = none, py::arg("weights") = none);
+  m.def("count_texts", count_texts<int32_t>, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("valid") = none, py::arg("weights") = none);
+  m.def("count_texts", count_texts<int64_t>, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("valid") = none, py::arg("weights") = none);
+}
+
+}  // namespace fastmtr::python
