@@ -27,6 +27,8 @@ onnx = pytest.importorskip("onnx", reason="onnx is not installed")
 ort = pytest.importorskip("onnxruntime", reason="onnxruntime is not installed")
 from onnx import helper, numpy_helper  # noqa: E402
 
+from fastmtr.convert.onnx_source import fixed_rows  # noqa: E402
+
 torch.set_num_threads(1)
 USERS, ITEMS, LENGTH, DIM, N = 13, 11, 6, 4, 23
 INPUTS = {"user": "user", "history": "user", "item": "item", "price": "item", "scores": "candidate"}
@@ -459,6 +461,19 @@ def test_graphs_by_hand(name: str) -> None:
     assert verify(conversion).worst.engine <= 1e-5
     if name not in LATER:
         agrees(proto, rows, inputs=HAND)
+
+
+@pytest.mark.parametrize("fixed", [{"x": 8}, {"x": 8, "y": 1}, {"item": 1, "x": 8}])
+def test_exporters_that_fix_the_rows_of_some_inputs(fixed: dict[str, int]) -> None:
+    """The number of rows is that of the candidates, not of the user's one row, in whichever order the inputs stand."""
+    text = "a = Reshape(x, s)  b = ReduceSum <keepdims: int = 0> (a, one)  e = Gather(t, item)  h = Add(b, e)  "
+    text += "c = ReduceSum <keepdims: int = 0> (y, two)  p = Mul(c, h)"
+    proto = by_hand(text, s=whole(8, 2, 2), one=whole(1), two=whole(2), t=floats(6, 2))
+    for info in proto.graph.input:
+        if info.name in fixed:
+            info.type.tensor_type.shape.dim[0].dim_value = fixed[info.name]
+    assert fixed_rows(proto) == 8
+    assert verify(fastmtr.convert(proto, sample=hand_rows(), inputs=HAND)).worst.engine <= 1e-5
 
 
 def test_a_condition_that_is_known() -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from fastmtr.convert.onnx_operators import FUNCTIONS, Operator, tensor_of
 from fastmtr.convert.onnx_patterns import gelus
-from fastmtr.convert.onnx_source import OnnxSource
+from fastmtr.convert.onnx_source import OnnxSource, fixed_rows, inputs_of, sizes_of
 from fastmtr.convert.registry import Conversion, Options
 from fastmtr.convert.torch_export import ROWS, convert_module
 from fastmtr.errors import ConversionError
@@ -85,19 +85,9 @@ def _in_terms_of_onnx(message: str, module: _Module) -> str:
     return f"{module.titles[found[1]]}: {found[2]}"
 
 
-def _inputs(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
-    stored = {each.name for each in proto.graph.initializer}
-    return [each for each in proto.graph.input if each.name not in stored]
-
-
-def _sizes(info: onnx.ValueInfoProto) -> list[int | None]:
-    """None where a size is not fixed."""
-    return [d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim]
-
-
 def _sample(proto: onnx.ModelProto, options: Options) -> dict[str, NDArray[Any]]:
     """The model's arguments, given or drawn, with a row an example."""
-    infos = _inputs(proto)
+    infos = inputs_of(proto)
     if options.sample is None:
         return {info.name: _drawn(info) for info in infos}
     given = options.sample
@@ -113,17 +103,17 @@ def _sample(proto: onnx.ModelProto, options: Options) -> dict[str, NDArray[Any]]
     n = max(len(array) for array in arrays.values())
     for info in infos:
         array = arrays[info.name]
-        if array.ndim + 1 == len(_sizes(info)):  # a column given as a plain array
+        if array.ndim + 1 == len(sizes_of(info)):  # a column given as a plain array
             array = array[:, None]
         arrays[info.name] = np.repeat(array, n, axis=0) if len(array) == 1 < n else array
     return arrays
 
 
 def _drawn(info: onnx.ValueInfoProto) -> NDArray[Any]:
-    sizes = _sizes(info)[1:]
+    sizes = sizes_of(info)[1:]
     if None in sizes:
         raise ConversionError(
-            f"input {info.name!r} has the sizes {_sizes(info)}, of which all but the first must be known: pass "
+            f"input {info.name!r} has the sizes {sizes_of(info)}, of which all but the first must be known: pass "
             "sample=, some rows as the model takes them"
         )
     shape = (_DRAWN_ROWS, *[int(s or 0) for s in sizes])
@@ -165,8 +155,7 @@ class _Module(nn.Module):
         super().__init__()
         self.notes: list[str] = []
         self._opsets = {each.domain: each.version for each in proto.opset_import}
-        fixed = {sizes[0] for info in _inputs(proto) if (sizes := _sizes(info))}
-        self._batch = next((size for size in fixed if size), None)
+        self._batch = fixed_rows(proto)
         self._values: dict[str, Tensor | NDArray[Any] | None] = {
             each.name: numpy_helper.to_array(each) for each in proto.graph.initializer
         }

@@ -17,7 +17,23 @@ from torch import Tensor
 from fastmtr.convert.torch_source import TorchSource, columns_of
 from fastmtr.graph import Domain, Packed
 
-__all__ = ["OnnxSource"]
+__all__ = ["OnnxSource", "fixed_rows", "inputs_of", "sizes_of"]
+
+
+def inputs_of(proto: onnx.ModelProto) -> list[onnx.ValueInfoProto]:
+    """What a caller gives: stored weights may be listed among the inputs, too."""
+    stored = {each.name for each in proto.graph.initializer}
+    return [each for each in proto.graph.input if each.name not in stored]
+
+
+def sizes_of(info: onnx.ValueInfoProto) -> list[int | None]:
+    """None where a size is not fixed."""
+    return [d.dim_value if d.HasField("dim_value") else None for d in info.type.tensor_type.shape.dim]
+
+
+def fixed_rows(proto: onnx.ModelProto) -> int | None:
+    """The number of rows that the exporter fixed: of several the largest, the candidates', not the user's one row."""
+    return max((sizes[0] or 0 for info in inputs_of(proto) if (sizes := sizes_of(info))), default=0) or None
 
 
 class BatchNormalization(OpRun):
@@ -54,15 +70,10 @@ class OnnxSource(TorchSource):
     ) -> None:
         super().__init__(*args, **kwargs)
         self._call = self._score
-        stored = {each.name for each in proto.graph.initializer}
-        self._dtypes = {}
-        self._batch: int | None = None
-        for info in proto.graph.input:
-            if info.name not in stored:
-                tensor = info.type.tensor_type
-                self._dtypes[info.name] = helper.tensor_dtype_to_np_dtype(tensor.elem_type)
-                if tensor.shape.dim and tensor.shape.dim[0].HasField("dim_value"):
-                    self._batch = tensor.shape.dim[0].dim_value
+        self._dtypes = {
+            info.name: helper.tensor_dtype_to_np_dtype(info.type.tensor_type.elem_type) for info in inputs_of(proto)
+        }
+        self._batch = fixed_rows(proto)
         self._chosen, self._makers = dict(outputs), dict(makers)
         self._title = proto.graph.name or "a model"
         opset = {each.domain: each.version for each in proto.opset_import}.get("", 0)
