@@ -55,8 +55,8 @@ class Model:
     without_catalogue : bool
         Do not read the bundle's catalogue.
     precision : {"fp32", "fp16", "int8", "tf32", "bf16"}
-        Of the candidates' products. int8: weights and activations in 8 bits where that is quicker. tf32 and bf16 are a
-        GPU's.
+        fp16: the weights of all products, which are computed in fp32. int8: weights and activations of candidates'
+        products in 8 bits where that is quicker. tf32 and bf16 are a GPU's.
     device : {"cpu", "cuda", "auto"}
         auto: the GPU where there is one to use, else the CPU.
 

@@ -175,7 +175,7 @@ def _parser() -> argparse.ArgumentParser:
     recommend.add_argument("--all", action="store_true", help="rank the whole catalogue, without retrieval")
     recommend.add_argument("--with-seen", action="store_true", help="do not leave out what the user has seen")
     _precision(recommend)
-    recommend.add_argument("--certified", action="store_true", help="the list of fp32 at any precision")
+    recommend.add_argument("--certified", action="store_true", help="the list of fp32 at precision int8")
     recommend.add_argument("--json", action="store_true", help="one JSON line a user")
 
     bench = command("bench", _bench, "Latency of score, rank and recommend on a bundle's own catalogue.")
@@ -201,7 +201,7 @@ def _parser() -> argparse.ArgumentParser:
 def _out(parser: argparse.ArgumentParser, *, required: bool) -> None:
     parser.add_argument("--out", type=Path, required=required, metavar="BUNDLE", help="the directory to write")
     parser.add_argument("--overwrite", action="store_true", help="replace a bundle that is there")
-    memory = "for item values computed ahead of time, such as 64M (default: 1G)"
+    memory = "for item values computed ahead of time, such as 64M (default: 2G)"
     parser.add_argument("--item-memory", type=_bytes, default="auto", metavar="BYTES", help=memory)
 
 

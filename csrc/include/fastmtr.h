@@ -165,8 +165,8 @@ FMTR_API fmtr_status fmtr_score(fmtr_session* session, const fmtr_batch* batch, 
 FMTR_API fmtr_status fmtr_rank(fmtr_session* session, const fmtr_batch* batch, uint64_t k, uint64_t* positions,
                                float* fused, float* scores, uint64_t* counts);
 
-/* As fmtr_rank, but the list, its order and its scores are those of fp32, whatever precision the model was loaded with,
- * provided that no candidate's fused score in fp32 is further from that of the model's precision than a width: absolute for
+/* As fmtr_rank, but the list, its order and its scores are those of fp32 from a model loaded with int8 (or fp32; any other
+ * precision keeps no fp32 weights and is refused), provided that no candidate's fused score in fp32 is further from that of the model's precision than a width: absolute for
  * a sum as fusion, of the logarithms for a product. Only candidates within the width of the list's end are scored in fp32.
  * The width is what the caller measured (with fmtr_precision_errors), and is never less than `safety` times the largest
  * error among the candidates scored in fp32; where that enlarges it, more are scored, all if need be. */

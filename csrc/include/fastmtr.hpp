@@ -207,7 +207,7 @@ class Session {
     return out;
   }
 
-  // The list of fp32 at any precision of the model: see fmtr_rank_certified.
+  // The list of fp32 from a model loaded with int8 (fp16 is refused): see fmtr_rank_certified.
   CertifiedRanking rank_certified(const Batch& batch, uint64_t k, float width, float safety = 0) {
     const fmtr_batch c = view(batch).c;
     const fmtr_certify_options options{sizeof(fmtr_certify_options), width, safety};
