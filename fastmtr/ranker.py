@@ -149,7 +149,7 @@ class Ranker:
 
     @property
     def precision(self) -> str:
-        """What the products of candidates are computed in."""
+        """As it was loaded: the form of all weights (fp16), or what the products of candidates are computed in."""
         return str(self._description["precision"])
 
     @property
@@ -297,9 +297,10 @@ class Ranker:
             As in :meth:`score`.
         k : int
         certified : bool
-            Give the list and the scores of fp32, whatever the precision: candidates near the end of the list are scored
-            again in fp32. :mod:`fastmtr.precision` says what this takes for granted; the errors it needs are measured
-            by :meth:`calibrate`, at the first call at the latest. A result's ``rescored`` counts those candidates.
+            Give the list and the scores of fp32 at precision int8: candidates near the end of the list are scored
+            again in fp32. Other precisions keep no fp32 weights to do so with: a BackendError or ValueError.
+            :mod:`fastmtr.precision` says what this takes for granted; the errors it needs are measured by
+            :meth:`calibrate`, at the first call at the latest. A result's ``rescored`` counts those candidates.
 
         Returns
         -------
@@ -567,29 +568,29 @@ class Ranker:
         if not safety >= 1:
             raise ConfigError(f"safety must be at least 1, found {safety}")
         if user is None:
-            user = (
-                self.users[np.linspace(0, len(self.users) - 1, _CALIBRATION_USERS, dtype=int)]
-                if len(self.users)
-                else []
-            )
-        requests = self._packer.pack(list(user), context)
+            n = len(self.users)
+            user = self.users[np.linspace(0, n - 1, _CALIBRATION_USERS, dtype=int)] if n else []
+        requests = self._packer.pack(user, context)
         if not requests.users:
             raise ConfigError(
                 "certified ranking relies on measured errors, and this bundle has no users to measure them with: call "
                 "calibrate(users, items) with some requests first"
             )
-        known = self._items.current
-        if items is None:
-            pick = np.random.default_rng(0).permutation(len(known))[:_CALIBRATION_ITEMS]
-            items = known.keys.all[pick]
-        keys, offsets, _ = known.candidates(items, len(requests.users), "error")
-        self._error_width = ErrorWidth.measure(
-            lambda weights: self._call(
-                self._session().precision_errors, known, requests.packed, offsets, keys, candidates, weights, "error"
-            ),
-            tasks=self._fused_tasks,
-            safety=safety,
-        )
+
+        def measure(known: KnownItems) -> ErrorWidth:
+            chosen = items
+            if items is None:
+                chosen = known.keys.all[np.random.default_rng(0).permutation(len(known))[:_CALIBRATION_ITEMS]]
+            keys, offsets, _ = known.candidates(chosen, len(requests.users), "error")
+            call = (known, requests.packed, offsets, keys, candidates)
+            engine = self._session().precision_errors
+            return ErrorWidth.measure(
+                lambda weights: self._call(engine, *call, weights, "error", pinned=items is None),
+                tasks=self._fused_tasks,
+                safety=safety,
+            )
+
+        self._error_width = self._items.of_one_version(measure)
         return self._error_width
 
     def _errors(self) -> ErrorWidth:

@@ -288,6 +288,28 @@ def test_ranker_certified() -> None:
     assert one.items.tolist() == exact.recommend(some[0], k=5, retrieve=100).items.tolist()
 
 
+def test_calibration_while_the_items_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first certified call measures; what is deleted between the choice of items and the engine's call is no error."""
+    exact, coarse = (Ranker.load(BUNDLE, precision=p) for p in ("fp32", "int8"))
+    session, gone = coarse._session(), coarse.items[10:]
+
+    class Interrupted:
+        def __getattr__(self, name: str) -> Any:
+            return getattr(session, name)
+
+        def precision_errors(self, *args: Any, **options: Any) -> Any:
+            if coarse.n_items > 10:
+                coarse.delete(gone)
+            return session.precision_errors(*args, **options)
+
+    monkeypatch.setattr(coarse, "_session", Interrupted)
+    found = coarse.rank(coarse.users[0], None, k=3, certified=True)
+    assert coarse.n_items == 10
+    assert coarse._errors().samples == 32 * 10
+    exact.delete(gone)
+    assert found.values.tobytes() == exact.rank(exact.users[0], None, k=3).values.tobytes()
+
+
 def test_certified_after_changes_of_the_catalogue() -> None:
     """Rows are then no longer where the items lie."""
     rankers = [Ranker.load(BUNDLE, precision=precision) for precision in ("fp32", "int8")]
@@ -312,6 +334,8 @@ def test_calibration() -> None:
     assert few.safety == 3
     assert set(few.tasks) == {"click", "long_view", "like", "follow", "comment"}
     assert few.width(None) == 3 * few.fused
+    assert ranker.bundle.users is not None
+    assert ranker.calibrate(ranker.bundle.users.packed.take([0, 1, 2]), ranker.items[:50], safety=3) == few
     assert few.width({"click": 0.5, "like": -2.0}) == pytest.approx(
         3 * (0.5 * few.tasks["click"] + 2 * few.tasks["like"])
     )
