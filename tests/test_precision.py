@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from handmade import ISAS, PlanMaker
 import fastmtr
 from fastmtr import Ranker
 from fastmtr._native import Model, Session
-from fastmtr.bundle import Catalogue, write_bundle
+from fastmtr.bundle import Catalogue, open_bundle, write_bundle
 from fastmtr.errors import BundleError, ConfigError
 from fastmtr.graph import GraphBuilder, Input, Packed
 from fastmtr.precision import ErrorWidth
@@ -47,7 +48,7 @@ def test_what_is_in_8_bits() -> None:
 
     assert steps("int8") == ["experts.1"]  # gates, towers of 16 columns and the last layers gain nothing
     assert steps("fp32") == []
-    with pytest.raises(ValueError, match="precision must be 'fp32', 'fp16' or 'int8', found 'int4'"):
+    with pytest.raises(ValueError, match="precision must be 'fp32', 'fp16', 'int8', 'tf32' or 'bf16', found 'int4'"):
         Model(BUNDLE, precision="int4")
 
 
@@ -99,6 +100,17 @@ def test_half_precision_keeps_no_fp32(users: Packed) -> None:
         session.precision_errors(users.ids, users.dense, None, None)
 
 
+def test_half_precision_is_half_to_read() -> None:
+    """But for addends, slopes and the like, which stay as they are."""
+    full, half = (json.loads(Model(BUNDLE, precision=p).explain())["steps"] for p in ("fp32", "fp16"))
+    bundle = open_bundle(BUNDLE)
+    products = [bundle.weights[s["weights"]["w"]].size if "w" in s["weights"] else 0 for s in bundle.plan["steps"]]
+    assert sum(n > 0 for n in products) == 10
+    for of_full, of_half, n in zip(full, half, products, strict=True):
+        assert of_half["precision"] == ("fp16" if n else "fp32")
+        assert of_full["weight_bytes"] - of_half["weight_bytes"] == 2 * n
+
+
 def test_weights_that_are_halves_lose_nothing(tmp_path: Path) -> None:
     rng = np.random.default_rng(4)
     steps, width, hidden = 5, 6, 8
@@ -145,7 +157,7 @@ def test_ranker_and_its_precision() -> None:
     assert ranker.precision == "int8"
     assert Ranker.load(BUNDLE).precision == "fp32"
     assert len(ranker.rank(ranker.users[0], None, k=5)) == 5
-    with pytest.raises(ConfigError, match="precision must be one of fp32, fp16, int8, found 'half'"):
+    with pytest.raises(ConfigError, match="precision must be one of fp32, fp16, int8, tf32, bf16, found 'half'"):
         Ranker.load(BUNDLE, precision="half")  # type: ignore[arg-type]
 
 
@@ -289,7 +301,7 @@ def test_ranker_certified() -> None:
 
 
 def test_calibration_while_the_items_change(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first certified call measures; what is deleted between the choice of items and the engine's call is no error."""
+    """The first certified call measures; what is deleted between the choice of items and that is no error."""
     exact, coarse = (Ranker.load(BUNDLE, precision=p) for p in ("fp32", "int8"))
     session, gone = coarse._session(), coarse.items[10:]
 

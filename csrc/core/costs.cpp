@@ -34,15 +34,16 @@ uint64_t activation_flops(Activation fn) {
 }
 
 // Of the dense weights, which are read once a tile of rows.
-uint64_t weight_bytes(const PlanStep& step, bool in_int8) {
+uint64_t weight_bytes(const PlanStep& step, Precision precision) {
+  const bool in_int8 = precision == Precision::int8;
   const uint64_t columns = step.groups * step.n;  // of a step, or of a run
-  uint64_t floats = 0, bytes = 0;
-  if (step.w != nullptr) (in_int8 ? bytes : floats) += columns * step.k;
-  if (step.w_state != nullptr) floats += columns * step.hidden;
-  if (in_int8) floats += columns;  // a scale a column
+  const uint64_t a_weight = in_int8 ? 1 : precision == Precision::fp16 ? 2 : sizeof(float);
+  const uint64_t weights =
+      (step.w == nullptr ? 0 : columns * step.k) + (step.w_state == nullptr ? 0 : columns * step.hidden);
+  uint64_t floats = in_int8 ? columns : 0;  // a scale a column
   for (const float* each : {step.b, step.b_state, step.slope, step.scale, step.shift})
     floats += each == nullptr ? 0 : columns;
-  return floats * sizeof(float) + bytes;
+  return floats * sizeof(float) + weights * a_weight;
 }
 
 // Of columns of an item's row.
@@ -136,7 +137,8 @@ std::string explain_json(const Program& program, uint64_t n_items) {
   std::string steps;
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const PlanStep& step = plan.steps[i];
-    const bool in_int8 = program.runs_in_int8(i);
+    const bool in_half = program.precision() == Precision::fp16 && step.w != nullptr;
+    const Precision precision = program.runs_in_int8(i) ? Precision::int8 : in_half ? Precision::fp16 : Precision::fp32;
     const Buffer& to = plan.buffers[step.output.buffer];
     uint64_t kept = 0;
     if (to.domain == Domain::item && to.stored)
@@ -145,8 +147,8 @@ std::string explain_json(const Program& program, uint64_t n_items) {
     if (for_tasks[i]) flops[static_cast<int>(step.domain)] += step_flops(step);
     steps += say(i == 0 ? "" : ", ", "{\"name\": ", json_quote(step.name), ", \"op\": \"", op_name(step.op),
                  "\", \"domain\": \"", domain_name(step.domain), "\", \"width\": ", step.output.width,
-                 ", \"precision\": \"", in_int8 ? "int8" : "fp32", "\", \"flops\": ", step_flops(step),
-                 ", \"table_bytes\": ", table_bytes(step, plan), ", \"weight_bytes\": ", weight_bytes(step, in_int8),
+                 ", \"precision\": \"", precision_name(precision), "\", \"flops\": ", step_flops(step),
+                 ", \"table_bytes\": ", table_bytes(step, plan), ", \"weight_bytes\": ", weight_bytes(step, precision),
                  ", \"stored_bytes\": ", kept, ", \"stored_dtype\": \"", kept == 0 ? "" : dtype_name(to),
                  "\", \"for_tasks\": ", for_tasks[i] ? "true" : "false", "}");
   }
