@@ -22,11 +22,11 @@ from typing import Any, Literal, NamedTuple, TypeVar
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file, save_file
 
 from fastmtr.compiler import Explanation, ItemPrecision, compile_encoded, explain
-from fastmtr.encodings import EmbeddingPrecision, decoded_weights
+from fastmtr.encodings import EmbeddingPrecision, decoded_shapes, decoded_weights
 from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
@@ -46,6 +46,7 @@ _OPTIONAL = (
     "report.json",
 )
 _VERIFY_ALL_BELOW = 256 << 20
+_ELEMENT_BYTES = {"F32": 4, "F16": 2, "U8": 1}  # of tensors of weights
 
 _T = TypeVar("_T")
 PipelineState = tuple[dict[str, Any], dict[str, NDArray[Any]]]
@@ -135,8 +136,11 @@ class Bundle:
     @cached_property
     def graph(self) -> Graph:
         """The model before compilation."""
+        return self._graph_with(decoded_weights(self.plan, self.weights))
+
+    def _graph_with(self, weights: Mapping[str, NDArray[np.float32]]) -> Graph:
         try:
-            return Graph.from_json(self._texts["graph.json"], decoded_weights(self.plan, self.weights))
+            return Graph.from_json(self._texts["graph.json"], weights)
         except ConversionError as error:
             raise BundleError(f"{self.path / 'graph.json'}: {error}") from error
 
@@ -150,9 +154,11 @@ class Bundle:
 
     def explain(self) -> Explanation:
         """Each step of the plan: when it runs, what it costs, what was split, stored or merged, and why not."""
-        shapes = {name: array.shape for name, array in self.weights.items()}
-        sizes = {name: array.itemsize for name, array in self.weights.items()}
-        return explain(self.plan, shapes, n_items=self.n_items, item_sizes=sizes)
+        shapes, sizes = _read_shapes(self.path / "weights.safetensors")
+        outlines = {
+            name: np.broadcast_to(np.float32(0), shape) for name, shape in decoded_shapes(self.plan, shapes).items()
+        }
+        return explain(self.plan, shapes, n_items=self.n_items, item_sizes=sizes, graph=self._graph_with(outlines))
 
     @property
     def n_items(self) -> int:
@@ -623,5 +629,16 @@ def _decode(text: bytes, kind: type[_T], path: Path) -> _T:
 def _read_tensors(path: Path) -> dict[str, NDArray[Any]]:
     try:
         return dict(load_file(path))
+    except (SafetensorError, OSError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error
+
+
+def _read_shapes(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, int]]:
+    """Shapes, and bytes of an element; the tensors themselves are not read."""
+    try:
+        with safe_open(path, "numpy") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(each.get_shape()) for name, each in slices.items()}
+            return shapes, {name: _ELEMENT_BYTES[each.get_dtype()] for name, each in slices.items()}
     except (SafetensorError, OSError) as error:
         raise BundleError(f"{path} cannot be read: {error}") from error

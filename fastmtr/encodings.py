@@ -13,6 +13,7 @@ __all__ = [
     "EMBEDDING_PRECISIONS",
     "EmbeddingPrecision",
     "EncodedTable",
+    "decoded_shapes",
     "decoded_weights",
     "encode_table",
     "stored_rows",
@@ -160,7 +161,7 @@ def decoded_weights(plan: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
     decoded = dict(tensors)
     for step in plan["steps"]:
         name = step["weights"].get("table") if step["op"] in ("embedding", "embedding_bag") else None
-        if name is None or tensors[name].dtype == np.float32 or decoded[name].dtype == np.float32:
+        if name is None or decoded[name].dtype == np.float32:
             continue
         if tensors[name].dtype == np.float16:
             made = EncodedTable("fp16", tensors[name])
@@ -170,4 +171,14 @@ def decoded_weights(plan: Mapping[str, Any], tensors: Mapping[str, NDArray[Any]]
             scale, shift = (tensors[roles[role]] for role in ("table_scale", "table_shift"))
             made = EncodedTable(precision, tensors[name], scale, shift)
         decoded[name] = made.decode()
+    return decoded
+
+
+def decoded_shapes(plan: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The shapes that :func:`decoded_weights` gives tensors of these shapes."""
+    decoded = dict(shapes)
+    for step in plan["steps"]:
+        if step["attrs"].get("bits") == 4:
+            rows, columns = shapes[step["weights"]["table"]]
+            decoded[step["weights"]["table"]] = rows, 2 * columns
     return decoded

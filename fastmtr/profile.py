@@ -184,7 +184,7 @@ def _predictions(
     if explanation is not None and found.requests:
         each = explanation.predict(round(found.candidates / found.requests))
         for step, seconds in zip(explanation.steps, each, strict=True):
-            lists[step.name, step.op.split(" ")[0], step.domain].append(1e9 * seconds * found.requests)
+            lists[step.name, step.op, step.domain].append(1e9 * seconds * found.requests)
     ready: defaultdict[tuple[str, str, str], Iterator[float]] = defaultdict(lambda: iter(()))
     ready.update((key, iter(values)) for key, values in lists.items())
     return ready

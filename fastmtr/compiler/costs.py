@@ -4,9 +4,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
-__all__ = ["CACHED_BYTES", "LOOKUP_WORK", "Machine", "flops", "lookups", "product_work", "row_work", "work"]
+from fastmtr.compiler.dead_code import remove_dead_code
+from fastmtr.graph import Graph
+
+__all__ = [
+    "CACHED_BYTES",
+    "LOOKUP_WORK",
+    "Machine",
+    "flops",
+    "lookups",
+    "model_flops",
+    "product_work",
+    "row_work",
+    "work",
+]
 
 # One random 64-byte row of a table that does not fit the caches takes about as long as so many FLOPs of dense product
 # (45 M rows a second against 91 GFLOP/s on one Zen 3 core).
@@ -113,6 +127,21 @@ def flops(
         case "conv1d":
             return 2 * width * math.prod(shapes["w"][1:]) + width * ("b" in shapes)
     return 0  # embedding, gather, copy, concat, slice, repeat, transpose, present, mask only move numbers
+
+
+def model_flops(graph: Graph) -> int:
+    """Floating-point operations of the tasks' scores of one candidate, every node as it stands."""
+    tasks = tuple(o for o in graph.outputs if o.role == "task")
+    return sum(
+        flops(
+            node.op,
+            [graph.width(name) for name in node.inputs],
+            graph.width(node.output),
+            {role: graph.weights[name].shape for role, name in node.weights.items()},
+            node.attrs,
+        )
+        for node in remove_dead_code(replace(graph, outputs=tasks)).nodes
+    )
 
 
 def _activation(width: int, attrs: Mapping[str, Any]) -> int:

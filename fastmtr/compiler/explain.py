@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
-from fastmtr.compiler.costs import Machine, flops
+from fastmtr.compiler.costs import Machine, flops, model_flops
 from fastmtr.compiler.storage import COLUMN_BYTES, SCALE_BYTES
-from fastmtr.graph import Domain
+from fastmtr.graph import Domain, Graph
 from fastmtr.text_table import text_table
 
 if TYPE_CHECKING:
@@ -33,7 +33,8 @@ class StepCost:
 
     Parameters
     ----------
-    name, op : str
+    name, op, activation : str
+        The activation is that of an affine or activation step, else "none".
     domain : {"request", "item", "candidate"}
     width : int
         Columns it writes.
@@ -56,6 +57,7 @@ class StepCost:
 
     name: str
     op: str
+    activation: str
     domain: Domain
     width: int
     flops: int
@@ -66,6 +68,11 @@ class StepCost:
     remark: str
     reads: tuple[int, ...]
     for_tasks: bool
+
+    @property
+    def title(self) -> str:
+        """The operator with its activation."""
+        return self.op if self.activation == "none" else f"{self.op} + {self.activation}"
 
 
 @dataclass(frozen=True)
@@ -79,25 +86,28 @@ class Explanation:
         Size of the catalogue; 0: not known.
     input_bytes : int
         Of one item's packed inputs.
+    model_flops : int, optional
+        Of the tasks' scores of one candidate by the model as it was before it was compiled.
     """
 
     steps: tuple[StepCost, ...]
     n_items: int
     input_bytes: int
+    model_flops: int | None = None
 
     def predict(self, candidates: int, *, machine: Machine = _MACHINE) -> list[float]:
         """Seconds that each step of a request of so many candidates takes in fp32, by the cost model.
 
         Steps of the item domain run ahead of time: 0.
         """
-        relu = [s.op.endswith("+ relu") for s in self.steps]
+        relu = [s.activation == "relu" for s in self.steps]
         return [
             0.0
             if s.domain == "item"
             else machine.seconds(
                 flops=s.flops,
-                product=s.weight_bytes > 0 and s.op.split(" ")[0] in _PRODUCTS,
-                zeros=s.op.startswith("affine") and bool(s.reads) and all(relu[i] for i in s.reads),
+                product=s.weight_bytes > 0 and s.op in _PRODUCTS,
+                zeros=s.op == "affine" and bool(s.reads) and all(relu[i] for i in s.reads),
                 weight_bytes=s.weight_bytes,
                 table_bytes=s.table_bytes,
                 rows=1 if s.domain == "request" else candidates,
@@ -117,19 +127,24 @@ class Explanation:
     def summary(self) -> list[str]:
         """The totals, in a few sentences."""
         request, item, candidate = (self.flops(d) for d in _DOMAINS)
-        whole = request + item + candidate
         kept = self.stored_bytes + self.input_bytes
         catalogue = f"; {self.n_items * kept:,} for {self.n_items:,} items" if self.n_items else ""
         return [
             _LEGEND,
             f"FLOPs of the tasks' scores: {request:,} once a request, {item:,} once an item ahead of time, "
             f"{candidate:,} a candidate.",
-            f"Without factoring, all of it for each candidate: {whole:,}, {whole / max(candidate, 1):.2f} times.",
+            *self._without_factoring(candidate),
             f"Predicted for a request of 512 candidates in fp32, on one core such as the cost model was made on: "
             f"{1e6 * sum(self.predict(512)):.0f} us; fastmtr profile shows the measured time beside it.",
             f"Kept for each item: {self.stored_bytes:,} bytes of values{self._by_dtype()} and {self.input_bytes:,} of "
             f"inputs{catalogue}.",
         ]
+
+    def _without_factoring(self, candidate: int) -> list[str]:
+        if self.model_flops is None:
+            return []
+        times = f", {self.model_flops / candidate:.2f} times as many" if candidate else ""
+        return [f"Without factoring, the model as it was: {self.model_flops:,} a candidate{times}."]
 
     def _by_dtype(self) -> str:
         found: dict[str, int] = {}
@@ -145,11 +160,11 @@ class Explanation:
         return [
             (
                 name if len(steps) == 1 else f"{name} x {len(steps)}",
-                op,
+                title,
                 str(sum(s.width for s in steps)),
                 *(f"{sum(n):,}" if any(n) else "" for n in zip(*map(_numbers, steps), strict=True)),
             )
-            for (name, op), steps in self._by_name(domain).items()
+            for (name, title), steps in self._by_name(domain).items()
         ]
 
     def _by_name(self, domain: Domain) -> dict[tuple[str, str], list[StepCost]]:
@@ -157,7 +172,7 @@ class Explanation:
         found: dict[tuple[str, str], list[StepCost]] = {}
         for s in self.steps:
             if s.domain == domain:
-                found.setdefault((s.name, s.op), []).append(s)
+                found.setdefault((s.name, s.title), []).append(s)
         return found
 
     def remarks(self, domain: Domain) -> list[str]:
@@ -221,6 +236,7 @@ def explain(
     *,
     n_items: int = 0,
     item_sizes: Mapping[str, int] = MappingProxyType({}),
+    graph: Graph | None = None,
 ) -> Explanation:
     """Cost and reason of every step of a plan.
 
@@ -234,6 +250,8 @@ def explain(
         Size of the catalogue.
     item_sizes : mapping of str to int
         Bytes of an element of these weights; 4 of all others.
+    graph : Graph, optional
+        The model before it was compiled, to compare with; only the shapes of its weights are read.
     """
     buffers = plan["buffers"]
     writers: dict[int, list[tuple[int, int, int]]] = {}
@@ -258,7 +276,7 @@ def explain(
         for index, step in enumerate(plan["steps"])
     ]
     input_bytes = sum(4 * i["width"] for i in plan["inputs"] if i["domain"] == "item")
-    return Explanation(tuple(steps), n_items, input_bytes)
+    return Explanation(tuple(steps), n_items, input_bytes, None if graph is None else model_flops(graph))
 
 
 def _cost(
@@ -282,12 +300,13 @@ def _cost(
         table_bytes += sum(_row_bytes(buffers[b], w) for b, _, w in step["inputs"] if buffers[b]["domain"] == "item")
     return StepCost(
         name=step["name"],
-        op=op + ("" if step["attrs"].get("activation", "none") == "none" else f" + {step['attrs']['activation']}"),
+        op=op,
+        activation=step["attrs"].get("activation", "none"),
         domain=domain,
         width=width,
         flops=flops(op, widths, width, own, step["attrs"]),
         table_bytes=table_bytes,
-        weight_bytes=sum(4 * _count(shape) for role, shape in own.items() if not role.startswith("table")),
+        weight_bytes=sum(4 * math.prod(shape) for role, shape in own.items() if not role.startswith("table")),
         stored_bytes=_row_bytes(kept, width, with_scale=offset == 0) if kept["stored"] else 0,
         stored_dtype=kept["dtype"] if kept["stored"] else "",
         remark=step.get("remark", ""),
@@ -300,10 +319,6 @@ def _row_bytes(buffer: Mapping[str, Any], width: int, *, with_scale: bool = True
     """Of so many columns of an item's row."""
     scale = SCALE_BYTES if buffer["dtype"] == "i8" and with_scale else 0
     return width * COLUMN_BYTES[buffer["dtype"]] + scale
-
-
-def _count(shape: Sequence[int]) -> int:
-    return list(accumulate(shape, lambda a, b: a * b, initial=1))[-1]
 
 
 def _numbers(s: StepCost) -> tuple[int, ...]:
@@ -350,12 +365,12 @@ def _diagram(steps: Sequence[StepCost]) -> str:
                 f'<path d="M {x0} {y0} C {x0} {middle}, {x1} {middle}, {x1} {y}" fill="none" stroke="#8795a5"/>'
             )
     for s, (x, y) in zip(steps, corner, strict=True):
-        title = f"{s.op}, {s.flops:,} FLOPs, {s.width} columns. {s.remark}".strip()
+        title = f"{s.title}, {s.flops:,} FLOPs, {s.width} columns. {s.remark}".strip()
         name = s.name if len(s.name) <= 30 else s.name[:29] + "…"
         parts.append(
             f'<g><title>{html.escape(title)}</title><rect x="{x}" y="{y}" width="{_BOX_WIDTH}" height="{_BOX_HEIGHT}" '
             f'rx="5" fill="{_COLOURS[s.domain]}" stroke="#8795a5"/>'
             f'<text x="{x + 8}" y="{y + 15}">{html.escape(name)}</text>'
-            f'<text x="{x + 8}" y="{y + 29}" fill="#5b6b7c">{html.escape(s.op)} → {s.width}</text></g>'
+            f'<text x="{x + 8}" y="{y + 29}" fill="#5b6b7c">{html.escape(s.title)} → {s.width}</text></g>'
         )
     return "\n".join([*parts, "</svg>"])
