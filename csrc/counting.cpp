@@ -98,6 +98,21 @@ struct Text {
   uint32_t size;
 };
 
+// Texts side by side; text i is data[offsets[i]] .. data[offsets[i + 1]].
+template <class Offset>
+struct Texts {
+  const uint8_t* data;
+  int64_t size;
+  const Offset* offsets;
+
+  Text operator[](py::ssize_t i) const {
+    const int64_t start = offsets[i], end = offsets[i + 1];
+    if (start < 0 || end < start || end > size || end - start > std::numeric_limits<uint32_t>::max())
+      throw std::invalid_argument("offsets must ascend within the data, in steps below 4 GiB");
+    return {data + start, static_cast<uint32_t>(end - start)};
+  }
+};
+
 uint64_t load(const uint8_t* bytes) {
   uint64_t word;
   std::memcpy(&word, bytes, sizeof word);
@@ -184,33 +199,26 @@ py::tuple count_texts(const Vector<uint8_t>& data, const Vector<Offset>& offsets
                       const Optional<int64_t>& weights) {
   if (data.ndim() != 1 || offsets.ndim() != 1 || offsets.shape(0) == 0)
     refuse("data and offsets must be vectors, and there is one more offset than texts");
-  const py::ssize_t n = offsets.shape(0) - 1, size = data.shape(0);
+  const py::ssize_t n = offsets.shape(0) - 1;
   const uint8_t* flags = beside(n, valid, "valid");
   const int64_t* times = beside(n, weights, "weights");
-  const uint8_t* bytes = data.data();
-  const Offset* starts = offsets.data();
+  const Texts<Offset> texts{data.data(), data.shape(0), offsets.data()};
   std::vector<Text> found;
   std::vector<int64_t> counts, ends = {0};
   {
     const py::gil_scoped_release released;
-    const auto text = [&](py::ssize_t i) {
-      const int64_t start = starts[i], end = starts[i + 1];
-      if (start < 0 || end < start || end > size || end - start > std::numeric_limits<uint32_t>::max())
-        throw std::invalid_argument("offsets must ascend within the data, in steps below 4 GiB");
-      return Text{bytes + start, static_cast<uint32_t>(end - start)};
-    };
     counts = count(
         n, flags, times,
         [&](py::ssize_t i) {
-          const Text each = text(i);
-          return std::pair(word_of(each, bytes + size), each.size);
+          const Text text = texts[i];
+          return std::pair(word_of(text, texts.data + texts.size), text.size);
         },
         [&](uint32_t other, py::ssize_t i) {
-          const Text each = text(i);
-          return each.size <= 8 || std::memcmp(found[other].bytes, each.bytes, each.size) == 0;
+          const Text text = texts[i];
+          return text.size <= 8 || std::memcmp(found[other].bytes, text.bytes, text.size) == 0;
         },
         [&](py::ssize_t i) {
-          found.push_back(text(i));
+          found.push_back(texts[i]);
           ends.push_back(ends.back() + found.back().size);
         });
   }
@@ -218,6 +226,42 @@ py::tuple count_texts(const Vector<uint8_t>& data, const Vector<Offset>& offsets
   uint8_t* at = content.mutable_data();
   for (const Text& each : found) at = std::copy_n(each.bytes, each.size, at);
   return py::make_tuple(content, to_array(ends), to_array(counts));
+}
+
+// The first eight bytes as a number that is ordered as they are; what is not there is 0.
+uint64_t prefix_of(Text text) {
+  uint64_t prefix = 0;
+  for (uint32_t i = 0; i < std::min(text.size, 8u); ++i) prefix |= uint64_t{text.bytes[i]} << (56 - 8 * i);
+  return prefix;
+}
+
+Vector<int64_t> order_texts(const Vector<uint8_t>& data, const Vector<int64_t>& offsets,
+                            const Vector<int64_t>& counts) {
+  if (data.ndim() != 1 || offsets.ndim() != 1 || counts.ndim() != 1 || offsets.shape(0) != counts.shape(0) + 1)
+    refuse("data, offsets and counts must be vectors, and there is one more offset than counts");
+  struct Place {
+    int64_t count;
+    uint64_t prefix;
+    int64_t row;
+  };
+  const py::ssize_t n = counts.shape(0);
+  const Texts<int64_t> texts{data.data(), data.shape(0), offsets.data()};
+  const int64_t* times = counts.data();
+  std::vector<Place> places(n);
+  {
+    const py::gil_scoped_release released;
+    for (py::ssize_t i = 0; i < n; ++i) places[i] = {times[i], prefix_of(texts[i]), i};
+    std::sort(places.begin(), places.end(), [&](const Place& a, const Place& b) {
+      if (a.count != b.count) return a.count > b.count;
+      if (a.prefix != b.prefix) return a.prefix < b.prefix;
+      const Text x = texts[a.row], y = texts[b.row];
+      const int order = std::memcmp(x.bytes, y.bytes, std::min(x.size, y.size));
+      return order ? order < 0 : x.size < y.size;
+    });
+  }
+  Vector<int64_t> result(n);
+  std::transform(places.begin(), places.end(), result.mutable_data(), [](const Place& place) { return place.row; });
+  return result;
 }
 
 }  // namespace
@@ -229,6 +273,8 @@ void add_counting(py::module_& m) {
         py::arg("valid") = none, py::arg("weights") = none);
   m.def("count_texts", count_texts<int64_t>, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
         py::arg("valid") = none, py::arg("weights") = none);
+  m.def("order_texts", order_texts, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
+        py::arg("counts").noconvert());
 }
 
 }  // namespace fastmtr::python

@@ -39,6 +39,9 @@ def count_texts(
         The offsets do not ascend within the data.
     """
 
+def order_texts(data: NDArray[np.uint8], offsets: NDArray[np.int64], counts: NDArray[np.int64]) -> NDArray[np.int64]:
+    """The numbers of the texts, those of the greatest count first, ties in the order of their bytes."""
+
 class Model:
     """A loaded bundle, immutable and shared by threads, but for its catalogue, which can be changed at any time.
 

@@ -84,6 +84,19 @@ def test_nothing():
     assert counted(*_native.count_texts(np.zeros(0, np.uint8), np.zeros(4, np.int32))) == {b"": 3}
 
 
+def test_the_order_of_texts():
+    distinct = list(dict.fromkeys(TEXTS))
+    counts = RNG.integers(1, 4, len(distinct))
+    order = _native.order_texts(*packed(distinct), counts)
+    wanted = sorted(range(len(distinct)), key=lambda i: (-counts[i], distinct[i]))
+    assert order.tolist() == wanted
+    assert _native.order_texts(np.zeros(0, np.uint8), np.zeros(1, np.int64), np.zeros(0, np.int64)).tolist() == []
+    with pytest.raises(ValueError, match="one more offset than counts"):
+        _native.order_texts(*packed([b"a"]), np.ones(2, np.int64))
+    with pytest.raises(ValueError, match="offsets must ascend"):
+        _native.order_texts(np.zeros(1, np.uint8), np.array([0, 2]), np.ones(1, np.int64))
+
+
 def test_what_is_no_column_is_refused():
     data, offsets = packed([b"one", b"two"])
     for wrong in ([0, 4, 3], [-1, 3, 6], [0, 3, 7], [3, 2, 6]):

@@ -127,14 +127,11 @@ class TextCounts(_Counts):
 
     def by_count(self, min_count: int = 1) -> tuple[NDArray[np.uint8], Ints, Ints]:
         """The texts that occur often enough, most frequent first, ties ascending by bytes: data, offsets, counts."""
-        import pyarrow.compute as pc
-
         (data, offsets), counts = self._merged()
         if min_count > 1:
             kept = np.flatnonzero(counts >= min_count)
             (data, offsets), counts = _taken(data, offsets, kept), counts[kept]
-        ascending = pc.sort_indices(_binary(data, offsets)).to_numpy()
-        order = ascending[np.argsort(-counts[ascending], kind="stable")]
+        order = _native.order_texts(data, offsets, counts)
         return *_taken(data, offsets, order), counts[order]
 
     def unordered(self) -> tuple[NDArray[np.uint8], Ints, Ints]:

@@ -79,17 +79,18 @@ class ObservedCategories:
 
     def observe(self, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None) -> None:
         """Add a batch, each row as often as its weight says."""
-        of_rows = np.ones(len(column), np.int64) if weights is None else weights
         if self.feature.kind == "categorical":
-            present = count_column(self.counts, column, weights)
-        else:
-            parts, parents, take = split_lists(self.feature, column, None)
-            # A text that stands in many rows was split once.
-            of_lists = of_rows if take is None else np.bincount(take[take >= 0], of_rows[take >= 0]).astype(np.int64)
-            valid = count_column(self.counts, parts, of_lists[parents])
-            present = np.bincount(parents[valid], minlength=len(of_lists)) > 0
-            if take is not None:
-                present = np.append(present, False)[take]
+            count_column(self.counts, column, weights)
+            self.rows, self.nulls = self.counts.rows, self.counts.nulls
+            return
+        of_rows = np.ones(len(column), np.int64) if weights is None else weights
+        parts, parents, take = split_lists(self.feature, column, None)
+        # A text that stands in many rows was split once.
+        of_lists = of_rows if take is None else np.bincount(take[take >= 0], of_rows[take >= 0]).astype(np.int64)
+        valid = count_column(self.counts, parts, of_lists[parents])
+        present = np.bincount(parents if valid is None else parents[valid], minlength=len(of_lists)) > 0
+        if take is not None:
+            present = np.append(present, False)[take]
         self.rows += int(of_rows.sum())
         self.nulls += int(of_rows[~present].sum())
 
@@ -115,14 +116,14 @@ class ObservedCategories:
 
 def count_column(
     counts: CategoryCounts, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None
-) -> NDArray[np.bool_]:
-    """Count the values of a column; which of them are not null."""
+) -> NDArray[np.bool_] | None:
+    """Count the values of a column; which of them are not null (None: all)."""
     array = values.combined(column)
     is_text = values.is_text(array.type)
     if not is_text:
         _, array = values.category_column(array, name=counts.name, expected=None)
-    valid: NDArray[np.bool_] = array.is_valid().to_numpy(zero_copy_only=False)
-    flags = None if not array.null_count else valid.view(np.uint8)
+    valid = array.is_valid().to_numpy(zero_copy_only=False) if array.null_count else None
+    flags = None if valid is None else valid.view(np.uint8)
     if is_text:
         counts.update_texts(*values.text_buffers(array), flags, weights)
     else:
