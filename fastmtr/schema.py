@@ -5,7 +5,7 @@ A :class:`Schema` is frozen and JSON-serialisable; it is written once, used in t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Annotated, Literal, NoReturn, TypeVar
 
 import msgspec
@@ -17,7 +17,8 @@ __all__ = ["Entity", "Feature", "FeatureKind", "Schema", "Task", "TaskKind"]
 Entity = Literal["user", "context", "item", "candidate"]
 FeatureKind = Literal["categorical", "numeric", "multi", "sequence", "text", "vector", "tfidf", "gaps", "target"]
 TaskKind = Literal["binary", "regression"]
-Scaling = Literal["none", "standard", "minmax", "log1p", "quantile"]
+Scaling = Literal["none", "standard", "minmax", "robust", "log1p", "quantile", "normal"]
+OutOfRange = Literal["keep", "clip", "null", "error"]
 Pooling = Literal["mean", "sum", "max"]
 Statistic = Literal["log_odds", "rate", "count"]
 Derivation = Literal["hour", "weekday", "hour_of_week", "hour_cycle", "weekday_cycle", "year_cycle", "recency"]
@@ -48,21 +49,44 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     dim : int
         Width of the embedding, of a ``vector``, or of a ``tfidf`` (into so many columns its words are hashed).
     min_count : int
-        Categories seen less often in the fitted data share the row of the unseen ones.
+        Categories seen less often in the fitted data count as unseen.
+    oov_rows : int
+        Unseen categories are hashed into so many rows of their own.
     hash_rows : int, optional
         Hash the values into so many rows instead of keeping a vocabulary.
+    hashes : int
+        A ``categorical`` with ``hash_rows``: so many independent hashes, whose embeddings are added (Svenstrup et al.,
+        2017), so that two values rarely share all of them.
+    cross : tuple of str
+        A ``categorical`` that is made of the values of these raw columns together; null where any of them is.
+    buckets : int, optional
+        A ``categorical`` that is made of a number: which of so many fitted quantiles it lies in.
     length : int
         Values kept of a ``multi``, ``sequence`` or ``text`` feature.
+    keep : {"first", "last"}
+        Which values are kept of a longer one, in their order.
     separator : str
         Splits a ``multi`` feature that is given as text.
     pooling : {"mean", "sum", "max"}
         How the embeddings of a ``multi``, ``sequence`` or ``text`` feature become one.
-    scaling : {"none", "standard", "minmax", "log1p", "quantile"}
-        Of a ``numeric`` feature; ``log1p`` (of the magnitude, keeping the sign) is standardised afterwards. Values
-        beyond the fitted range are clipped to it by ``minmax`` and ``quantile``; one that float32 cannot hold (an
-        infinity included) counts as the end of the fitted range.
+    scaling : {"none", "standard", "minmax", "robust", "log1p", "quantile", "normal"}
+        Of a ``numeric`` feature; ``robust`` is by median and interquartile range, ``log1p`` (of the magnitude, keeping
+        the sign) is standardised afterwards, ``quantile`` is the place among the fitted values from 0 to 1, ``normal``
+        that place on the normal distribution. Values beyond the fitted range are clipped to it by ``minmax``,
+        ``quantile`` and ``normal``; one that float32 cannot hold (an infinity included) counts as the end of the range.
+    clip : pair of float, optional
+        A ``numeric``: quantiles of the fitted values, such as 0.01 and 0.99, that values are clipped to before they are
+        scaled. (0, 1) is the fitted range.
+    indicator : bool
+        A ``numeric``: a second number, 1 where it is null, else 0.
     nulls : {"fill", "error"}
-        A null numeric becomes the fitted mean (``fill``) or raises (``error``); a null category has a row of its own.
+        A null numeric becomes the fitted mean (``fill``) or raises (``error``); a null category has a row of its own,
+        or raises.
+    unseen : {"row", "error"}
+        A category that the vocabulary does not have: a row of unseen ones, or it raises.
+    out_of_range : {"keep", "clip", "null", "error"}
+        A ``numeric`` beyond the fitted extremes: kept (but for what ``scaling`` and ``clip`` do), clipped to them,
+        taken for null, or it raises.
     of : str, optional
         A ``sequence``: the categorical item feature whose values it holds; it shares that vocabulary and table.
         ``gaps``: the sequence whose events they belong to. A ``target``: the categorical feature that is encoded.
@@ -102,12 +126,21 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     source: str | None = None
     dim: _Positive = 16
     min_count: _Positive = 1
+    oov_rows: _Positive = 1
     hash_rows: _Positive | None = None
+    hashes: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
+    cross: tuple[str, ...] = ()
+    buckets: Annotated[int, msgspec.Meta(ge=2)] | None = None
     length: _Positive = 20
+    keep: Literal["first", "last"] = "first"
     separator: str = ","
     pooling: Pooling = "mean"
     scaling: Scaling = "standard"
+    clip: tuple[float, float] | None = None
+    indicator: bool = False
     nulls: Literal["fill", "error"] = "fill"
+    unseen: Literal["row", "error"] = "row"
+    out_of_range: OutOfRange = "keep"
     of: str | None = None
     event: str | None = None
     statistic: Statistic = "log_odds"
@@ -216,6 +249,8 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if self.timestamp is None and (feature.derive is not None or feature.kind == "gaps"):
             what = "'gaps'" if feature.derive is None else f"'derive' = {feature.derive!r}"
             refuse(f"{what} needs the schema's 'timestamp' column")
+        self._check_categories(feature, refuse)
+        self._check_number(feature, refuse)
         if feature.window is not None and (feature.kind, feature.from_log) != ("numeric", True):
             refuse("'window' belongs to a numeric with an 'event'")
         if feature.ngrams > 1 and feature.kind not in ("text", "tfidf"):
@@ -256,12 +291,50 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         if feature.from_log and self.timestamp is None:
             refuse("an 'event' needs the schema's 'timestamp' column, which orders the log")
 
+    def _check_categories(self, feature: Feature, refuse: Callable[[str], NoReturn]) -> None:
+        made = [name for name in ("cross", "buckets", "derive") if getattr(feature, name)]
+        if feature.kind == "categorical" and len(made) > 1:
+            refuse(f"it has both {made[0]!r} and {made[1]!r}; choose one")
+        for name in ("cross", "buckets"):
+            if getattr(feature, name) and feature.kind != "categorical":
+                refuse(f"{name!r} belongs to kind 'categorical', not {feature.kind!r}")
+        if feature.cross and (len(set(feature.cross)) < 2 or len(set(feature.cross)) != len(feature.cross)):
+            refuse(f"'cross' needs at least two different columns, found {list(feature.cross)}")
+        if feature.cross and feature.source is not None:
+            refuse("'cross' names its columns, so it has no 'source'")
+        if feature.buckets and (feature.hash_rows is not None or feature.oov_rows > 1):
+            refuse("'buckets' are numbered by their place, so they have neither 'hash_rows' nor 'oov_rows'")
+        if feature.hashes > 1 and (feature.kind != "categorical" or feature.hash_rows is None):
+            refuse("'hashes' belong to a categorical with 'hash_rows'")
+        vocabulary = feature.kind in ("categorical", "multi", "text") and feature.hash_rows is None
+        if not vocabulary and (feature.oov_rows > 1 or feature.unseen != "row"):
+            name = "oov_rows" if feature.oov_rows > 1 else "unseen"
+            refuse(f"{name!r} belongs to a categorical, multi or text with a vocabulary")
+        if feature.nulls == "error" and feature.kind in ("multi", "sequence", "text"):
+            refuse(f"a {feature.kind} leaves nulls out; 'nulls' = 'error' belongs to other kinds")
+        if feature.keep != "first" and (feature.kind not in ("multi", "sequence", "text") or feature.event is not None):
+            refuse("'keep' belongs to a multi, text, or sequence that is given; a history keeps the last events")
+
+    def _check_number(self, feature: Feature, refuse: Callable[[str], NoReturn]) -> None:
+        plain = feature.kind == "numeric" and feature.derive in (None, "recency")
+        for name in ("clip", "indicator"):
+            if getattr(feature, name) and not plain:
+                refuse(f"{name!r} belongs to a numeric, not a {feature.derive or feature.kind}")
+        if feature.out_of_range != "keep" and not plain:
+            refuse(f"'out_of_range' belongs to a numeric, not a {feature.derive or feature.kind}")
+        if feature.clip is not None and not 0 <= feature.clip[0] < feature.clip[1] <= 1:
+            refuse(f"'clip' must be two quantiles, ascending, from 0 to 1; found {list(feature.clip)}")
+
     def _check_of(
         self, feature: Feature, entity: str, *, optional: bool, kind: Literal["categorical", "sequence"] = "categorical"
     ) -> None:
         if optional and feature.of is None:
             return
-        choices = sorted(f.name for f in self.features if f.entity == entity and f.kind == kind)
+        choices = sorted(
+            f.name
+            for f in self.features
+            if f.entity == entity and f.kind == kind and not (f.cross or f.buckets or f.hashes > 1)
+        )
         if feature.of not in choices:
             raise SchemaError(
                 f"feature {feature.name!r}: 'of' must name a {kind} {entity} feature (one of {choices}), "
@@ -280,11 +353,13 @@ class Schema(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Whether the log makes the feature, the gaps of a history from the log included."""
         return feature.from_log or (feature.kind == "gaps" and self.feature(str(feature.of)).from_log)
 
-    def column_of(self, feature: Feature) -> str | None:
-        """The raw column that a feature is made of; None if the schema's timestamp alone is it."""
+    def columns_of(self, feature: Feature) -> tuple[str, ...]:
+        """The raw columns that a feature is made of, beside the schema's timestamp; none if that alone is it."""
+        if feature.cross:
+            return feature.cross
         if feature.kind == "target":
-            return self.feature(str(feature.of)).column
-        return None if feature.derive not in (None, "recency") else feature.column
+            return (self.feature(str(feature.of)).column,)
+        return () if feature.derive not in (None, "recency") else (feature.column,)
 
     def reads_clock(self, feature: Feature) -> bool:
         """Whether a feature is made of the schema's timestamp, perhaps with another column."""

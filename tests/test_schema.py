@@ -134,3 +134,32 @@ def test_tasks_that_contradict_each_other() -> None:
 def test_numbers_out_of_range_are_refused() -> None:
     with pytest.raises(msgspec.ValidationError, match="Expected `int` >= 1"):
         msgspec.convert({"name": "a", "entity": "user", "kind": "categorical", "dim": 0}, Feature)
+
+
+@pytest.mark.parametrize(
+    ("feature", "message"),
+    [
+        ({"kind": "categorical", "cross": ("a",)}, "'cross' needs at least two different columns"),
+        ({"kind": "categorical", "cross": ("a", "a")}, "'cross' needs at least two different columns"),
+        ({"kind": "categorical", "cross": ("a", "b"), "source": "c"}, "so it has no 'source'"),
+        ({"kind": "categorical", "cross": ("a", "b"), "buckets": 4}, "both 'cross' and 'buckets'"),
+        ({"cross": ("a", "b")}, "'cross' belongs to kind 'categorical', not 'numeric'"),
+        ({"buckets": 4}, "'buckets' belongs to kind 'categorical', not 'numeric'"),
+        ({"kind": "categorical", "buckets": 4, "oov_rows": 2}, "neither 'hash_rows' nor 'oov_rows'"),
+        ({"kind": "categorical", "hashes": 2}, "'hashes' belong to a categorical with 'hash_rows'"),
+        ({"kind": "categorical", "hash_rows": 9, "oov_rows": 2}, "'oov_rows' belongs to a categorical, multi or text"),
+        (
+            {"kind": "categorical", "hash_rows": 9, "unseen": "error"},
+            "'unseen' belongs to a categorical, multi or text",
+        ),
+        ({"keep": "last"}, "'keep' belongs to a multi, text, or sequence that is given"),
+        ({"kind": "multi", "nulls": "error"}, "a multi leaves nulls out"),
+        ({"kind": "categorical", "clip": (0.0, 1.0)}, "'clip' belongs to a numeric, not a categorical"),
+        ({"clip": (0.5, 0.5)}, r"'clip' must be two quantiles, ascending, from 0 to 1; found \[0.5, 0.5\]"),
+        ({"entity": "context", "derive": "hour_cycle", "indicator": True}, "'indicator' belongs to a numeric"),
+        ({"kind": "vector", "out_of_range": "clip"}, "'out_of_range' belongs to a numeric, not a vector"),
+    ],
+)
+def test_rules_of_values_are_checked(feature: dict[str, Any], message: str) -> None:
+    with pytest.raises(SchemaError, match=message):
+        _schema(_user(**feature))

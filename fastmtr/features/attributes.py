@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from fastmtr.errors import SchemaError
 from fastmtr.features import values
 from fastmtr.features.accumulators import CategoryCounts
-from fastmtr.features.categories import FIRST_ROW, MISSING, UNSEEN, Categories
+from fastmtr.features.categories import MISSING, UNSEEN, Categories
 from fastmtr.features.columns import Reader
 from fastmtr.features.scales import saved_vector
 from fastmtr.schema import Feature, Schema
@@ -54,7 +54,7 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
     def encode_value(self, value: Any) -> int:
         """The attribute's id of one key."""
         row = self.keys.encode_value(value)
-        return row if row < FIRST_ROW else int(self.ids[row - FIRST_ROW])
+        return row if row < self.keys.first_row else int(self.ids[row - self.keys.first_row])
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
@@ -122,5 +122,5 @@ class ObservedAttributes:
             )
         ids = np.zeros(len(array), np.int32)
         found = [of.encode(each) for each in self._values]
-        ids[vocabulary.encode(array) - FIRST_ROW] = np.concatenate([np.zeros(0, np.int32), *found])
+        ids[vocabulary.encode(array) - vocabulary.first_row] = np.concatenate([np.zeros(0, np.int32), *found])
         return Attributes(keys=vocabulary, ids=ids, rows=of.rows)

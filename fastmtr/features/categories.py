@@ -1,7 +1,7 @@
 """The ids of categories: a vocabulary or a hash.
 
-Row 0 of every table of embeddings is "missing" (and padding), row 1 "unseen", the rest is the vocabulary, most frequent
-first. A column and a single value get the same ids.
+Row 0 of every table of embeddings is "missing" (and padding), row 1 (and perhaps some more) "unseen", the rest is the
+vocabulary, most frequent first. A column and a single value get the same ids.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 import msgspec
 import numpy as np
@@ -27,9 +27,9 @@ from fastmtr.schema import Feature
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["FIRST_ROW", "MISSING", "UNSEEN", "Categories", "Texts", "encode_lists", "split_lists", "tokens"]
+__all__ = ["MISSING", "UNSEEN", "Categories", "Texts", "encode_lists", "hashed_column", "split_lists", "tokens"]
 
-MISSING, UNSEEN, FIRST_ROW = 0, 1, 2
+MISSING, UNSEEN = 0, 1
 
 
 class Texts:
@@ -63,26 +63,42 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     type : {"int", "str"}, optional
         None: the fitted data held nulls only, so either comes as unseen.
     known : ndarray of int64, or Texts
-        The vocabulary: id 2, 3, ...; empty if hashed.
+        The vocabulary: the ids from `first_row` on; empty if hashed.
     hash_rows : int, optional
-        The values are hashed into so many ids from 2 on.
+        The values are hashed into so many ids instead.
+    hashes : int
+        Ids of each value, if hashed.
+    oov_rows : int
+        Values that the vocabulary does not have are hashed into so many ids from 1 on.
+    nulls : {"fill", "error"}
+    unseen : {"row", "error"}
     """
 
     name: str
     type: values.ValueType | None
     known: Any
     hash_rows: int | None = None
+    hashes: int = 1
+    oov_rows: int = 1
+    nulls: Literal["fill", "error"] = "fill"
+    unseen: Literal["row", "error"] = "row"
+
+    @property
+    def first_row(self) -> int:
+        """The id of the first known value."""
+        return UNSEEN + self.oov_rows
 
     @property
     def rows(self) -> int:
         """Rows of the table of embeddings: one more than the largest id."""
-        return FIRST_ROW + (self.hash_rows if self.hash_rows is not None else len(self.known))
+        return self.first_row + (self.hash_rows if self.hash_rows is not None else len(self.known))
 
     @classmethod
     def fit(cls, feature: Feature, counts: CategoryCounts) -> Categories:
         """Learn the vocabulary from values that were counted."""
+        nothing = cls(name=feature.name, type=counts.type, known=(), **_rules(feature))
         if counts.type is None or feature.hash_rows is not None:
-            return cls(name=feature.name, type=counts.type, known=(), hash_rows=feature.hash_rows)
+            return nothing
         known: Any
         if counts.type == "int":
             known, _ = counts.ints(feature.min_count)
@@ -90,50 +106,103 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             data, offsets, _ = counts.texts(feature.min_count)
             values.check_utf8(data, offsets, problem=f"column {feature.name!r} holds text that is not valid UTF-8")
             known = Texts(data, offsets)
-        return cls(name=feature.name, type=counts.type, known=known)
+        return msgspec.structs.replace(nothing, known=known)
 
     def encode(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
-        """The id of each value of a column, shape (n,)."""
+        """The (first) id of each value of a column, shape (n,)."""
+        return self.encode_hashes(column)[:, 0]
+
+    def encode_hashes(self, column: pa.Array | pa.ChunkedArray) -> NDArray[np.int32]:
+        """The ids of each value of a column, shape (n, hashes)."""
         import pyarrow.compute as pc
 
         _, array = values.category_column(column, name=self.name, expected=self.type)
         missing = array.is_null().to_numpy(zero_copy_only=False)
-        ids: NDArray[np.int32]
+        self._refuse_nulls(int(missing.sum()))
+        ids = np.empty((len(array), self.hashes), np.int32)
         if self.hash_rows is None:
-            found = pc.index_in(array, value_set=self._value_set.cast(array.type)).fill_null(UNSEEN - FIRST_ROW)
-            ids = found.to_numpy(zero_copy_only=False).astype(np.int32) + np.int32(FIRST_ROW)
+            found = pc.index_in(array, value_set=self._value_set.cast(array.type)).fill_null(-1)
+            ranks = found.to_numpy(zero_copy_only=False).astype(np.int64)
+            ids[:, 0] = ranks + self.first_row
+            unseen = np.flatnonzero((ranks < 0) & ~missing)
+            if len(unseen):
+                ids[unseen, 0] = self._unseen_rows(array, unseen)
         else:
             coded = array.dictionary_encode()
-            if not values.is_text(array.type):
-                hashes = hashing.hash_integers(coded.dictionary.to_numpy(zero_copy_only=False).astype(np.int64))
-            else:
-                hashes = hashing.hash_packed_bytes(*values.text_bytes(coded.dictionary))
-            of_unique = (hashes % np.uint64(self.hash_rows)).astype(np.int32) + np.int32(FIRST_ROW)
             codes = coded.indices.fill_null(0).to_numpy(zero_copy_only=False)
-            ids = of_unique[codes] if len(of_unique) else np.zeros(len(array), np.int32)
+            for seed in range(self.hashes):
+                hashes = hashed_column(coded.dictionary, seed=seed) % np.uint64(self.hash_rows)
+                ids[:, seed] = np.append(hashes.astype(np.int32), np.int32(0))[codes] + np.int32(self.first_row)
         ids[missing] = MISSING
         return ids
 
+    def encode_integers(self, numbers: NDArray[np.int64], valid: NDArray[np.bool_]) -> NDArray[np.int32]:
+        """The ids of whole numbers by a vocabulary, shape (n, 1); of those that are not valid anything."""
+        order, ascending = self._ascending
+        found = np.full(len(numbers), False)
+        places = np.searchsorted(ascending, numbers)
+        if len(ascending):
+            places = np.minimum(places, len(ascending) - 1)
+            found = ascending[places] == numbers
+            places = order[places]
+        strange = np.flatnonzero(~found & valid)
+        if len(strange) and self.unseen == "error":
+            self._refuse_unseen(int(numbers[strange[0]]), len(strange))
+        unseen = hashing.hash_integers(numbers) % np.uint64(self.oov_rows)
+        ids = np.where(found, places + self.first_row, unseen.astype(np.int64) + UNSEEN)
+        return ids.astype(np.int32)[:, None]
+
+    @cached_property
+    def _ascending(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        known = np.asarray(self.known, np.int64)
+        order = np.argsort(known, kind="stable")
+        return order, known[order]
+
+    def _unseen_rows(self, array: pa.Array, unseen: NDArray[np.int64]) -> Any:
+        import pyarrow as pa
+
+        strange = array.take(pa.array(unseen))
+        if self.unseen == "error":
+            self._refuse_unseen(strange[0].as_py(), len(strange))
+        if self.oov_rows == 1:
+            return UNSEEN
+        return (hashed_column(strange) % np.uint64(self.oov_rows)).astype(np.int32) + np.int32(UNSEEN)
+
+    def _refuse_nulls(self, n: int) -> None:
+        if n and self.nulls == "error":
+            raise SchemaError(f"column {self.name!r} has {n} nulls, and its rule is nulls = 'error'")
+
+    def _refuse_unseen(self, value: Any, n: int) -> NoReturn:
+        raise SchemaError(
+            f"column {self.name!r} has {n} values that were not seen when it was fitted, such as {value!r}, and its "
+            "rule is unseen = 'error'"
+        )
+
     def encode_value(self, value: Any) -> int:
-        """The id of one value."""
+        """The (first) id of one value."""
+        return self.encode_value_hashes(value)[0]
+
+    def encode_value_hashes(self, value: Any) -> list[int]:
+        """The ids of one value, `hashes` of them."""
         one = values.category(value, name=self.name, expected=self.type)
         if one is None:
-            return MISSING
+            self._refuse_nulls(1)
+            return [MISSING] * self.hashes
+        if isinstance(one, str):
+            _checked(one, self.name)
         if self.hash_rows is None:
             found = self._ids.get(one)
-            if found is not None:
-                return found
-            if isinstance(one, str):
-                _checked(one, self.name)
-            return UNSEEN
-        return (
-            FIRST_ROW + hashing.hash_value(_checked(one, self.name) if isinstance(one, str) else one) % self.hash_rows
-        )
+            if found is None and self.unseen == "error":
+                self._refuse_unseen(one, 1)
+            if found is None:
+                found = UNSEEN if self.oov_rows == 1 else UNSEEN + hashing.hash_value(one) % self.oov_rows
+            return [found]
+        return [self.first_row + hashing.hash_value(one, seed=seed) % self.hash_rows for seed in range(self.hashes)]
 
     @cached_property
     def _ids(self) -> dict[int | str, int]:
         known = self.known.tolist() if len(self.known) else ()
-        return {value: i for i, value in enumerate(known, FIRST_ROW)}
+        return {value: i for i, value in enumerate(known, self.first_row)}
 
     @cached_property
     def _value_set(self) -> pa.Array:
@@ -143,7 +212,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
-        head = {"type": self.type, "hash_rows": self.hash_rows}
+        head = {key: getattr(self, key) for key in ("type", *_RULES)}
         if self.hash_rows is not None or self.type is None:
             return head, {}
         if self.type == "int":
@@ -153,20 +222,36 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @classmethod
     def from_state(cls, feature: Feature, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Categories:
         """Read what :meth:`state` wrote; SchemaError if it was altered."""
-        name, kind, hash_rows = feature.name, head.get("type"), head.get("hash_rows")
-        if kind not in ("int", "str", None) or hash_rows != feature.hash_rows:
+        name, kind, rules = feature.name, head.get("type"), _rules(feature)
+        # Version 1 had no rules but hash_rows.
+        if kind not in ("int", "str", None) or any(head.get(key, _RULES[key]) != rules[key] for key in _RULES):
             raise SchemaError(f"the saved state of feature {name!r} is damaged: {dict(head)}")
         known: Any = ()
-        if hash_rows is None and kind == "int":
+        if feature.hash_rows is None and kind == "int":
             known = saved_vector(name, arrays, "values", np.int64)
-        elif hash_rows is None and kind == "str":
+        elif feature.hash_rows is None and kind == "str":
             known = _saved_texts(
                 name, saved_vector(name, arrays, "bytes", np.uint8), saved_vector(name, arrays, "offsets", np.int64)
             )
-        categories = cls(name=name, type=kind, known=known, hash_rows=hash_rows)
+        categories = cls(name=name, type=kind, known=known, **rules)
         if len(categories._ids) != len(known):
             raise SchemaError(f"the saved state of feature {name!r} is damaged: a category stands twice")
         return categories
+
+
+# What a schema says of the ids of a feature, with what it is where it says nothing.
+_RULES: dict[str, Any] = {"hash_rows": None, "hashes": 1, "oov_rows": 1, "nulls": "fill", "unseen": "row"}
+
+
+def _rules(feature: Feature) -> dict[str, Any]:
+    return {key: getattr(feature, key) for key in _RULES}
+
+
+def hashed_column(array: pa.Array, *, seed: int = 0) -> NDArray[np.uint64]:
+    """The hash of each value of an int64 or text array without nulls."""
+    if values.is_text(array.type):
+        return hashing.hash_packed_bytes(*values.text_bytes(array), seed=seed)
+    return hashing.hash_integers(array.to_numpy(zero_copy_only=False).astype(np.int64), seed=seed)
 
 
 def tokens(feature: Feature, text: str) -> list[str]:
@@ -213,7 +298,7 @@ def split_lists(
 
 
 def encode_lists(
-    ids: NDArray[np.int32], parents: NDArray[np.int64], n_rows: int, *, length: int, as_set: bool
+    ids: NDArray[np.int32], parents: NDArray[np.int64], n_rows: int, *, length: int, as_set: bool, keep_last: bool
 ) -> NDArray[np.int32]:
     """Rows of ids, padded at the end.
 
@@ -226,6 +311,8 @@ def encode_lists(
     n_rows, length : int
     as_set : bool
         Keep the first of equal ids of a row only.
+    keep_last : bool
+        Of more than `length` ids keep the last ones, else the first.
 
     Returns
     -------
@@ -238,7 +325,10 @@ def encode_lists(
         first.sort()
         ids, parents = ids[first], parents[first]
     places = np.arange(len(ids)) - np.searchsorted(parents, parents, side="left")
-    fits = places < length
+    if keep_last:
+        counts = np.bincount(parents, minlength=n_rows)
+        places -= np.maximum(counts - length, 0)[parents]
+    fits = (places >= 0) & (places < length)
     out = np.full((n_rows, length), MISSING, np.int32)
     out[parents[fits], places[fits]] = ids[fits]
     return out

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from functools import reduce
 from typing import TYPE_CHECKING, Any, Protocol
 
+import msgspec
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -23,9 +24,10 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import values
 from fastmtr.features.accumulators import CategoryCounts, NumberSummary
 from fastmtr.features.batches import Source, open_source, read_batches
-from fastmtr.features.categories import FIRST_ROW, UNSEEN, Categories, Texts, split_lists
+from fastmtr.features.categories import MISSING, Categories, Texts, split_lists
 from fastmtr.features.counts import text_array
 from fastmtr.features.kinds import is_operator, observer_of, unlearned
+from fastmtr.features.made_categories import Cross, ObservedBuckets, ObservedCross
 from fastmtr.features.operators import Observer
 from fastmtr.features.quality import (
     TOP,
@@ -101,17 +103,24 @@ class ObservedCategories:
     def statistics(self, encoder: Encoder, fitted: Statistics | None) -> CategoryStatistics:
         """What is told of them."""
         assert isinstance(encoder, Categories)
-        distinct, counts = distinct_values(self.counts)
-        ids = encoder.encode(distinct)
-        known = ids >= FIRST_ROW
-        by_row = np.bincount(ids[known] - FIRST_ROW, counts[known], minlength=encoder.rows - FIRST_ROW)
-        return category_statistics(
-            rows=self.rows,
-            nulls=self.nulls,
-            unseen=int(counts[ids == UNSEEN].sum()),
-            by_row=by_row.astype(np.int64),
-            hashed=encoder.hash_rows is not None,
-        )
+        return statistics_of(encoder, self.counts, rows=self.rows, nulls=self.nulls)
+
+
+def statistics_of(categories: Categories, counted: CategoryCounts, *, rows: int, nulls: int) -> CategoryStatistics:
+    """What is told of the values that were counted."""
+    distinct, counts = distinct_values(counted)
+    first = categories.first_row
+    # What a rule refuses is counted here all the same.
+    ids = msgspec.structs.replace(categories, unseen="row").encode(distinct)
+    known = ids >= first
+    by_row = np.bincount(ids[known] - first, counts[known], minlength=categories.rows - first)
+    return category_statistics(
+        rows=rows,
+        nulls=nulls,
+        unseen=int(counts[(ids > MISSING) & ~known].sum()),
+        by_row=by_row.astype(np.int64),
+        hashed=categories.hash_rows is not None,
+    )
 
 
 def count_column(
@@ -224,7 +233,8 @@ def fit_encoders(
         for name, features in taught_by.items():
             if name not in sources or not (features or (name == "interactions" and keys)):
                 continue
-            columns = {schema.user, schema.item, str(schema.timestamp), *(f.column for f in features)}
+            columns = {schema.user, schema.item, str(schema.timestamp)}
+            columns |= {column for f in features for column in pipeline.columns_read(f)}
             columns |= {reader.column for f in features if f.name in operators for reader in operators[f.name].reads}
             mine = {f.name: observed[f.name] for f in features}
             joins = _joins(pipeline, features, operators, sources) if name == "interactions" else []
@@ -299,7 +309,11 @@ def _statistics(
 
     def one(name: str) -> Statistics | None:
         each, before = observed[name], fitted.get(name)
-        if isinstance(each, ObservedGaps | ObservedRecency):
+        if isinstance(each, ObservedCross):
+            cross = encoders[name]
+            assert isinstance(cross, Cross)
+            return statistics_of(cross.categories, each.counts, rows=each.rows, nulls=each.nulls)
+        if isinstance(each, ObservedBuckets | ObservedGaps | ObservedRecency):
             return number_statistics(each.summary, before if isinstance(before, NumberStatistics) else None)
         if isinstance(each, ObservedNumbers | ObservedCategories):
             return each.statistics(encoders[name], before)
@@ -325,7 +339,7 @@ def check_source(
         if feature.name in pipeline.statistics and pipeline.has_column(feature, opened.names)
     ]
     observed = {f.name: observer_of(f, pipeline.schema) or observer(f) for f in given}
-    columns = sorted({*(feature.column for feature in given), str(pipeline.schema.timestamp)})
+    columns = sorted({*(column for f in given for column in pipeline.columns_read(f)), str(pipeline.schema.timestamp)})
     encoders = {name: pipeline.encoder(name) for name in observed}
     with _pool(threads) as pool:
         with rows_progress("checking features", opened.n_rows, shown=progress) as advance:
@@ -349,7 +363,7 @@ def _labels(categories: Categories) -> list[str]:
         known = categories.known
         top = known.tolist(TOP) if isinstance(known, Texts) else known[:TOP]
         return [*map(str, top), "others"]
-    parts = np.array_split(np.arange(FIRST_ROW, categories.rows), min(TOP, categories.hash_rows))
+    parts = np.array_split(np.arange(categories.first_row, categories.rows), min(TOP, categories.hash_rows))
     return [f"rows {part[0]} to {part[-1]}" for part in parts]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from fastmtr.features.attributes import Attributes, ObservedAttributes
+from fastmtr.features.made_categories import Buckets, Cross, ObservedBuckets, ObservedCross
 from fastmtr.features.operators import Observer, Operator
 from fastmtr.features.target_encoding import ObservedOutcomes, TargetTable
 from fastmtr.features.text import ObservedDocuments, Tfidf
@@ -15,9 +16,9 @@ from fastmtr.features.times import Cyclic, Gaps, ObservedGaps, ObservedRecency, 
 from fastmtr.features.vectors import Vector
 from fastmtr.schema import Feature, Schema
 
-__all__ = ["OPERATORS", "is_operator", "observer_of", "operator_from_state", "unlearned"]
+__all__ = ["OPERATORS", "is_operator", "observer_of", "operation", "operator_from_state", "unlearned"]
 
-OPERATORS = (Cyclic, Gaps, Recency, TargetTable, Tfidf, Vector)
+OPERATORS = (Buckets, Cross, Cyclic, Gaps, Recency, TargetTable, Tfidf, Vector)
 
 
 def is_operator(feature: Feature) -> bool:
@@ -37,6 +38,8 @@ def observer_of(feature: Feature, schema: Schema) -> Observer | None:
     if feature.lookup:
         return ObservedAttributes(feature, schema)
     observers: dict[Any, Any] = {
+        Buckets: ObservedBuckets,
+        Cross: ObservedCross,
         Gaps: ObservedGaps,
         Recency: ObservedRecency,
         TargetTable: ObservedOutcomes,
@@ -56,7 +59,31 @@ def operator_from_state(
     return found
 
 
+def operation(feature: Feature) -> str:
+    """What the engine calls it: see docs/features.md."""
+    if feature.lookup:
+        return "attribute"
+    if feature.kind in ("multi", "sequence"):
+        return "many"
+    if feature.kind == "text":
+        return "words"
+    names: dict[Any, str] = {
+        Buckets: "bucket",
+        Cross: "cross",
+        Cyclic: "cyclic",
+        Gaps: "gaps",
+        Recency: "recency",
+        TargetTable: "table",
+        Tfidf: "tfidf",
+        Vector: "vector",
+    }
+    plain = "scale" if feature.is_dense else "category"
+    return names.get(_operator(feature), plain)
+
+
 def _operator(feature: Feature) -> Any:
+    if feature.cross or feature.buckets:
+        return Cross if feature.cross else Buckets
     if feature.kind == "numeric" and feature.derive is not None:
         return Recency if feature.derive == "recency" else Cyclic
     return {"gaps": Gaps, "target": TargetTable, "tfidf": Tfidf, "vector": Vector}.get(feature.kind)

@@ -60,6 +60,10 @@ class Observer(Protocol):
 
 def readers(feature: Feature, schema: Schema) -> tuple[Reader, ...]:
     """The raw columns of an operator, in the order in which it takes them; the schema's timestamp stands last."""
+    if feature.cross:
+        return tuple(Reader(column, "categories") for column in feature.cross)
+    if feature.buckets:
+        return (Reader(feature.column, "numbers"),)
     unit = schema.timestamp_unit
     clock = Reader(str(schema.timestamp), "ticks", unit)
     if feature.derive == "recency":

@@ -17,7 +17,8 @@ from fastmtr.features import hashing, values
 from fastmtr.features.array_times import Part, clock_part
 from fastmtr.features.attributes import Attributes
 from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists, tokens
-from fastmtr.features.kinds import OPERATORS, is_operator, operator_from_state
+from fastmtr.features.kinds import OPERATORS, is_operator, operation, operator_from_state
+from fastmtr.features.made_categories import Buckets, Cross
 from fastmtr.features.operators import Operator, clock_of, readers
 from fastmtr.features.quality import Statistics, read_statistics
 from fastmtr.features.scales import RowScales, Scale
@@ -32,7 +33,10 @@ if TYPE_CHECKING:
 
 __all__ = ["STATE_VERSION", "FeaturePipeline"]
 
-STATE_VERSION = 1
+STATE_VERSION = 2
+
+# What version 1 was; it is read where nothing is hashed.
+_BEFORE = (1, "fnv1a64-fmix64")
 
 _Ticks = TypeVar("_Ticks", int, NDArray[np.int64])
 Encoder = Categories | Attributes | Scale | Operator
@@ -52,7 +56,7 @@ class _RowPlan(NamedTuple):
     derived: tuple[tuple[Feature, Categories, int], ...]
     # The raw column of each scale, and where its number stands.
     numbers: tuple[str, ...]
-    places: NDArray[np.intp]
+    places: tuple[int, ...]
     scales: RowScales
     # Feature, operator and first column.
     operators: tuple[tuple[Feature, Operator, int], ...]
@@ -149,7 +153,7 @@ class FeaturePipeline:
                     offsets["dense"] += width
                     continue
                 padding = None if feature.kind == "categorical" else MISSING
-                rows = self._categories(feature).rows
+                rows = self._rows(feature)
                 found.append(Input(feature.name, domain, "ids", offsets["ids"], width, rows=rows, padding=padding))
                 offsets["ids"] += width
         return tuple(found)
@@ -259,10 +263,11 @@ class FeaturePipeline:
             return encoder.encode([r.of_column(table.column(r.column)) for r in readers(feature, self.schema)])
         column = self.column(feature, table)
         if isinstance(encoder, Scale):
-            return encoder.encode(values.number_column(column, name=feature.column))[:, None]
-        assert isinstance(encoder, Categories | Attributes)
+            return encoder.encode(values.number_column(column, name=feature.column))
         if feature.kind == "categorical":
-            return encoder.encode(column)[:, None]
+            assert isinstance(encoder, Categories)
+            return encoder.encode_hashes(column)
+        assert isinstance(encoder, Categories | Attributes)
         return _encode_many(feature, encoder, column)
 
     def assemble(self, domain: Domain, blocks: Mapping[str, NDArray[Any]], *, n_rows: int) -> Packed:
@@ -279,16 +284,21 @@ class FeaturePipeline:
     def has_column(self, feature: Feature, names: Container[str]) -> bool:
         """Whether a table with these columns has the feature's, or what it is derived from."""
         if is_operator(feature):
-            return all(reader.column in names for reader in readers(feature, self.schema))
+            return all(column in names for column in self.columns_read(feature))
         return feature.column in names or (feature.derive is not None and self.schema.timestamp in names)
+
+    def columns_read(self, feature: Feature) -> tuple[str, ...]:
+        """The columns of a table that hold a feature: its own, and those of an operator."""
+        if is_operator(feature):
+            return tuple(reader.column for reader in readers(feature, self.schema))
+        return (feature.column,)
 
     def raw_columns(self, domain: Domain) -> tuple[str, ...]:
         """The columns that :meth:`transform` reads for the features that the log does not make."""
         found: dict[str, None] = {}
         for feature in self.features(domain):
             if not self.schema.is_from_log(feature):
-                column = self.schema.column_of(feature)
-                found |= {} if column is None else {column: None}
+                found |= dict.fromkeys(self.schema.columns_of(feature))
                 found |= {str(self.schema.timestamp): None} if self.schema.reads_clock(feature) else {}
         return tuple(found)
 
@@ -335,29 +345,28 @@ class FeaturePipeline:
             if name in plan.numbers:
                 numbers[name] = values.number(value, name=name)
             for feature, encoder, at in plan.categories.get(name, ()):
-                if feature.kind == "categorical":
-                    ids[0, at] = encoder.encode_value(value)
+                if isinstance(encoder, Categories) and feature.kind == "categorical":
+                    ids[0, at : at + encoder.hashes] = encoder.encode_value_hashes(value)
                 else:
                     ids[0, at : at + feature.length] = _encode_one(feature, encoder, value)
             if name not in plan.columns:
                 self._refuse_stranger(domain, name)
         dense = np.zeros((1, plan.width), np.float32) if base is None else base.dense.copy()
         if base is None or numbers:
-            given = np.array([name in numbers for name in plan.numbers], bool)
+            given = np.array([base is None or name in numbers for name in plan.numbers], bool)
             raw = np.array([numbers.get(name, math.nan) for name in plan.numbers], np.float64)
-            scaled = plan.scales.encode(raw, strict=None if base is None else given)
-            chosen = slice(None) if base is None else given
-            dense[0, plan.places[chosen]] = scaled[chosen]
+            for at, here, scaled in zip(plan.places, given, plan.scales.encode(raw, given=given), strict=True):
+                if here:
+                    dense[0, at : at + len(scaled)] = scaled
         for feature, operator, at in plan.operators:
             if base is None or self._gives(row, feature):
                 columns = [r.of_value(row.get(r.column)) for r in readers(feature, self.schema)]
-                dense[0, at : at + operator.width] = operator.encode(columns)[0]
+                (dense if feature.is_dense else ids)[0, at : at + operator.width] = operator.encode(columns)[0]
         return Packed(ids, dense)
 
     def _gives(self, row: Mapping[str, Any], feature: Feature) -> bool:
         """Whether a row has the column of an operator; the clock alone does not change what another column says."""
-        column = self.schema.column_of(feature)
-        return (self.schema.timestamp if column is None else column) in row
+        return any(column in row for column in self.schema.columns_of(feature) or (self.schema.timestamp,))
 
     def _plan(self, domain: Domain) -> _RowPlan:
         plan = self._plans.get(domain)
@@ -377,7 +386,7 @@ class FeaturePipeline:
                 categories=categories,
                 derived=tuple((f, e, at) for f, e, at in encoders if f.derive and isinstance(e, Categories)),
                 numbers=tuple(f.column for f, _, _ in scales),
-                places=np.array([at for _, _, at in scales], np.intp),
+                places=tuple(at for _, _, at in scales),
                 scales=RowScales([scale for _, scale, _ in scales]),
                 operators=tuple(operators),
                 columns=frozenset({*keys, *read, *categories, *(f.column for f, _, _ in scales)}),
@@ -401,8 +410,47 @@ class FeaturePipeline:
         for name, encoder in self._encoders.items():
             heads[name], parts = encoder.state()
             arrays |= {f"{name}/{part}": array for part, array in parts.items()}
-        state = {"version": STATE_VERSION, "hash": hashing.HASH_NAME, "features": heads}
-        return state | {"statistics": msgspec.to_builtins(self.statistics)}, arrays
+        clock = clock_of(self.schema)
+        return {
+            "version": STATE_VERSION,
+            "hash": hashing.HASH_NAME,
+            "clock": {
+                "column": self.schema.timestamp,
+                "ticks_per_second": clock.ticks_per_second,
+                "offset_seconds": clock.offset,
+            },
+            "keys": {"user": self.schema.user, "item": self.schema.item},
+            "program": self._program(),
+            "features": heads,
+            "statistics": msgspec.to_builtins(self.statistics),
+        }, arrays
+
+    def _program(self) -> list[dict[str, Any]]:
+        """What each feature does, for the engine, which does not read the schema: see docs/features.md."""
+        program = []
+        for each in self.inputs if self._encoders else ():
+            feature = self.schema.feature(each.name)
+            shared = feature.kind == "sequence" and not feature.lookup
+            entry = {
+                "name": feature.name,
+                "op": operation(feature),
+                "state": feature.of if shared else feature.name,
+                "domain": each.domain,
+                "kind": each.kind,
+                "offset": each.offset,
+                "width": each.width,
+                "columns": [] if feature.from_log else list(self.schema.columns_of(feature)),
+            }
+            if feature.kind in ("multi", "sequence", "text"):
+                entry |= {"keep": feature.keep, "as_set": feature.kind == "multi"}
+            if feature.kind == "multi":
+                entry["separator"] = feature.separator
+            if feature.kind == "text":
+                entry["ngrams"] = feature.ngrams
+            if feature.derive is not None:
+                entry["derive"] = feature.derive.removesuffix("_cycle")
+            program.append(entry)
+        return program
 
     @classmethod
     def from_state(
@@ -415,14 +463,19 @@ class FeaturePipeline:
         SchemaError
             The state is of another version or hash, does not cover the schema's features, or was altered.
         """
+        heads = state.get("features", {})
         found = (state.get("version"), state.get("hash"))
-        if found != (STATE_VERSION, hashing.HASH_NAME):
+        if found == _BEFORE and any(isinstance(h, Mapping) and h.get("hash_rows") for h in heads.values()):
+            raise SchemaError(
+                f"the pipeline's state is of an earlier release, whose hash ({found[1]}) gave other rows than "
+                f"{hashing.HASH_NAME}; train the model again, with features that are fitted again"
+            )
+        if found not in ((STATE_VERSION, hashing.HASH_NAME), _BEFORE):
             raise SchemaError(
                 f"the pipeline's state is {found}, this fastmtr reads {(STATE_VERSION, hashing.HASH_NAME)}"
             )
         pipeline = cls(schema)
         pipeline.statistics = read_statistics(state.get("statistics", {}))
-        heads = state.get("features", {})
         for feature in schema.features:
             if feature.kind == "sequence" and not feature.lookup:
                 continue
@@ -434,6 +487,8 @@ class FeaturePipeline:
             found_operator = operator_from_state(feature, schema, head, parts)
             kind = Scale if feature.kind == "numeric" else Categories
             pipeline._encoders[feature.name] = found_operator or kind.from_state(feature, head, parts)
+        if found != _BEFORE and state.get("program") != pipeline._program():
+            raise SchemaError("the pipeline's state is damaged: its program is not that of the schema's features")
         return pipeline
 
     # ------------------------------------------------------------------ small parts
@@ -449,22 +504,23 @@ class FeaturePipeline:
         except KeyError:
             raise SchemaError("the feature pipeline is not fitted yet; call fit first") from None
 
-    def _categories(self, feature: Feature) -> Categories | Attributes:
+    def _rows(self, feature: Feature) -> int:
         encoder = self._encoder(feature)
-        assert isinstance(encoder, Categories | Attributes)
-        return encoder
+        assert isinstance(encoder, Buckets | Categories | Attributes | Cross)
+        return encoder.rows
 
     def _width(self, feature: Feature) -> int:
         if feature.kind in ("multi", "sequence", "text"):
             return feature.length
         encoder = self._encoder(feature)
-        return encoder.width if isinstance(encoder, OPERATORS) else 1
+        if isinstance(encoder, Categories):
+            return encoder.hashes
+        assert isinstance(encoder, (*OPERATORS, Scale))
+        return encoder.width
 
     def _null(self, feature: Feature) -> Any:
         encoder = self._encoder(feature)
-        if isinstance(encoder, OPERATORS):
-            return encoder.null()
-        return encoder.filler if isinstance(encoder, Scale) else np.int32(MISSING)
+        return encoder.null() if isinstance(encoder, (*OPERATORS, Scale)) else np.int32(MISSING)
 
     def _derive(self, feature: Feature, ticks: _Ticks) -> _Ticks:
         assert feature.derive in get_args(Part)
@@ -476,7 +532,14 @@ def _encode_many(
 ) -> NDArray[np.int32]:
     parts, parents, take = split_lists(feature, column, encoder.type)
     n_rows = len(column) if take is None else int(take.max(initial=-1)) + 1
-    block = encode_lists(encoder.encode(parts), parents, n_rows, length=feature.length, as_set=feature.kind == "multi")
+    block = encode_lists(
+        encoder.encode(parts),
+        parents,
+        n_rows,
+        length=feature.length,
+        as_set=feature.kind == "multi",
+        keep_last=feature.keep == "last",
+    )
     if take is None:
         return block
     with_null = np.vstack([block, np.full((1, feature.length), MISSING, np.int32)])
@@ -497,4 +560,6 @@ def _encode_one(feature: Feature, encoder: Categories | Attributes, value: Any) 
     ids = [one for one in map(encoder.encode_value, parts) if one != MISSING]
     if feature.kind == "multi":
         ids = list(dict.fromkeys(ids))
+    if feature.keep == "last":
+        ids = ids[-feature.length :]
     return ids[: feature.length] + [MISSING] * (feature.length - len(ids))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from statistics import NormalDist
 from typing import Any, Literal
 
 import msgspec
@@ -14,41 +15,50 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from fastmtr.errors import SchemaError
-from fastmtr.features.accumulators import FLOAT32_MAX, NumberSummary
-from fastmtr.schema import Feature
+from fastmtr.features.accumulators import FLOAT32_MAX, Moments, NumberSummary
+from fastmtr.features.array_times import log1p
+from fastmtr.schema import Feature, OutOfRange, Scaling
 
 __all__ = ["RowScales", "Scale", "saved_vector", "signed_log1p"]
 
 _MAX_KNOTS = 256
 
-ScaleKind = Literal["none", "standard", "minmax", "log1p", "quantile"]
-
 
 class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
-    """How the numbers of one feature become float32: ``(f(x) - shift) / factor``, or a place among quantiles.
+    """How the numbers of one feature become float32: ``(f(x) - shift) / factor``, or a place among the fitted values.
 
     Parameters
     ----------
     name : str
         The feature's, for messages.
-    kind : {"none", "standard", "minmax", "log1p", "quantile"}
+    kind : {"none", "standard", "minmax", "robust", "log1p", "quantile", "normal"}
     nulls : {"fill", "error"}
+    out_of_range : {"keep", "clip", "null", "error"}
+        What becomes of values beyond `low` and `high`.
+    indicator : bool
+        A second number tells whether a value is null.
     mean, low, high : float
         Of the fitted values.
+    least, most : float
+        What values are clipped to.
     shift, factor : float
-        ``f`` is the signed logarithm of ``log1p``, the clipping of ``minmax``, or nothing.
+        ``f`` is the clipping, and the signed logarithm of ``log1p``.
     knots : ndarray of float64
-        ``quantile``: the fitted quantiles, ascending, without repeats; else empty.
+        ``quantile`` and ``normal``: the fitted quantiles, ascending, without repeats; else empty.
     levels : ndarray of float64
-        ``quantile``: what each knot becomes, 0 to 1.
+        What each knot becomes: 0 to 1, or its place on the normal distribution.
     """
 
     name: str
-    kind: ScaleKind
+    kind: Scaling
     nulls: Literal["fill", "error"]
+    out_of_range: OutOfRange = "keep"
+    indicator: bool = False
     mean: float = 0.0
     low: float = 0.0
     high: float = 0.0
+    least: float = -FLOAT32_MAX
+    most: float = FLOAT32_MAX
     shift: float = 0.0
     factor: float = 1.0
     knots: Any = ()
@@ -60,37 +70,48 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
         `summary` was made with :func:`signed_log1p` where the scaling is ``log1p``.
         """
-        nothing = cls(name=feature.name, kind=feature.scaling, nulls=feature.nulls)
+        nothing = cls(
+            name=feature.name,
+            kind=feature.scaling,
+            nulls=feature.nulls,
+            out_of_range=feature.out_of_range,
+            indicator=feature.indicator,
+        )
         if not summary.moments.count:
             return nothing
         low, high = summary.low, summary.high
         scale = msgspec.structs.replace(nothing, mean=summary.moments.mean, low=low, high=high)
-        if feature.scaling == "minmax":
-            return msgspec.structs.replace(scale, shift=low, factor=(high - low) or 1.0)
-        if feature.scaling in ("standard", "log1p"):
-            moments = summary.transformed if feature.scaling == "log1p" else summary.moments
-            assert moments is not None
-            return msgspec.structs.replace(scale, shift=moments.mean, factor=moments.deviation or 1.0)
-        if feature.scaling == "quantile":
+        moments = summary.transformed if feature.scaling == "log1p" else summary.moments
+        assert moments is not None
+        if feature.clip is not None:
+            least, most = (float(each) for each in summary.quantiles(np.array(feature.clip)))
             found, counts = summary.distribution()
-            upper = np.cumsum(counts)
-            wanted = np.searchsorted(upper, np.linspace(0, upper[-1], _MAX_KNOTS))
-            chosen = np.union1d(np.minimum(wanted, len(found) - 1), [0, len(found) - 1])
-            # A value's level is the middle of the ranks that it takes.
-            middle = (upper - counts / 2)[chosen]
-            levels = (middle - middle[0]) / ((middle[-1] - middle[0]) or 1.0)
-            return msgspec.structs.replace(scale, knots=found[chosen], levels=levels)
+            kept = np.clip(found, least, most)
+            moments = Moments()
+            moments.update(signed_log1p(kept) if feature.scaling == "log1p" else kept, counts)
+            scale = msgspec.structs.replace(scale, least=least, most=most)
+        elif feature.scaling in _OF_RANGE:
+            scale = msgspec.structs.replace(scale, least=low, most=high)
+        if feature.scaling == "minmax":
+            return msgspec.structs.replace(scale, shift=scale.least, factor=(scale.most - scale.least) or 1.0)
+        if feature.scaling in ("standard", "log1p"):
+            return msgspec.structs.replace(scale, shift=moments.mean, factor=moments.deviation or 1.0)
+        if feature.scaling == "robust":
+            lower, median, upper = (float(each) for each in summary.quantiles(np.array([0.25, 0.5, 0.75])))
+            return msgspec.structs.replace(scale, shift=median, factor=(upper - lower) or 1.0)
+        if feature.scaling in _BY_RANK:
+            knots, levels = _ranks(*summary.distribution(), normal=feature.scaling == "normal")
+            return msgspec.structs.replace(scale, knots=knots, levels=levels)
         return scale
 
+    @property
+    def width(self) -> int:
+        """Numbers of each value."""
+        return 1 + self.indicator
+
     def encode(self, column: NDArray[np.float64]) -> NDArray[np.float32]:
-        """The scaled values of a column, shape (n,)."""
-        missing = np.isnan(column)
-        if self.nulls == "error" and missing.any():
-            raise SchemaError(f"column {self.name!r} has {int(missing.sum())} nulls, and its rule is nulls = 'error'")
-        x = _bounded(np.where(missing, 0.0, column), self.low, self.high, *self._clip)
-        x = signed_log1p(x) if self.kind == "log1p" else x
-        y = self._ranked(x) if len(self.knots) else _single((x - self.shift) / self.factor)
-        return np.where(missing, self.filler, y)
+        """The scaled values of a column, shape (n, width)."""
+        return _encode([self], column[None])[0]
 
     @cached_property
     def filler(self) -> np.float32:
@@ -101,43 +122,72 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         filler: np.float32 = (self._ranked(mean) if len(self.knots) else _single((mean - self.shift) / self.factor))[0]
         return filler
 
-    @property
-    def _clip(self) -> tuple[float, float]:
-        return (self.low, self.high) if self.kind in ("minmax", "quantile") else (-FLOAT32_MAX, FLOAT32_MAX)
+    def null(self) -> NDArray[np.float32]:
+        """What null becomes, shape (width,)."""
+        return np.array([self.filler, 1.0][: self.width], np.float32)
 
     def _ranked(self, x: NDArray[np.float64]) -> NDArray[np.float32]:
         if len(self.knots) == 1:
-            return np.zeros(len(x), np.float32)
+            return np.full(len(x), self.levels[0], np.float32)
         left = np.clip(np.searchsorted(self.knots, x, side="right") - 1, 0, len(self.knots) - 2)
         part = (x - self.knots[left]) / (self.knots[left + 1] - self.knots[left])
         return _single(self.levels[left] + part * (self.levels[left + 1] - self.levels[left]))
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
-        head = {key: getattr(self, key) for key in ("kind", "nulls", "mean", "low", "high", "shift", "factor")}
-        arrays = {"knots": self.knots, "levels": self.levels} if self.kind == "quantile" else {}
-        return head, {key: np.asarray(array, np.float64) for key, array in arrays.items()}
+        head = {key: getattr(self, key) for key in _HEAD}
+        arrays = {"knots": self.knots, "levels": self.levels} if self.kind in _BY_RANK else {}
+        return head | {"filler": float(self.filler)}, {
+            key: np.asarray(array, np.float64) for key, array in arrays.items()
+        }
 
     @classmethod
     def from_state(cls, feature: Feature, head: Mapping[str, Any], arrays: Mapping[str, NDArray[Any]]) -> Scale:
         """Read what :meth:`state` wrote; SchemaError if it was altered."""
         damaged = f"the saved state of feature {feature.name!r} is damaged"
+        given = {key: value for key, value in head.items() if key != "filler"}
+        if "least" not in head and head.get("kind") in ("minmax", "quantile"):  # version 1
+            given |= {"least": head.get("low"), "most": head.get("high")}
         try:
-            scale = msgspec.convert({**head, "name": feature.name, "knots": (), "levels": ()}, cls)
+            scale = msgspec.convert({**given, "name": feature.name, "knots": (), "levels": ()}, cls)
         except msgspec.ValidationError as error:
             raise SchemaError(f"{damaged}: {error}") from error
         if (scale.kind, scale.nulls) != (feature.scaling, feature.nulls):
             raise SchemaError(f"{damaged}: it was fitted for scaling {scale.kind!r} and nulls {scale.nulls!r}")
-        if scale.kind == "quantile":
+        if (scale.out_of_range, scale.indicator) != (feature.out_of_range, feature.indicator):
+            raise SchemaError(f"{damaged}: {dict(head)}")
+        if scale.kind in _BY_RANK:
             knots, levels = (saved_vector(feature.name, arrays, part, np.float64) for part in ("knots", "levels"))
             fits = knots.shape == levels.shape and np.isfinite(knots).all() and np.isfinite(levels).all()
             if not fits or not (np.diff(knots) > 0).all():
                 raise SchemaError(f"{damaged}: its quantiles do not ascend")
             scale = msgspec.structs.replace(scale, knots=knots, levels=levels)
-        finite = np.isfinite([scale.mean, scale.low, scale.high, scale.shift, scale.factor]).all()
-        if not finite or scale.factor <= 0 or scale.low > scale.high:
+        finite = np.isfinite([getattr(scale, key) for key in _NUMBERS]).all()
+        if not finite or scale.factor <= 0 or scale.low > scale.high or scale.least > scale.most:
             raise SchemaError(f"{damaged}: {dict(head)}")
+        if "filler" in head and head["filler"] != float(scale.filler):
+            raise SchemaError(f"{damaged}: null would become {head['filler']}, not {scale.filler}")
         return scale
+
+
+_NUMBERS = ("mean", "low", "high", "least", "most", "shift", "factor")
+_HEAD = ("kind", "nulls", "out_of_range", "indicator", *_NUMBERS)
+_BY_RANK = ("quantile", "normal")
+_OF_RANGE = ("minmax", *_BY_RANK)
+
+
+def _ranks(
+    found: NDArray[np.float64], counts: NDArray[np.int64], *, normal: bool
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Some of the values, ascending, and the level of each: the middle of the ranks that it takes."""
+    upper = np.cumsum(counts)
+    wanted = np.searchsorted(upper, np.linspace(0, upper[-1], _MAX_KNOTS))
+    chosen = np.union1d(np.minimum(wanted, len(found) - 1), [0, len(found) - 1])
+    middle = (upper - counts / 2)[chosen]
+    if normal:
+        of_share = NormalDist().inv_cdf
+        return found[chosen], np.array([of_share(share) for share in (middle / upper[-1]).tolist()])
+    return found[chosen], (middle - middle[0]) / ((middle[-1] - middle[0]) or 1.0)
 
 
 class RowScales:
@@ -145,34 +195,56 @@ class RowScales:
 
     def __init__(self, scales: Sequence[Scale]) -> None:
         self._scales = scales
-        self._low, self._high, self._shift, self._factor = (
-            np.array([getattr(scale, part) for scale in scales], np.float64)
-            for part in ("low", "high", "shift", "factor")
-        )
-        self._least, self._most = np.array([scale._clip for scale in scales], np.float64).reshape(-1, 2).T
-        self._log = np.array([scale.kind == "log1p" for scale in scales], bool)
-        self._fillers = np.array([scale.filler for scale in scales], np.float32)
-        self._strict = np.array([scale.nulls == "error" for scale in scales], bool)
-        self._ranked = [i for i, scale in enumerate(scales) if len(scale.knots)]
 
-    def encode(self, row: NDArray[np.float64], *, strict: NDArray[np.bool_] | None = None) -> NDArray[np.float32]:
-        """The scaled values of one row, shape (features,); `strict` tells which nulls may be refused (None: all)."""
-        missing = np.isnan(row)
-        refused = np.flatnonzero(missing & self._strict & (True if strict is None else strict))
-        if len(refused):
-            raise SchemaError(f"column {self._scales[refused[0]].name!r} is null, and its rule is nulls = 'error'")
-        x = _bounded(np.where(missing, 0.0, row), self._low, self._high, self._least, self._most)
-        y = _single((np.where(self._log, signed_log1p(x), x) - self._shift) / self._factor)
-        for i in self._ranked:
-            y[i] = self._scales[i]._ranked(x[i : i + 1])[0]
-        return np.where(missing, self._fillers, y)
+    def encode(self, row: NDArray[np.float64], *, given: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
+        """The numbers of each feature, shape (width,); of one that is not given, nothing is refused."""
+        chosen = [scale for scale, here in zip(self._scales, given, strict=True) if here]
+        found = iter(_encode(chosen, row[given][:, None]))
+        return [next(found)[0] if here else scale.null() for scale, here in zip(self._scales, given, strict=True)]
 
 
-def _bounded(x: NDArray[np.float64], low: Any, high: Any, least: Any, most: Any) -> NDArray[np.float64]:
-    """What float32 cannot hold becomes an end of the fitted range; then clip; and one zero of two."""
-    held = np.where(x > FLOAT32_MAX, high, np.where(x < -FLOAT32_MAX, low, x))
-    result: NDArray[np.float64] = np.minimum(np.maximum(held, least), most) + 0.0
-    return result
+def _encode(scales: Sequence[Scale], columns: NDArray[np.float64]) -> list[NDArray[np.float32]]:
+    """The numbers (n, width) of each of several features from their columns (features, n)."""
+    if not scales:
+        return []
+
+    def each(part: str) -> NDArray[np.float64]:
+        return np.array([getattr(scale, part) for scale in scales])[:, None]
+
+    low, high = each("low"), each("high")
+    missing = np.isnan(columns)
+    x = np.where(missing, 0.0, columns)
+    below, above = (x < low) & ~missing, (x > high) & ~missing
+    beyond = below | above
+    for i, scale in enumerate(scales):
+        if scale.nulls == "error" and missing[i].any():
+            n = int(missing[i].sum())
+            found = "is null" if columns.shape[1] == 1 else f"has {n} nulls"
+            raise SchemaError(f"column {scale.name!r} {found}, and its rule is nulls = 'error'")
+        if scale.out_of_range == "error" and beyond[i].any():
+            raise SchemaError(
+                f"column {scale.name!r} has {int(beyond[i].sum())} values beyond {scale.low} and {scale.high}, such as "
+                f"{columns[i][beyond[i]][0]}, and its rule is out_of_range = 'error'"
+            )
+        if scale.out_of_range == "null":
+            missing[i] |= beyond[i]
+        elif scale.out_of_range == "clip":
+            x[i] = np.where(below[i], scale.low, np.where(above[i], scale.high, x[i]))
+    # What float32 cannot hold becomes an end of the fitted range; then clip; and one zero of two.
+    x = np.where(x > FLOAT32_MAX, high, np.where(x < -FLOAT32_MAX, low, x))
+    x = np.minimum(np.maximum(x, each("least")), each("most")) + 0.0
+    for i, scale in enumerate(scales):
+        if scale.kind == "log1p":
+            x[i] = signed_log1p(x[i])
+    y = _single((x - each("shift")) / each("factor"))
+    for i, scale in enumerate(scales):
+        if len(scale.knots):
+            y[i] = scale._ranked(x[i])
+    y = np.where(missing, np.array([scale.filler for scale in scales], np.float32)[:, None], y)
+    return [
+        np.stack([y[i], missing[i]], axis=1, dtype=np.float32) if scale.indicator else y[i][:, None]
+        for i, scale in enumerate(scales)
+    ]
 
 
 def _single(x: NDArray[np.float64]) -> NDArray[np.float32]:
@@ -181,7 +253,7 @@ def _single(x: NDArray[np.float64]) -> NDArray[np.float32]:
 
 def signed_log1p(x: NDArray[np.float64]) -> NDArray[np.float64]:
     """The logarithm of 1 + the magnitude, with the sign of the number."""
-    result: NDArray[np.float64] = np.copysign(np.log1p(np.abs(x)), x)
+    result: NDArray[np.float64] = np.copysign(log1p(np.abs(x)), x)
     return result
 
 

@@ -139,7 +139,7 @@ def _columns(pipeline: FeaturePipeline, domains: Sequence[Domain], keep: Sequenc
     schema = pipeline.schema
     names = {name for name in (schema.user, schema.item, schema.timestamp, *keep) if name is not None}
     for domain in domains:
-        names.update(pipeline.raw_columns(domain), (f.column for f in pipeline.features(domain)))
+        names.update(pipeline.raw_columns(domain), *(pipeline.columns_read(f) for f in pipeline.features(domain)))
     return sorted(names)
 
 

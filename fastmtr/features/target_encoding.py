@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
 from fastmtr.features.accumulators import GroupSums, GroupTotals
-from fastmtr.features.categories import FIRST_ROW, MISSING, UNSEEN, Categories
+from fastmtr.features.categories import MISSING, UNSEEN, Categories
 from fastmtr.features.columns import Reader, Ticks
 from fastmtr.features.operators import damaged, readers
 from fastmtr.schema import Encoding, Feature, Schema
@@ -266,11 +266,13 @@ def _rows(categories: Categories, groups: NDArray[np.int64]) -> NDArray[np.int64
 
     if categories.type != "str":
         return categories.encode(pa.array(groups)).astype(np.int64)
+    hashes = groups.view(np.uint64)
     if categories.hash_rows is not None:
-        return (groups.view(np.uint64) % np.uint64(categories.hash_rows)).astype(np.int64) + FIRST_ROW
+        return (hashes % np.uint64(categories.hash_rows)).astype(np.int64) + categories.first_row
     known = _numbered(categories.known.array, "str") if len(categories.known) else np.zeros(0, np.int64)
     order = np.argsort(known)
     place = np.searchsorted(known, groups, sorter=order)
     place = order[np.minimum(place, len(order) - 1)] if len(order) else place
     found = known[place] == groups if len(order) else np.zeros(len(groups), bool)
-    return np.where(found, place + FIRST_ROW, UNSEEN)
+    unseen = (hashes % np.uint64(categories.oov_rows)).astype(np.int64) + UNSEEN
+    return np.where(found, place + categories.first_row, unseen)

@@ -70,15 +70,19 @@ class Recency(msgspec.Struct, frozen=True, kw_only=True):
 
     scale: Scale
     clock: Clock
-    width: int = 1
+
+    @property
+    def width(self) -> int:
+        """Columns of the packed matrix."""
+        return self.scale.width
 
     def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
-        """The scaled time of each row, shape (n, 1)."""
-        return self.scale.encode(_since(columns, self.clock))[:, None]
+        """The scaled time of each row, shape (n, width)."""
+        return self.scale.encode(_since(columns, self.clock))
 
     def null(self) -> NDArray[np.float32]:
         """The fitted mean."""
-        return np.array([self.scale.filler], np.float32)
+        return self.scale.null()
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
@@ -119,7 +123,7 @@ class Gaps(msgspec.Struct, frozen=True, kw_only=True):
     def encode(self, columns: Sequence[Any]) -> NDArray[np.float32]:
         """The numbers of each row, shape (n, width)."""
         logarithms, known = _gaps(columns, self.clock, length=self.width)
-        scaled = self.scale.encode(logarithms.reshape(-1)).reshape(logarithms.shape)
+        scaled = self.scale.encode(logarithms.reshape(-1))[:, 0].reshape(logarithms.shape)
         return np.where(known, scaled, np.float32(0))
 
     def null(self) -> NDArray[np.float32]:

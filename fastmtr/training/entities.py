@@ -83,8 +83,8 @@ def make_entities(
         The table has no key column, or a key is null or stands twice.
     """
     key = schema.user if entity == "user" else schema.item
-    read = [schema.column_of(f) for f in schema.of_entity(entity) if not schema.is_from_log(f)]
-    wanted = list(dict.fromkeys(name for name in read if name is not None))
+    read = [schema.columns_of(f) for f in schema.of_entity(entity) if not schema.is_from_log(f)]
+    wanted = list(dict.fromkeys(name for names in read for name in names))
     if source is None:
         table, described = _from_log(key, wanted, log, schema, before), 0
     else:

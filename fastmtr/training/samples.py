@@ -413,7 +413,7 @@ class _Builder:
         """Samples with the categories of their users and items that are encoded by outcome."""
         for feature in self.schema.features:
             if feature.kind == "target" and feature.entity in self.entities:
-                name = str(self.schema.column_of(feature))
+                (name,) = self.schema.columns_of(feature)
                 column = self.entities[feature.entity].table.column(name)
                 table = _with_column(table, name, column.take(pa.array(self.rows[feature.entity][chosen])))
         return table
