@@ -32,7 +32,7 @@ FEATURES = (
     Feature(name="price", entity="item", kind="numeric"),
     Feature(name="price_range", entity="item", kind="categorical", source="price", buckets=4, dim=2),
     Feature(name="price_place", entity="item", kind="numeric", source="price", scaling="normal", indicator=True),
-    Feature(name="author_of_tags", entity="item", kind="categorical", cross=("author", "tags"), oov_rows=2, dim=2),
+    Feature(name="author_and_item", entity="item", kind="categorical", cross=("author", "item"), oov_rows=2, dim=2),
     Feature(name="freshness", entity="item", kind="numeric", derive="recency", source="published"),
     Feature(name="picture", entity="item", kind="vector", dim=4),
     Feature(name="words", entity="item", kind="tfidf", source="title", dim=8, ngrams=2),
