@@ -14,7 +14,9 @@ FEATURES = (
     Feature(name="user", entity="user", kind="categorical", dim=3),
     Feature(name="city", entity="user", kind="categorical", dim=2, hash_rows=5),
     Feature(name="age", entity="user", kind="numeric", scaling="quantile"),
-    Feature(name="city_and_age", entity="user", kind="categorical", cross=("city", "age"), hash_rows=6, hashes=2, dim=2),
+    Feature(
+        name="city_and_age", entity="user", kind="categorical", cross=("city", "age"), hash_rows=6, hashes=2, dim=2
+    ),
     Feature(name="account_age", entity="user", kind="numeric", derive="recency", source="joined", scaling="log1p"),
     Feature(name="city_clicks", entity="user", kind="target", of="city", event="click", folds=3),
     Feature(name="last_authors", entity="user", kind="sequence", of="author", source="visited", lookup=True, length=3),
