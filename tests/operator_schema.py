@@ -15,7 +15,7 @@ FEATURES = (
     Feature(name="city", entity="user", kind="categorical", dim=2, hash_rows=5),
     Feature(name="age", entity="user", kind="numeric", scaling="quantile"),
     Feature(
-        name="city_and_age", entity="user", kind="categorical", cross=("city", "age"), hash_rows=6, hashes=2, dim=2
+        name="city_and_user", entity="user", kind="categorical", cross=("city", "user"), hash_rows=6, hashes=2, dim=2
     ),
     Feature(name="account_age", entity="user", kind="numeric", derive="recency", source="joined", scaling="log1p"),
     Feature(name="city_clicks", entity="user", kind="target", of="city", event="click", folds=3),

@@ -439,7 +439,7 @@ class FeaturePipeline:
                 "kind": each.kind,
                 "offset": each.offset,
                 "width": each.width,
-                "columns": [] if feature.from_log else list(self.schema.columns_of(feature)),
+                "columns": list(self.schema.columns_of(feature)),
             }
             if feature.kind in ("multi", "sequence", "text"):
                 entry |= {"keep": feature.keep, "as_set": feature.kind == "multi"}

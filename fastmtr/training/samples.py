@@ -338,8 +338,9 @@ class _Builder:
             of_samples = pa.array(rows[chosen])
             for feature in self.schema.of_entity("user" if entity == "user" else "item"):
                 if feature.name in self.pipeline.statistics and not self.schema.is_from_log(feature):
-                    column = self.entities[entity].table.column(feature.column)
-                    table = _with_column(table, feature.column, column.take(of_samples))
+                    for name in self.schema.columns_of(feature):
+                        column = self.entities[entity].table.column(name)
+                        table = _with_column(table, name, column.take(of_samples))
             columns = self._moving_columns(entity, rows[chosen], cutoffs, ahead=self.times[chosen] - cutoffs)
             for name, column in columns.items():
                 table = _with_column(table, name, column)
