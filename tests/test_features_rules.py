@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+import pickle
 from typing import Any
 
 import numpy as np
+import pandas as pd
+import polars as pl
 import pyarrow as pa
 import pytest
 from hypothesis import given
@@ -175,3 +178,30 @@ def test_a_program_that_is_not_the_schemas_is_refused() -> None:
     state["program"][0]["offset"] = 3
     with pytest.raises(SchemaError, match="its program is not that of the schema's features"):
         FeaturePipeline.from_state(pipeline.schema, state, arrays)
+
+
+def test_names_of_the_packed_columns_and_whatever_table() -> None:
+    features = (
+        _category(hash_rows=9, hashes=2),
+        _number(indicator=True),
+        Feature(name="y", entity="item", kind="numeric"),
+    )
+    schema = Schema(user="u", item="i", features=features, tasks=(Task(name="click"),))
+    columns = {"c": ["a", None, "b"], "x": [1.0, None, 3.0], "y": [1.0, 2.0, 3.0]}
+    pipeline = FeaturePipeline(schema)
+    assert "not fitted" in repr(pipeline)
+    packed = pipeline.fit_transform("item", columns)
+    assert pipeline.get_feature_names_out("item") == (["c_0", "c_1"], ["x_0", "x_1", "y"])
+    assert pipeline.get_feature_names_out("request") == ([], [])
+    for table in (pa.table(columns), pd.DataFrame(columns), pl.DataFrame(columns)):
+        for threads in (1, 3):
+            again = pipeline.transform("item", table, threads=threads)
+            assert again.ids.tobytes() == packed.ids.tobytes()
+            assert again.dense.tobytes() == packed.dense.tobytes()
+    assert packed.ids.flags.c_contiguous
+    assert packed.dense.flags.c_contiguous
+
+
+def test_a_pipeline_is_not_pickled() -> None:
+    with pytest.raises(TypeError, match=r"not pickled: .*Save state\(\)"):
+        pickle.dumps(_fitted(_number(), {"x": [1.0]}))

@@ -6,6 +6,8 @@ import difflib
 import math
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, get_args
 
 import msgspec
@@ -93,6 +95,16 @@ class FeaturePipeline:
         self._plans: dict[Domain, _RowPlan] = {}
         self.statistics: dict[str, Statistics] = {}
 
+    def __repr__(self) -> str:
+        fitted = "fitted" if self._encoders else "not fitted"
+        return f"FeaturePipeline({len(self.schema.features)} features, {fitted})"
+
+    def __reduce__(self) -> NoReturn:
+        raise TypeError(
+            "a FeaturePipeline is not pickled: a pickle runs code when it is read, and is bound to one release. Save "
+            "state() (JSON and arrays) or a bundle, and read it with from_state()"
+        )
+
     # ------------------------------------------------------------------ fitting
 
     def fit(
@@ -164,23 +176,62 @@ class FeaturePipeline:
 
     # ------------------------------------------------------------------ tables
 
-    def transform(self, domain: Domain, table: pa.Table, *, missing: Literal["error", "null"] = "error") -> Packed:
+    def transform(
+        self, domain: Domain, table: Any, *, missing: Literal["error", "null"] = "error", threads: int = 1
+    ) -> Packed:
         """Pack the rows of a table.
 
         Parameters
         ----------
         domain : {"request", "item", "candidate"}
-        table : pyarrow.Table
-            The raw column of each feature; others are ignored.
+        table : table
+            The raw column of each feature; others are ignored. Whatever :func:`fastmtr.tables.read_table` takes: Arrow,
+            pandas, Polars, a mapping of columns, a file.
         missing : {"error", "null"}
             What a feature without a column does: raise, or count as null.
+        threads : int
+            Features that are packed at once.
 
         Returns
         -------
         Packed
+            Matrices of their own, C-contiguous: training and engine take them as they are.
         """
-        blocks = self.transform_blocks(self.features(domain), table, missing=missing)
-        return self.assemble(domain, blocks, n_rows=table.num_rows)
+        from fastmtr.tables import read_table
+
+        given = read_table(table)
+        packed = self._unset(domain, given.num_rows)
+        places = {i.name: i for i in self.inputs if i.domain == domain}
+
+        def pack(feature: Feature) -> None:
+            at = places[feature.name]
+            into = getattr(packed, at.kind)[:, at.offset : at.offset + at.width]
+            blocks = self.transform_blocks((feature,), given, missing=missing)
+            into[:] = blocks.get(feature.name, self._null(feature))
+
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
+            for _ in (map if pool is None else pool.map)(pack, self.features(domain)):
+                pass
+        return packed
+
+    def fit_transform(self, domain: Domain, table: Any, *, threads: int = 1) -> Packed:
+        """Fit on one table that has all columns, and pack its rows for a domain."""
+        return self.fit(interactions=table, threads=threads).transform(domain, table, threads=threads)
+
+    def get_feature_names_out(self, domain: Domain) -> tuple[list[str], list[str]]:
+        """What the columns of the packed ids and of the packed numbers are called, as in scikit-learn.
+
+        Returns
+        -------
+        ids, dense : list of str
+            The feature's name; with ``_0``, ``_1``, ... where it has several columns.
+        """
+        names: dict[str, list[str]] = {"ids": [], "dense": []}
+        for each in self.inputs:
+            if each.domain == domain:
+                several = [f"{each.name}_{i}" for i in range(each.width)]
+                names[each.kind] += several if each.width > 1 else [each.name]
+        return names["ids"], names["dense"]
 
     def transform_to(
         self,
@@ -272,14 +323,19 @@ class FeaturePipeline:
 
     def assemble(self, domain: Domain, blocks: Mapping[str, NDArray[Any]], *, n_rows: int) -> Packed:
         """Put blocks of :meth:`transform_blocks` side by side; a feature without a block counts as null."""
-        ids: list[NDArray[Any]] = [np.empty((n_rows, 0), np.int32)]
-        dense: list[NDArray[Any]] = [np.empty((n_rows, 0), np.float32)]
-        for feature in self.features(domain):
-            block = blocks.get(feature.name)
-            if block is None:
-                block = np.broadcast_to(self._null(feature), (n_rows, self._width(feature)))
-            (dense if feature.is_dense else ids).append(block)
-        return Packed(np.concatenate(ids, axis=1, dtype=np.int32), np.concatenate(dense, axis=1, dtype=np.float32))
+        packed = self._unset(domain, n_rows)
+        for each in self.inputs:
+            if each.domain == domain:
+                block = blocks.get(each.name, self._null(self.schema.feature(each.name)))
+                getattr(packed, each.kind)[:, each.offset : each.offset + each.width] = block
+        return packed
+
+    def _unset(self, domain: Domain, n_rows: int) -> Packed:
+        widths = {"ids": 0, "dense": 0}
+        for each in self.inputs:
+            if each.domain == domain:
+                widths[each.kind] += each.width
+        return Packed(np.empty((n_rows, widths["ids"]), np.int32), np.empty((n_rows, widths["dense"]), np.float32))
 
     def has_column(self, feature: Feature, names: Container[str]) -> bool:
         """Whether a table with these columns has the feature's, or what it is derived from."""
