@@ -329,6 +329,44 @@ def test_times_are_checked_as_the_model_sees_them():
     assert pipeline.check(rows(2, age=10).drop_columns(["when"])).absent == ["gaps"]
 
 
+def test_what_a_rule_refuses_is_counted_all_the_same():
+    schema = Schema(
+        user="user",
+        item="item",
+        features=(
+            Feature(name="city", entity="user", kind="categorical", unseen="error", nulls="error"),
+            Feature(name="many", entity="user", kind="categorical", source="city", hash_rows=7, hashes=3),
+            Feature(name="spread", entity="user", kind="categorical", source="city", oov_rows=5),
+            Feature(name="age", entity="user", kind="numeric", out_of_range="error", nulls="error"),
+            Feature(name="decade", entity="user", kind="categorical", source="age", buckets=8),
+            Feature(name="both", entity="user", kind="categorical", cross=("city", "age")),
+        ),
+        tasks=(Task(name="click"),),
+    )
+
+    def rows(seed, *, cities=6, n=3000):
+        rng = np.random.default_rng(seed)
+        ages = rng.integers(20, 25, n).astype(float)
+        return pa.table({"city": [f"c{i}" for i in rng.integers(0, cities, n)], "age": ages})
+
+    pipeline = FeaturePipeline(schema).fit(interactions=rows(0))
+    assert pipeline.statistics.keys() == {f.name for f in schema.features}
+    assert pipeline.check(rows(1)).ok
+    wild = rows(2, cities=12).to_pandas()
+    wild.loc[:999, "age"] = 99.0
+    wild.loc[2000:, "age"] = None
+    wild.loc[2900:, "city"] = None
+    found = {c.name: c for c in pipeline.check(wild).columns}
+    assert found["city"].unseen == pytest.approx(0.5, abs=0.05)
+    assert found["spread"].unseen == found["city"].unseen
+    assert found["many"].unseen == 0
+    assert found["age"].reasons[:2] == ["more nulls", "out of range"]
+    assert found["decade"].reasons[:2] == ["more nulls", "out of range"]
+    assert found["both"].unseen == pytest.approx(0.75, abs=0.05)
+    for column in found.values():
+        assert len(column.labels) == len(column.fitted) == len(column.found)
+
+
 def test_page():
     pytest.importorskip("matplotlib")
     rng = np.random.default_rng(3)
