@@ -3,6 +3,7 @@ out, and which targets are met.
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -20,7 +21,7 @@ BENCH = Path(gpu_check.__file__).parent
 
 def make_check(folder: Path, *, seconds: float = 60.0, device: str = HOST) -> Any:
     end = time.monotonic() + seconds
-    return gpu_check.Check(device, True, True, None, folder, end, end)
+    return gpu_check.Check(device, True, True, None, folder, end, part_end=end)
 
 
 def test_all_steps_on_the_emulation(tmp_path: Path) -> None:
@@ -127,6 +128,34 @@ def test_what_is_not_there_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
     if not any(each["name"] == "cuda" and each["available"] for each in info()["back_ends"]):
         with pytest.raises(gpu_check.LeftOutError, match="fastmtr cannot use cuda: "):
             gpu_check._need_device(check)
+
+
+@pytest.mark.parametrize(
+    ("status", "error", "text"),
+    [
+        (0, None, ""),
+        (9, "FailedError", "'memcheck, portable': 'errors: "),
+        (3, "LeftOutError", "not looked at, status 3"),
+    ],
+)
+def test_what_compute_sanitizer_finds(
+    status: int, error: str | None, text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool, program = tmp_path / "compute-sanitizer", tmp_path / "native" / "test_cuda_portable_gpu"
+    tool.write_text(f"#!/bin/sh\necho looked at $*\nexit {status}\n")
+    tool.chmod(0o755)
+    program.parent.mkdir()
+    program.touch()
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    check = make_check(tmp_path, device="cuda")
+    check.installed = False
+    check.parts = {"build": {}, "portable": {"status": "passed"}}
+    if error is None:
+        found = gpu_check.sanitizer(check)
+        assert found == {f"{of}, portable": "no errors" for of in gpu_check.SANITIZERS}
+    else:
+        with pytest.raises(getattr(gpu_check, error), match=text):
+            gpu_check.sanitizer(check)
 
 
 def test_the_report_of_tests(tmp_path: Path) -> None:
