@@ -26,44 +26,68 @@ constexpr size_t kSharedBytes = 227 * 1024;
 constexpr unsigned kMultiprocessors = 4;  // few, so that a block which goes from tile to tile does
 
 // Device memory is open to the process only while a stream does its work.
-class DeviceMemory {
+class Allocations {
  public:
-  void add(void* memory, size_t bytes) {
+  void add(void* memory, size_t bytes, Place place) {
     const std::lock_guard lock(mutex_);
-    sizes_[memory] = bytes;
-    if (users_ == 0) ASAN_POISON_MEMORY_REGION(memory, bytes);
+    all_[static_cast<unsigned char*>(memory)] = {bytes, place};
+    if (users_ == 0) close({bytes, place}, memory);
   }
   void remove(void* memory) {
     const std::lock_guard lock(mutex_);
-    const auto found = sizes_.find(memory);
-    ASAN_UNPOISON_MEMORY_REGION(memory, found->second);
-    sizes_.erase(found);
+    const auto found = all_.find(static_cast<unsigned char*>(memory));
+    ASAN_UNPOISON_MEMORY_REGION(memory, found->second.bytes);
+    all_.erase(found);
+  }
+  bool is_pinned(const void* memory, size_t bytes) {
+    const std::lock_guard lock(mutex_);
+    const auto* at = static_cast<const unsigned char*>(memory);
+    auto found = all_.upper_bound(const_cast<unsigned char*>(at));
+    if (found == all_.begin()) return false;
+    --found;
+    return found->second.place == Place::pinned && at + bytes <= found->first + found->second.bytes;
   }
   void open() {
     const std::lock_guard lock(mutex_);
     if (users_++ == 0)
-      for (const auto& [memory, bytes] : sizes_) ASAN_UNPOISON_MEMORY_REGION(memory, bytes);
+      for (const auto& [memory, allocation] : all_) ASAN_UNPOISON_MEMORY_REGION(memory, allocation.bytes);
   }
   void close() {
     const std::lock_guard lock(mutex_);
     if (--users_ == 0)
-      for (const auto& [memory, bytes] : sizes_) ASAN_POISON_MEMORY_REGION(memory, bytes);
+      for (const auto& [memory, allocation] : all_) close(allocation, memory);
   }
 
  private:
+  struct Allocation {
+    size_t bytes;
+    Place place;
+  };
+  static void close(const Allocation& allocation, void* memory) {
+    if (allocation.place == Place::device) ASAN_POISON_MEMORY_REGION(memory, allocation.bytes);
+  }
+
   std::mutex mutex_;
-  std::map<void*, size_t> sizes_;
+  std::map<unsigned char*, Allocation> all_;
   unsigned users_ = 0;
 };
 
-DeviceMemory& device_memory() {
-  static DeviceMemory memory;
-  return memory;
+Allocations& allocations() {
+  static Allocations all;
+  return all;
+}
+
+// What CUDA refuses while a stream of this thread records a graph. What cannot throw is told at the end of it.
+thread_local bool recording = false;
+thread_local const char* broken = nullptr;
+
+void refuse_if_recording(const char* what) {
+  if (recording) fail(FMTR_ERROR_BACKEND, what, " while a graph is recorded");
 }
 
 struct Opened {
-  Opened() { device_memory().open(); }
-  ~Opened() { device_memory().close(); }
+  Opened() { allocations().open(); }
+  ~Opened() { allocations().close(); }
 };
 
 using Work = std::function<void()>;
@@ -82,15 +106,17 @@ void use_device(int device) { properties(device); }
 
 void* allocate(size_t bytes, Place place) {
   if (bytes == 0) return nullptr;
+  refuse_if_recording("memory is allocated");
   void* memory = ::operator new(bytes, std::align_val_t{kAlignment});
   std::memset(memory, 0xff, bytes);
-  if (place == Place::device) device_memory().add(memory, bytes);
+  allocations().add(memory, bytes, place);
   return memory;
 }
 
-void release(void* memory, Place place) noexcept {
+void release(void* memory, Place) noexcept {
   if (!memory) return;
-  if (place == Place::device) device_memory().remove(memory);
+  if (recording) broken = "memory is released";
+  allocations().remove(memory);
   ::operator delete(memory, std::align_val_t{kAlignment});
 }
 
@@ -98,16 +124,16 @@ void release(void* memory, Place place) noexcept {
 
 struct Stream::State {
   std::deque<Work> queue;
-  std::vector<Work>* recording = nullptr;
+  std::vector<Work>* record = nullptr;
 
   void add(Work work) {
-    if (recording)
-      recording->push_back(std::move(work));
+    if (record)
+      record->push_back(std::move(work));
     else
       queue.push_back(std::move(work));
   }
   void run() {
-    if (recording) fail(FMTR_ERROR_BACKEND, "a stream that records a graph was waited for");
+    refuse_if_recording("a stream is waited for");
     const Opened opened;
     while (!queue.empty()) {
       const Work work = std::move(queue.front());
@@ -135,8 +161,21 @@ Stream::~Stream() = default;
 Stream::Stream(Stream&&) noexcept = default;
 Stream& Stream::operator=(Stream&&) noexcept = default;
 
-void Stream::copy_in(void* device, const void* host, size_t bytes) { copy(device, host, bytes); }
-void Stream::copy_out(void* host, const void* device, size_t bytes) { copy(host, device, bytes); }
+namespace {
+void check_pinned(const void* host, size_t bytes) {
+  if (recording && bytes > 0 && !allocations().is_pinned(host, bytes))
+    fail(FMTR_ERROR_BACKEND, "a graph copies to or from memory that is not pinned");
+}
+}  // namespace
+
+void Stream::copy_in(void* device, const void* host, size_t bytes) {
+  check_pinned(host, bytes);
+  copy(device, host, bytes);
+}
+void Stream::copy_out(void* host, const void* device, size_t bytes) {
+  check_pinned(host, bytes);
+  copy(host, device, bytes);
+}
 void Stream::copy(void* to, const void* from, size_t bytes) {
   if (bytes > 0) state_->add([=] { std::memcpy(to, from, bytes); });
 }
@@ -201,16 +240,22 @@ struct Graph::State {
 };
 
 Graph::Graph(Stream& stream, const std::function<void()>& body) : state_(std::make_unique<State>()) {
-  Stream::State& on = stream.state();
-  if (on.recording) fail(FMTR_ERROR_BACKEND, "a stream records two graphs at once");
-  on.recording = state_->works.get();
+  refuse_if_recording("a graph is recorded");
+  stream.state().record = state_->works.get();
+  recording = true;
+  broken = nullptr;
+  const auto end = [&] {
+    stream.state().record = nullptr;
+    recording = false;
+  };
   try {
     body();
   } catch (...) {
-    on.recording = nullptr;
+    end();
     throw;
   }
-  on.recording = nullptr;
+  end();
+  if (broken) fail(FMTR_ERROR_BACKEND, broken, " while a graph is recorded");
 }
 Graph::~Graph() = default;
 Graph::Graph(Graph&&) noexcept = default;

@@ -299,14 +299,6 @@ void test_launches() {
   refuse_launch("a grid of 0 blocks", 0, 32, 0);
   refuse_launch("1000000 bytes of shared memory, expected at most", 1, 32, 1000000);
   refuses(FMTR_ERROR_BACKEND, "device 0 alone, found 1", [] { use_device(1); });
-  refuses(FMTR_ERROR_BACKEND, "records two graphs", [] {
-    Stream stream;
-    const Graph outer(stream, [&] { const Graph inner(stream, [] {}); });
-  });
-  refuses(FMTR_ERROR_BACKEND, "records a graph was waited for", [] {
-    Stream stream;
-    const Graph graph(stream, [&] { stream.wait(); });
-  });
   refuses(FMTR_ERROR_BACKEND, "event that was not waited for", [] {
     Stream stream;
     Event start, end;
@@ -314,6 +306,33 @@ void test_launches() {
     end.record(stream);
     end.milliseconds_since(start);
   });
+}
+
+// What CUDA refuses while a graph is recorded.
+void test_recording() {
+  Stream stream;
+  const auto refuse_recording = [&](const std::string& text, const std::function<void()>& body) {
+    refuses(FMTR_ERROR_BACKEND, text, [&] { const Graph graph(stream, body); });
+  };
+  Memory<float> memory(4);
+  Pinned<float> pinned(4);
+  float pageable[4] = {};
+  refuse_recording("a graph is recorded while a graph is recorded", [&] { const Graph inner(stream, [] {}); });
+  refuse_recording("a stream is waited for while a graph is recorded", [&] { stream.wait(); });
+  refuse_recording("memory is allocated while a graph is recorded", [] { const Memory<float> more(1); });
+  refuse_recording("memory is released while a graph is recorded", [&] { memory = Memory<float>(); });
+  memory = Memory<float>(4);
+  const char* not_pinned = "a graph copies to or from memory that is not pinned";
+  refuse_recording(not_pinned, [&] { stream.copy_in(memory.data(), pageable, sizeof pageable); });
+  refuse_recording(not_pinned, [&] { stream.copy_out(pageable, memory.data(), sizeof pageable); });
+  refuse_recording(not_pinned, [&] { stream.copy_in(memory.data(), pinned.data() + 1, sizeof pageable); });
+  // The stream works on after each of them.
+  pinned.data()[3] = 7;
+  const Graph graph(stream, [&] { stream.copy_in(memory.data(), pinned.data(), sizeof pageable); });
+  graph.launch(stream);
+  stream.copy_out(pageable, memory.data(), sizeof pageable);
+  stream.wait();
+  check(pageable[3] == 7, "a graph after those that were refused");
 }
 
 void test_fragments() {
@@ -449,6 +468,7 @@ int main() {
   test_unwritten();
   test_divergence();
   test_launches();
+  test_recording();
   test_fragments();
   test_bounds();
   test_threads();
