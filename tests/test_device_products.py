@@ -135,6 +135,13 @@ def chained_groups(m: Layers) -> list[list[int]]:
     return [mixed, first]
 
 
+def groups_read_by_one_product(m: Layers) -> list[list[int]]:
+    """All groups of a product are x of the next, which has one group."""
+    first = m.maker.step("first", "binary", "candidate", [m.part(0, 96), m.part(2, 96)], 96, fn="add")
+    second = m.affine("second", [first], 24, groups=3, k=32, activation="silu")
+    return [m.affine("third", [second], 32, k=72)]
+
+
 def more_than_shared_memory(m: Layers) -> list[list[int]]:
     """Buffers that go to the scratch memory; with so little room, x has one place."""
     wide = m.affine("wide", [m.inputs[2]], 3500, k=m.width, activation="relu")
@@ -157,6 +164,7 @@ SHAPES = (
     waiting_experts,
     uneven_widths,
     chained_groups,
+    groups_read_by_one_product,
     more_than_shared_memory,
     little_room,
 )

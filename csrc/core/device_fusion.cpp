@@ -78,8 +78,8 @@ class Fuser {
     if (source < 0) return -1;
     // Its columns are made group by group of the step: each of them by one product of the source.
     const PlanStep& made = plan_.steps[static_cast<size_t>(source)];
-    const bool in_parts = step.groups > 1 && (made.n % step.k != 0 || step.k % kLeastFragment != 0);
-    if (made.has_x && (!can_be_staged(made) || in_parts || source_of(static_cast<uint32_t>(source)) >= 0)) return -1;
+    const bool by_several = made.n % step.k != 0 || (step.groups > 1 && step.k % kLeastFragment != 0);
+    if (made.has_x && (!can_be_staged(made) || by_several || source_of(static_cast<uint32_t>(source)) >= 0)) return -1;
     return source;
   }
 
