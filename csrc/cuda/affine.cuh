@@ -49,11 +49,6 @@ struct Product {
   Out out;
 };
 
-// The share of a product's columns that a block computes.
-struct Part {
-  uint32_t index, count;
-};
-
 FMTR_DEVICE Finish finish_of(const Step& step, const Frame& frame) {
   return {step.b,
           frame.program->operands + step.first_input + step.has_x,
@@ -114,31 +109,62 @@ FMTR_DEVICE void finish_columns(const Finish& finish, const Frame& frame, uint32
                              finish.slope != nullptr ? finish.slope[first + j] : 0.0f);
 }
 
-FMTR_DEVICE void multiply(const Product& p, const Frame& frame, Part part) {
-  const uint32_t columns = p.groups * p.n, quads = padded(p.n) / kColumns, lines = p.rows * p.steps;
-  const uint32_t all_quads = p.groups * quads;
-  const uint32_t begin = all_quads * part.index / part.count, end = all_quads * (part.index + 1) / part.count;
-  const uint32_t line_blocks = (lines + kThreadRows - 1) / kThreadRows;
-  for_each(line_blocks * (end - begin), [&](uint32_t item) {
-    const uint32_t quad = begin + item % (end - begin), group = quad / quads, column = quad % quads * kColumns;
-    const uint32_t first = item / (end - begin) * kThreadRows;
-    const float* x[kThreadRows];
-    for (uint32_t r = 0; r < kThreadRows; ++r) {
-      const uint32_t line = first + r < lines ? first + r : lines - 1;
-      x[r] = p.x.data == nullptr ? nullptr : row(p.x, line / p.steps) + line % p.steps * p.x_step + group * p.k;
-    }
+// Columns of a product, four by four, through all groups.
+struct Quads {
+  uint32_t of_group;
+  uint32_t begin, end;
+};
+
+FMTR_DEVICE Quads quads_of(const Product& p, Part part) {
+  const uint32_t of_group = padded(p.n) / kColumns;
+  const uint64_t all = (uint64_t)p.groups * of_group;
+  return {of_group, (uint32_t)(all * part.index / part.count), (uint32_t)(all * (part.index + 1) / part.count)};
+}
+
+// Brings the weights of these columns into shared memory, all at once: a block that has few rows would wait for each.
+FMTR_DEVICE const Four* stage_weights(const Product& p, const Quads& quads, Four* to) {
+  const uint32_t n = quads.end - quads.begin;
+  const Four* from = (const Four*)p.w;
+  for_each(p.k * n, [&](uint32_t i) {
+    const uint32_t quad = quads.begin + i % n, group = quad / quads.of_group;
+    copy_async16(to + i, from + ((size_t)group * p.k + i / n) * quads.of_group + quad % quads.of_group);
+  });
+  copy_async_commit();
+  copy_async_wait<0>();
+  block_barrier();
+  return to;
+}
+
+// `room`: bytes at frame.staging that weights may take.
+FMTR_DEVICE void multiply(const Product& p, const Frame& frame, Part part, size_t room = 0) {
+  const uint32_t columns = p.groups * p.n, lines = p.rows * p.steps;
+  const Quads quads = quads_of(p, part);
+  const uint32_t n = quads.end - quads.begin, line_blocks = (lines + kThreadRows - 1) / kThreadRows;
+  const bool staged = p.x.data != nullptr && (size_t)n * p.k * sizeof(Four) <= room;
+  const Four* weights = staged ? stage_weights(p, quads, (Four*)frame.staging) : (const Four*)p.w;
+  for_each(line_blocks * n, [&](uint32_t item) {
+    const uint32_t quad = quads.begin + item % n, group = quad / quads.of_group;
+    const uint32_t column = quad % quads.of_group * kColumns, first = item / n * kThreadRows;
     float sums[kThreadRows][kColumns] = {};
-    const Four* w = (const Four*)(p.w + (size_t)group * p.k * quads * kColumns) + column / kColumns;
-    if (p.x.data != nullptr)
-      for (uint32_t k = 0; k < p.k; ++k, w += quads) {
-        const Four weights = *w;
+    if (p.x.data != nullptr) {
+      const float* x[kThreadRows];
+      for (uint32_t r = 0; r < kThreadRows; ++r) {
+        const uint32_t line = first + r < lines ? first + r : lines - 1;
+        x[r] = row(p.x, line / p.steps) + line % p.steps * p.x_step + group * p.k;
+      }
+      const uint32_t stride = staged ? n : quads.of_group;
+      const Four* w = staged ? weights + item % n : weights + (size_t)group * p.k * stride + quad % stride;
+      FMTR_UNROLL_4
+      for (uint32_t k = 0; k < p.k; ++k) {
+        const Four here = w[(size_t)k * stride];
         FMTR_UNROLL
         for (uint32_t r = 0; r < kThreadRows; ++r) {
           const float a = x[r][k];
           FMTR_UNROLL
-          for (uint32_t j = 0; j < kColumns; ++j) sums[r][j] = math::fma(a, weights.x[j], sums[r][j]);
+          for (uint32_t j = 0; j < kColumns; ++j) sums[r][j] = math::fma(a, here.x[j], sums[r][j]);
         }
       }
+    }
     const uint32_t count = p.n - column < kColumns ? p.n - column : kColumns;
     for (uint32_t r = 0; r < kThreadRows && first + r < lines; ++r) {
       const uint32_t line = first + r, step = line % p.steps, at = group * p.n + column;

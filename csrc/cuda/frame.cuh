@@ -17,6 +17,17 @@ struct List {
   uint32_t n;
 };
 
+// The share of a step's columns that a block computes.
+struct Part {
+  uint32_t index, count;
+};
+
+// Steps of requests that a block runs one after the other, or its part of one.
+struct Task {
+  List list;
+  Part part;
+};
+
 // All in the device's memory.
 struct Program {
   const Step* steps;
@@ -172,10 +183,13 @@ FMTR_DEVICE void for_each(uint32_t n, const Fn& fn) {
   for (uint32_t i = thread_index(); i < n; i += block_size()) fn(i);
 }
 
-// fn(row, column).
+// fn(row, column), of the columns that are this block's.
 template <class Fn>
-FMTR_DEVICE void for_each_column(uint32_t rows, uint32_t width, const Fn& fn) {
-  for_each(rows * width, [&](uint32_t i) { fn(i / width, i % width); });
+FMTR_DEVICE void for_each_column(uint32_t rows, uint32_t width, const Fn& fn, Part part = {0, 1}) {
+  const uint32_t begin = part.count == 1 ? 0 : (uint32_t)((uint64_t)width * part.index / part.count);
+  const uint32_t end = part.count == 1 ? width : (uint32_t)((uint64_t)width * (part.index + 1) / part.count);
+  const uint32_t n = end - begin;
+  for_each(rows * n, [&](uint32_t i) { fn(i / n, begin + i % n); });
 }
 
 }  // namespace fastmtr::device

@@ -10,7 +10,8 @@
 
 namespace fastmtr::device {
 
-FMTR_DEVICE_CALLED void run_step(const Step& step, const Frame& frame, Part part) {
+// `room`: bytes at frame.staging that weights of a product may take.
+FMTR_DEVICE_CALLED void run_step(const Step& step, const Frame& frame, Part part, size_t room) {
   const DeviceOperand* inputs = frame.program->operands + step.first_input;
   const auto in = [&](uint32_t i) { return rows_of(inputs[i], frame); };
   const uint32_t rows = frame.rows, width = step.out.width;
@@ -18,23 +19,24 @@ FMTR_DEVICE_CALLED void run_step(const Step& step, const Frame& frame, Part part
   switch (step.op) {
     case Op::gather:
     case Op::copy:
-      return copy(rows, width, in(0), out);
+      return copy(rows, width, in(0), out, part);
     case Op::embedding:
-      return embedding(rows, inputs[0].width, in(0), step, out);
+      return embedding(rows, inputs[0].width, in(0), step, out, part);
     case Op::embedding_bag:
       return embedding_bag(rows, inputs[0].width, in(0), step, out);
     case Op::affine:
-      return multiply(product_of(step, frame), frame, part);
+      return multiply(product_of(step, frame), frame, part, room);
     case Op::activation:
-      return activation(rows, width, step, in(0), out);
+      return activation(rows, width, step, in(0), out, part);
     case Op::softmax:
       return softmax(rows, width, step.n, in(0), out);
     case Op::mixture:
       return mixture(step, frame, out);
     case Op::binary:
-      return binary(rows, width, step.binary, in(0), inputs[0].width != width, in(1), inputs[1].width != width, out);
+      return binary(rows, width, step.binary, in(0), inputs[0].width != width, in(1), inputs[1].width != width, out,
+                    part);
     case Op::scale_shift:
-      return scale_shift(rows, width, step, in(0), out);
+      return scale_shift(rows, width, step, in(0), out, part);
     case Op::reduce:
       return reduce(rows, step, in(0), out);
     case Op::layer_norm:
@@ -45,13 +47,13 @@ FMTR_DEVICE_CALLED void run_step(const Step& step, const Frame& frame, Part part
       return dot(rows, inputs[0].width, in(0), in(1), out);
     case Op::repeat:
     case Op::transpose:
-      return arrange(rows, step.order, in(0), out);
+      return arrange(rows, step.order, in(0), out, part);
     case Op::matmul:
       return matmul(rows, step, in(0), in(1), out);
     case Op::present:
-      return present(rows, width, in(0), step, out);
+      return present(rows, width, in(0), step, out, part);
     case Op::mask:
-      return mask(rows, width, width / inputs[1].width, in(1), step, in(0), out);
+      return mask(rows, width, width / inputs[1].width, in(1), step, in(0), out, part);
     case Op::gru:
       return gru(step, frame);
     case Op::conv1d:
@@ -59,37 +61,36 @@ FMTR_DEVICE_CALLED void run_step(const Step& step, const Frame& frame, Part part
   }
 }
 
-FMTR_DEVICE void run_steps(const List& list, const Frame& frame, Part part) {
-  for (uint32_t i = 0; i < list.n; ++i) {
-    run_step(frame.program->steps[list.steps[i]], frame, part);
-    block_barrier();
-  }
-}
-
 // ---- requests -------------------------------------------------------------------------------------------------------
 
 constexpr uint32_t kRequestRows = 4;  // of a block at once; they share the reading of weights
 
-// With several parts the list is one product, of whose columns each block computes a part.
+// Tasks that do not wait for one another.
 struct RequestArgs {
   Program program;
   const Batch* batch;
-  List list;
-  uint32_t parts;
+  const Task* tasks;
+  uint32_t n_tasks;
+  uint32_t room;  // bytes of shared memory
 };
 
 FMTR_KERNEL(run_requests, RequestArgs) {
   const Batch& batch = *args.batch;
+  const Task& task = args.tasks[block_index() % args.n_tasks];
   Frame frame{};
   frame.program = &args.program;
   frame.batch = &batch;
   frame.phase = Domain::request;
-  const uint32_t at_once = grid_size() / args.parts;
-  for (uint64_t first = block_index() / args.parts * kRequestRows; first < batch.n_requests;
+  frame.staging = shared_memory();
+  const uint32_t at_once = grid_size() / args.n_tasks;
+  for (uint64_t first = block_index() / args.n_tasks * kRequestRows; first < batch.n_requests;
        first += at_once * kRequestRows) {
     frame.first = first;
     frame.rows = (uint32_t)(batch.n_requests - first < kRequestRows ? batch.n_requests - first : kRequestRows);
-    run_steps(args.list, frame, {block_index() % args.parts, args.parts});
+    for (uint32_t i = 0; i < task.list.n; ++i) {
+      run_step(args.program.steps[task.list.steps[i]], frame, task.part, args.room);
+      block_barrier();
+    }
   }
 }
 
@@ -216,7 +217,7 @@ FMTR_KERNEL(score_candidates, ScoreArgs) {
       if (step.staged)
         run_staged<T>(step, frame);
       else
-        run_step(step, frame, {0, 1});
+        run_step(step, frame, {0, 1}, 0);
       block_barrier();
     }
     if (batch.scores != nullptr)

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "cuda/model.h"
+#include "cuda/request_plan.h"
 #include "cuda/upload.h"
 
 namespace fastmtr::device {
@@ -116,14 +117,6 @@ const T* add(Upload& upload, const T* from, size_t n) {
 
 }  // namespace
 
-uint32_t split_bytes() {
-#if !defined(__CUDACC__)
-  return 1024;  // so that small models have such products, too
-#else
-  return 64 * 1024;
-#endif
-}
-
 LoadedModel::LoadedModel(const DeviceProgram& from) {
   const Properties device = properties(0);
   multiprocessors = device.multiprocessors;
@@ -137,15 +130,17 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   for (uint32_t i = 0; i < from.n_steps; ++i) static_cast<DeviceStep&>(steps[i]) = from.steps[i];
   Packer packer(upload, from.precision);
   for (Step& step : steps) packer.pack(step);
-  std::vector<uint32_t> lists;
-  std::vector<size_t> begins;
-  const auto add_list = [&](const DeviceList& list) {
-    begins.push_back(lists.size());
-    lists.insert(lists.end(), list.steps, list.steps + list.n);
-  };
-  add_list(from.candidate);
-  add_list(from.request);
-  for (uint32_t o = 0; o < from.n_outputs; ++o) add_list(from.outputs[o]);
+  // What is launched for the tasks' scores, then for each request output.
+  std::vector<std::vector<PlannedLaunch>> planned{plan_requests(from, from.request)};
+  for (uint32_t o = 0; o < from.n_outputs; ++o) planned.push_back(plan_requests(from, from.outputs[o]));
+  std::vector<uint32_t> lists(from.candidate.steps, from.candidate.steps + from.candidate.n);
+  size_t n_tasks = 0;
+  for (const auto& launches : planned)
+    for (const PlannedLaunch& launch : launches) {
+      n_tasks += launch.tasks.size();
+      for (const PlannedTask& task : launch.tasks) lists.insert(lists.end(), task.steps.begin(), task.steps.end());
+    }
+  std::vector<Task> tasks(n_tasks);
 
   program.tasks = add(upload, from.tasks, from.n_tasks);
   program.operands = add(upload, from.operands, from.n_operands);
@@ -155,6 +150,7 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   program.fusion_offsets = add(upload, from.fusion_offsets, from.n_fused);
   const uint32_t* on_device = add(upload, lists.data(), lists.size());
   program.steps = add(upload, steps.data(), steps.size());
+  const Task* tasks_there = add(upload, tasks.data(), tasks.size());
   upload.allocate();
   for (Step& step : steps) resolve(upload, step);
   upload.resolve(program.tasks);
@@ -165,6 +161,21 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   upload.resolve(program.fusion_offsets);
   upload.resolve(program.steps);
   upload.resolve(on_device);
+  upload.resolve(tasks_there);
+  const uint32_t* at = on_device + from.candidate.n;
+  size_t done = 0;
+  for (const auto& launches : planned) {
+    std::vector<Segment>& segments = &launches == &planned[0] ? request : outputs.emplace_back().segments;
+    for (const PlannedLaunch& launch : launches) {
+      segments.push_back({tasks_there + done, static_cast<uint32_t>(launch.tasks.size()), launch.room});
+      for (const PlannedTask& task : launch.tasks) {
+        const auto n = static_cast<uint32_t>(task.steps.size());
+        tasks[done++] = {{at, n}, {task.part, task.parts}};
+        at += n;
+      }
+    }
+  }
+  for (uint32_t o = 0; o < from.n_outputs; ++o) outputs[o].operand = from.output_operands[o];
   Stream stream;
   memory_ = upload.finish(stream);
 
@@ -180,30 +191,6 @@ LoadedModel::LoadedModel(const DeviceProgram& from) {
   program.factor_row_bytes = from.factor_row_bytes;
   program.factor_buffers = from.factor_buffers;
   program.precision = from.precision;
-  request = segments(from, from.request, on_device + begins[1]);
-  for (uint32_t o = 0; o < from.n_outputs; ++o)
-    outputs.push_back({segments(from, from.outputs[o], on_device + begins[2 + o]), from.output_operands[o]});
-}
-
-std::vector<Segment> LoadedModel::segments(const DeviceProgram& from, const DeviceList& list,
-                                           const uint32_t* on_device) const {
-  std::vector<Segment> found;
-  bool alone = true;  // the last one found is
-  for (uint32_t i = 0; i < list.n; ++i) {
-    const DeviceStep& step = from.steps[list.steps[i]];
-    const size_t bytes = step.op == Op::affine && step.w != nullptr ? sizeof(float) * step.groups * step.n * step.k : 0;
-    if (bytes > split_bytes()) {
-      const size_t parts = std::min<size_t>((bytes + split_bytes() - 1) / split_bytes(), multiprocessors);
-      found.push_back({{on_device + i, 1}, static_cast<uint32_t>(parts)});
-      alone = true;
-    } else if (alone) {
-      found.push_back({{on_device + i, 1}, 1});
-      alone = false;
-    } else {
-      ++found.back().list.n;
-    }
-  }
-  return found;
 }
 
 }  // namespace fastmtr::device

@@ -9,18 +9,17 @@
 
 namespace fastmtr::device {
 
-// Steps of requests that one launch runs. A large product is launched alone, and shared out among blocks.
+// Steps of requests that one launch runs, as tasks for blocks.
 struct Segment {
-  List list;
-  uint32_t parts;
+  const Task* tasks;  // on the device
+  uint32_t n_tasks;
+  uint32_t room;  // bytes of shared memory for weights
 };
 
 struct RequestOutput {
   std::vector<Segment> segments;
   DeviceOperand operand;
 };
-
-class Weights;
 
 class LoadedModel {
  public:
@@ -36,13 +35,8 @@ class LoadedModel {
   size_t bytes() const { return memory_.size(); }
 
  private:
-  std::vector<Segment> segments(const DeviceProgram& from, const DeviceList& list, const uint32_t* on_device) const;
-
   Memory<unsigned char> memory_;
 };
-
-// Weights beyond which a request's product is shared out among blocks.
-uint32_t split_bytes();
 
 }  // namespace fastmtr::device
 #endif

@@ -129,23 +129,29 @@ FMTR_DEVICE void reduce(uint32_t rows, const Step& step, const Rows& x, const Ou
 
 // ---- element by element ---------------------------------------------------------------------------------------------
 
-FMTR_DEVICE void copy(uint32_t rows, uint32_t width, const Rows& x, const Out& out) {
-  for_each_column(rows, width, [&](uint32_t r, uint32_t c) {
-    const size_t place = place_of(x, r);
-    if (x.encoding == Encoding::f32) {  // moves bits: right for int32 columns too
-      ((uint32_t*)row(out, r))[c] = ((const uint32_t*)x.data)[place + c];
-    } else {
-      const Encoded found = number_at(x, place, c);
-      row(out, r)[c] = found.x * found.scale;
-    }
-  });
+FMTR_DEVICE void copy(uint32_t rows, uint32_t width, const Rows& x, const Out& out, Part part) {
+  for_each_column(
+      rows, width,
+      [&](uint32_t r, uint32_t c) {
+        const size_t place = place_of(x, r);
+        if (x.encoding == Encoding::f32) {  // moves bits: right for int32 columns too
+          ((uint32_t*)row(out, r))[c] = ((const uint32_t*)x.data)[place + c];
+        } else {
+          const Encoded found = number_at(x, place, c);
+          row(out, r)[c] = found.x * found.scale;
+        }
+      },
+      part);
 }
 
-FMTR_DEVICE void activation(uint32_t rows, uint32_t width, const Step& step, const Rows& x, const Out& out) {
-  for_each_column(rows, width, [&](uint32_t r, uint32_t c) {
-    row(out, r)[c] =
-        math::activate(row(x, r)[c], step.activation, step.alpha, step.slope != nullptr ? step.slope[c] : 0.0f);
-  });
+FMTR_DEVICE void activation(uint32_t rows, uint32_t width, const Step& step, const Rows& x, const Out& out, Part part) {
+  for_each_column(
+      rows, width,
+      [&](uint32_t r, uint32_t c) {
+        row(out, r)[c] =
+            math::activate(row(x, r)[c], step.activation, step.alpha, step.slope != nullptr ? step.slope[c] : 0.0f);
+      },
+      part);
 }
 
 FMTR_DEVICE float combine(Binary fn, float u, float v) {
@@ -167,15 +173,20 @@ FMTR_DEVICE float combine(Binary fn, float u, float v) {
 }
 
 FMTR_DEVICE void binary(uint32_t rows, uint32_t width, Binary fn, const Rows& a, bool a_scalar, const Rows& b,
-                        bool b_scalar, const Out& out) {
-  for_each_column(rows, width, [&](uint32_t r, uint32_t c) {
-    row(out, r)[c] = combine(fn, row(a, r)[a_scalar ? 0 : c], row(b, r)[b_scalar ? 0 : c]);
-  });
+                        bool b_scalar, const Out& out, Part part) {
+  for_each_column(
+      rows, width,
+      [&](uint32_t r, uint32_t c) {
+        row(out, r)[c] = combine(fn, row(a, r)[a_scalar ? 0 : c], row(b, r)[b_scalar ? 0 : c]);
+      },
+      part);
 }
 
-FMTR_DEVICE void scale_shift(uint32_t rows, uint32_t width, const Step& step, const Rows& x, const Out& out) {
-  for_each_column(rows, width,
-                  [&](uint32_t r, uint32_t c) { row(out, r)[c] = row(x, r)[c] * step.scale[c] + step.shift[c]; });
+FMTR_DEVICE void scale_shift(uint32_t rows, uint32_t width, const Step& step, const Rows& x, const Out& out,
+                             Part part) {
+  for_each_column(
+      rows, width, [&](uint32_t r, uint32_t c) { row(out, r)[c] = row(x, r)[c] * step.scale[c] + step.shift[c]; },
+      part);
 }
 
 FMTR_DEVICE void mixture(const Step& step, const Frame& frame, const Out& out) {
@@ -194,57 +205,96 @@ FMTR_DEVICE void mixture(const Step& step, const Frame& frame, const Out& out) {
 
 // ---- look-ups -------------------------------------------------------------------------------------------------------
 
-FMTR_DEVICE float number_of(const EmbeddingTable& table, int32_t id, uint32_t c) {
-  const size_t first = (size_t)id * table.dim;
+// Rows of a table of embeddings, by how they are kept.
+template <TableEncoding encoding>
+struct Lookup {
+  const EmbeddingTable& table;
+
+  FMTR_DEVICE float operator()(int32_t id, uint32_t c) const {
+    const size_t at = (size_t)id * table.dim + c;
+    if constexpr (encoding == TableEncoding::f32) return ((const float*)table.data)[at];
+    if constexpr (encoding == TableEncoding::f16) return to_float(((const half_t*)table.data)[at]);
+    if constexpr (encoding == TableEncoding::u8)
+      return math::fma((float)((const uint8_t*)table.data)[at], table.scales[id], table.shifts[id]);
+    const uint32_t both = ((const uint8_t*)table.data)[at / 2];
+    return math::fma((float)(c % 2 == 0 ? both & 15u : both >> 4), table.scales[id], table.shifts[id]);
+  }
+};
+
+template <class Fn>
+FMTR_DEVICE void with_table(const EmbeddingTable& table, const Fn& fn) {
   switch (table.encoding) {
     case TableEncoding::f32:
-      break;
+      return fn(Lookup<TableEncoding::f32>{table});
     case TableEncoding::f16:
-      return to_float(((const half_t*)table.data)[first + c]);
+      return fn(Lookup<TableEncoding::f16>{table});
     case TableEncoding::u8:
-      return math::fma((float)((const uint8_t*)table.data)[first + c], table.scales[id], table.shifts[id]);
-    case TableEncoding::u4: {
-      const uint32_t both = ((const uint8_t*)table.data)[(first + c) / 2];
-      return math::fma((float)(c % 2 == 0 ? both & 15u : both >> 4), table.scales[id], table.shifts[id]);
-    }
+      return fn(Lookup<TableEncoding::u8>{table});
+    case TableEncoding::u4:
+      return fn(Lookup<TableEncoding::u4>{table});
   }
-  return ((const float*)table.data)[first + c];
 }
 
 FMTR_DEVICE const int32_t* ids_row(const Rows& ids, uint32_t r) { return (const int32_t*)row(ids, r); }
 
-FMTR_DEVICE void embedding(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out) {
+FMTR_DEVICE void embedding(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out,
+                           Part part) {
   const uint32_t dim = (uint32_t)step.table.dim;
-  for_each_column(rows, n_ids * dim, [&](uint32_t r, uint32_t c) {
-    const int32_t id = ids_row(ids, r)[c / dim];
-    row(out, r)[c] = id == step.padding ? 0.0f : number_of(step.table, id, c % dim);
+  with_table(step.table, [&](const auto& number) {
+    for_each_column(
+        rows, n_ids * dim,
+        [&](uint32_t r, uint32_t c) {
+          const int32_t id = ids_row(ids, r)[c / dim];
+          row(out, r)[c] = id == step.padding ? 0.0f : number(id, c % dim);
+        },
+        part);
   });
 }
 
+constexpr uint32_t kLookupsAtOnce = 16;
+
+// Ids ascending by position; some look-ups are under way at once.
 FMTR_DEVICE void embedding_bag(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out) {
-  for_each_column(rows, (uint32_t)step.table.dim, [&](uint32_t r, uint32_t c) {
-    const int32_t* bag = ids_row(ids, r);
-    float total = 0.0f;
-    uint32_t count = 0;
-    for (uint32_t i = 0; i < n_ids; ++i) {
-      if (bag[i] == step.padding) continue;
-      const float v = number_of(step.table, bag[i], c);
-      total = count++ == 0 ? v : step.pooling == Pooling::max ? math::max_or_nan(total, v) : total + v;
-    }
-    row(out, r)[c] = step.pooling == Pooling::mean && count > 0 ? total / (float)count : total;
+  with_table(step.table, [&](const auto& number) {
+    for_each_column(rows, (uint32_t)step.table.dim, [&](uint32_t r, uint32_t c) {
+      const int32_t* bag = ids_row(ids, r);
+      float total = 0.0f;
+      uint32_t count = 0;
+      for (uint32_t first = 0; first < n_ids; first += kLookupsAtOnce) {
+        float found[kLookupsAtOnce];
+        bool counts[kLookupsAtOnce];
+        FMTR_UNROLL
+        for (uint32_t i = 0; i < kLookupsAtOnce; ++i) {
+          const int32_t id = first + i < n_ids ? bag[first + i] : 0;
+          counts[i] = first + i < n_ids && id != step.padding;
+          found[i] = counts[i] ? number(id, c) : 0.0f;
+        }
+        FMTR_UNROLL
+        for (uint32_t i = 0; i < kLookupsAtOnce; ++i)
+          if (counts[i])
+            total = count++ == 0                   ? found[i]
+                    : step.pooling == Pooling::max ? math::max_or_nan(total, found[i])
+                                                   : total + found[i];
+      }
+      row(out, r)[c] = step.pooling == Pooling::mean && count > 0 ? total / (float)count : total;
+    });
   });
 }
 
-FMTR_DEVICE void present(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out) {
-  for_each_column(rows, n_ids,
-                  [&](uint32_t r, uint32_t c) { row(out, r)[c] = ids_row(ids, r)[c] == step.padding ? 0.0f : 1.0f; });
+FMTR_DEVICE void present(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out, Part part) {
+  for_each_column(
+      rows, n_ids, [&](uint32_t r, uint32_t c) { row(out, r)[c] = ids_row(ids, r)[c] == step.padding ? 0.0f : 1.0f; },
+      part);
 }
 
 FMTR_DEVICE void mask(uint32_t rows, uint32_t width, uint32_t inner, const Rows& ids, const Step& step, const Rows& x,
-                      const Out& out) {
-  for_each_column(rows, width, [&](uint32_t r, uint32_t c) {
-    row(out, r)[c] = ids_row(ids, r)[c / inner] == step.padding ? step.value : row(x, r)[c];
-  });
+                      const Out& out, Part part) {
+  for_each_column(
+      rows, width,
+      [&](uint32_t r, uint32_t c) {
+        row(out, r)[c] = ids_row(ids, r)[c / inner] == step.padding ? step.value : row(x, r)[c];
+      },
+      part);
 }
 
 }  // namespace fastmtr::device

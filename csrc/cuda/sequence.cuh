@@ -21,14 +21,17 @@ FMTR_DEVICE void matmul(uint32_t rows, const Step& step, const Rows& a, const Ro
   });
 }
 
-FMTR_DEVICE void arrange(uint32_t rows, const Arrangement& order, const Rows& x, const Out& out) {
+FMTR_DEVICE void arrange(uint32_t rows, const Arrangement& order, const Rows& x, const Out& out, Part part = {0, 1}) {
   const uint32_t inner = (uint32_t)order.inner, n = (uint32_t)order.n, m = (uint32_t)order.m;
-  for_each_column(rows, (uint32_t)order.outer * m * n * inner, [&](uint32_t r, uint32_t c) {
-    const uint32_t block = c / inner;
-    const size_t at = block / (m * n) * order.outer_step + block / n % m * order.m_step + block % n * order.n_step;
-    const bool inside = at >= order.before && at - order.before < order.width;
-    row(out, r)[c] = inside ? row(x, r)[at - order.before + c % inner] : 0.0f;
-  });
+  for_each_column(
+      rows, (uint32_t)order.outer * m * n * inner,
+      [&](uint32_t r, uint32_t c) {
+        const uint32_t block = c / inner;
+        const size_t at = block / (m * n) * order.outer_step + block / n % m * order.m_step + block % n * order.n_step;
+        const bool inside = at >= order.before && at - order.before < order.width;
+        row(out, r)[c] = inside ? row(x, r)[at - order.before + c % inner] : 0.0f;
+      },
+      part);
 }
 
 FMTR_DEVICE Rows as_rows(const Out& out, size_t column) {

@@ -271,10 +271,10 @@ void CallSession::launch_requests(const std::vector<Segment>& segments, uint64_t
   const auto* batch = reinterpret_cast<const Batch*>(inputs_.data());
   const uint64_t groups = (requests + kRequestRows - 1) / kRequestRows;
   for (const Segment& segment : segments) {
-    const uint64_t most = std::max<uint64_t>(1, 4 * model_.multiprocessors / segment.parts);
-    const auto blocks = static_cast<unsigned>(std::min(groups, most)) * segment.parts;
-    device::launch(stream_, FMTR_KERNEL_OF(run_requests), blocks, kThreads, 0,
-                   RequestArgs{model_.program, batch, segment.list, segment.parts});
+    const uint64_t most = std::max<uint64_t>(1, 8 * model_.multiprocessors / segment.n_tasks);
+    const auto blocks = static_cast<unsigned>(std::min(groups, most)) * segment.n_tasks;
+    device::launch(stream_, FMTR_KERNEL_OF(run_requests), blocks, kThreads, segment.room,
+                   RequestArgs{model_.program, batch, segment.tasks, segment.n_tasks, segment.room});
   }
 }
 

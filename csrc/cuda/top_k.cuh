@@ -7,7 +7,7 @@
 
 namespace fastmtr::device {
 
-constexpr uint32_t kFewCandidates = 1024;  // each counts those before it; beyond, digits of the keys are counted
+constexpr uint32_t kFewCandidates = 1024;  // are all sorted; beyond, the k-th best is found first
 constexpr uint32_t kDigits = 256;
 constexpr uint32_t kSharedKeys = 1024;  // of a list that is sorted in shared memory
 
@@ -46,25 +46,6 @@ struct ListShared {
 };
 static_assert(kFewCandidates <= kSharedKeys, "keys of few candidates lie where those of a list do");
 
-// Each candidate counts those that are better; that is its place.
-template <class Write>
-FMTR_DEVICE uint64_t list_few(const Candidates& all, uint64_t k, ListShared& shared, const Write& write) {
-  const uint32_t n = (uint32_t)all.n;
-  for_each(n, [&](uint32_t i) { shared.keys[i] = all.key(i); });
-  if (thread_index() == 0) shared.count = 0;
-  block_barrier();
-  for_each(n, [&](uint32_t i) {
-    const uint64_t key = shared.keys[i];
-    if (key == 0) return;
-    atomic_add(&shared.count, 1u);
-    uint32_t place = 0;
-    for (uint32_t j = 0; j < n; ++j) place += shared.keys[j] > key;
-    if (place < k) write(place, position_of(key));
-  });
-  block_barrier();
-  return shared.count < k ? shared.count : k;
-}
-
 // By one warp: the digit with the `left`-th best key, digits from the highest down.
 FMTR_DEVICE void choose_digit(ListShared& shared, unsigned shift) {
   constexpr uint32_t each = kDigits / kWarp;
@@ -97,6 +78,27 @@ FMTR_DEVICE void sort_descending(uint64_t* keys, uint32_t n) {
       });
       block_barrier();
     }
+}
+
+// All keys are sorted, in shared memory.
+template <class Write>
+FMTR_DEVICE uint64_t list_few(const Candidates& all, uint64_t k, ListShared& shared, const Write& write) {
+  uint32_t size = 1;
+  while (size < all.n) size *= 2;
+  if (thread_index() == 0) shared.count = 0;
+  block_barrier();
+  uint32_t known = 0;
+  for_each(size, [&](uint32_t i) {
+    const uint64_t key = i < all.n ? all.key(i) : 0;
+    shared.keys[i] = key;
+    known += key != 0;
+  });
+  if (known > 0) atomic_add(&shared.count, known);
+  block_barrier();
+  sort_descending(shared.keys, size);
+  const uint32_t listed = shared.count < k ? shared.count : (uint32_t)k;
+  for_each(listed, [&](uint32_t i) { write(i, position_of(shared.keys[i])); });
+  return listed;
 }
 
 // The k-th best key is found digit by digit; those from there on are collected and sorted.
