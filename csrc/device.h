@@ -117,6 +117,7 @@ struct DeviceProperties {
   char name[256];
   uint32_t blocks_at_once;  // processors
   uint32_t shared_bytes;    // that a block may have
+  uint32_t half_bytes;      // the same, where a processor is to run two blocks at once
   uint32_t block_bytes;     // of them, what is not of a row
   uint64_t memory_bytes;
 };

@@ -183,19 +183,24 @@ void DeviceLowering::lay_out_candidates(const DeviceProperties& device) {
   std::vector<uint32_t> buffers = lives.written(Domain::candidate), spilled;
   for (const uint32_t b : buffers) stride_[b] = shared_stride(plan_.buffers[b].width);
   const size_t work = shared_stride(most);
-  const size_t budget = device.shared_bytes - std::min(device.shared_bytes, device.block_bytes);
   bool work_spilled = false;
   size_t floats = 0;
   uint32_t rows = 0, factors = 0;
-  const auto fits = [&](uint32_t n, uint32_t n_factors) {
+  const auto fits = [&](uint32_t bytes, uint32_t n, uint32_t n_factors) {
     rows = n, factors = n_factors;
-    return (floats * sizeof(float) + kRowBytes + source_bytes + factors * factor_bytes) * rows <= budget;
+    const size_t a_row = floats * sizeof(float) + kRowBytes + source_bytes + factors * factor_bytes;
+    return device.block_bytes + a_row * rows <= bytes;
+  };
+  // Two blocks of enough rows side by side, where one computes while the other waits for memory; else one.
+  const auto find = [&](uint32_t bytes, uint32_t fewest) {
+    for (uint32_t n = kTileRows; n >= fewest; n /= 2)
+      if ((in_groups && fits(bytes, n, 2)) || fits(bytes, n, 1)) return true;
+    return false;
   };
   for (;;) {
     floats = lay_out_buffers(buffers, lives.get(), stride_, &place_) + (work_spilled ? 0 : work);
-    bool found = false;
-    for (uint32_t n = kTileRows; n >= kLeastRows && !found; n /= 2) found = (in_groups && fits(n, 2)) || fits(n, 1);
-    if (found || (buffers.empty() && work_spilled)) break;
+    if (find(device.half_bytes, 2 * kLeastRows) || find(device.shared_bytes, kLeastRows)) break;
+    if (buffers.empty() && work_spilled) break;
     const auto widest = std::max_element(buffers.begin(), buffers.end(),
                                          [&](uint32_t a, uint32_t b) { return stride_[a] < stride_[b]; });
     if (!work_spilled && (widest == buffers.end() || work >= stride_[*widest])) {

@@ -154,7 +154,6 @@ FMTR_DEVICE void multiply(const Product& p, const Frame& frame, Part part, size_
       }
       const uint32_t stride = staged ? n : quads.of_group;
       const Four* w = staged ? weights + item % n : weights + (size_t)group * p.k * stride + quad % stride;
-      FMTR_UNROLL_4
       for (uint32_t k = 0; k < p.k; ++k) {
         const Four here = w[(size_t)k * stride];
         FMTR_UNROLL

@@ -49,6 +49,8 @@ int32_t get_properties(DeviceProperties* to, DeviceError* error) {
     std::snprintf(to->name, sizeof to->name, "%s", found.name.c_str());
     to->blocks_at_once = found.multiprocessors;
     to->shared_bytes = static_cast<uint32_t>(found.shared_bytes);
+    constexpr size_t kReservedBytes = 1024;  // of shared memory, by the runtime, for each block
+    to->half_bytes = static_cast<uint32_t>(found.shared_bytes_multiprocessor / 2 - kReservedBytes);
     to->block_bytes = device::block_bytes();
     to->memory_bytes = found.memory_bytes;
   });

@@ -7,10 +7,8 @@
 
 #if defined(__CUDACC__)
 #define FMTR_UNROLL _Pragma("unroll")
-#define FMTR_UNROLL_4 _Pragma("unroll 4")  // so that four loads are under way
 #else
 #define FMTR_UNROLL _Pragma("GCC unroll 16")
-#define FMTR_UNROLL_4
 #endif
 
 namespace fastmtr::device::math {

@@ -205,34 +205,21 @@ FMTR_DEVICE void mixture(const Step& step, const Frame& frame, const Out& out) {
 
 // ---- look-ups -------------------------------------------------------------------------------------------------------
 
-// Rows of a table of embeddings, by how they are kept.
-template <TableEncoding encoding>
-struct Lookup {
-  const EmbeddingTable& table;
-
-  FMTR_DEVICE float operator()(int32_t id, uint32_t c) const {
-    const size_t at = (size_t)id * table.dim + c;
-    if constexpr (encoding == TableEncoding::f32) return ((const float*)table.data)[at];
-    if constexpr (encoding == TableEncoding::f16) return to_float(((const half_t*)table.data)[at]);
-    if constexpr (encoding == TableEncoding::u8)
-      return math::fma((float)((const uint8_t*)table.data)[at], table.scales[id], table.shifts[id]);
-    const uint32_t both = ((const uint8_t*)table.data)[at / 2];
-    return math::fma((float)(c % 2 == 0 ? both & 15u : both >> 4), table.scales[id], table.shifts[id]);
-  }
-};
-
-template <class Fn>
-FMTR_DEVICE void with_table(const EmbeddingTable& table, const Fn& fn) {
+FMTR_DEVICE float number_of(const EmbeddingTable& table, int32_t id, uint32_t c) {
+  const size_t at = (size_t)id * table.dim + c;
   switch (table.encoding) {
     case TableEncoding::f32:
-      return fn(Lookup<TableEncoding::f32>{table});
+      break;
     case TableEncoding::f16:
-      return fn(Lookup<TableEncoding::f16>{table});
+      return to_float(((const half_t*)table.data)[at]);
     case TableEncoding::u8:
-      return fn(Lookup<TableEncoding::u8>{table});
-    case TableEncoding::u4:
-      return fn(Lookup<TableEncoding::u4>{table});
+      return math::fma((float)((const uint8_t*)table.data)[at], table.scales[id], table.shifts[id]);
+    case TableEncoding::u4: {
+      const uint32_t both = ((const uint8_t*)table.data)[at / 2];
+      return math::fma((float)(c % 2 == 0 ? both & 15u : both >> 4), table.scales[id], table.shifts[id]);
+    }
   }
+  return ((const float*)table.data)[at];
 }
 
 FMTR_DEVICE const int32_t* ids_row(const Rows& ids, uint32_t r) { return (const int32_t*)row(ids, r); }
@@ -240,44 +227,43 @@ FMTR_DEVICE const int32_t* ids_row(const Rows& ids, uint32_t r) { return (const 
 FMTR_DEVICE void embedding(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out,
                            Part part) {
   const uint32_t dim = (uint32_t)step.table.dim;
-  with_table(step.table, [&](const auto& number) {
-    for_each_column(
-        rows, n_ids * dim,
-        [&](uint32_t r, uint32_t c) {
-          const int32_t id = ids_row(ids, r)[c / dim];
-          row(out, r)[c] = id == step.padding ? 0.0f : number(id, c % dim);
-        },
-        part);
-  });
+  for_each_column(
+      rows, n_ids * dim,
+      [&](uint32_t r, uint32_t c) {
+        const int32_t id = ids_row(ids, r)[c / dim];
+        row(out, r)[c] = id == step.padding ? 0.0f : number_of(step.table, id, c % dim);
+      },
+      part);
 }
 
-constexpr uint32_t kLookupsAtOnce = 16;
+constexpr uint32_t kLookupsAtOnce = 8;
 
-// Ids ascending by position; some look-ups are under way at once.
+// Ids ascending by position; look-ups in a table of float32 are under way some at once.
 FMTR_DEVICE void embedding_bag(uint32_t rows, uint32_t n_ids, const Rows& ids, const Step& step, const Out& out) {
-  with_table(step.table, [&](const auto& number) {
-    for_each_column(rows, (uint32_t)step.table.dim, [&](uint32_t r, uint32_t c) {
-      const int32_t* bag = ids_row(ids, r);
-      float total = 0.0f;
-      uint32_t count = 0;
-      for (uint32_t first = 0; first < n_ids; first += kLookupsAtOnce) {
-        float found[kLookupsAtOnce];
-        bool counts[kLookupsAtOnce];
-        FMTR_UNROLL
-        for (uint32_t i = 0; i < kLookupsAtOnce; ++i) {
-          const int32_t id = first + i < n_ids ? bag[first + i] : 0;
-          counts[i] = first + i < n_ids && id != step.padding;
-          found[i] = counts[i] ? number(id, c) : 0.0f;
-        }
-        FMTR_UNROLL
-        for (uint32_t i = 0; i < kLookupsAtOnce; ++i)
-          if (counts[i])
-            total = count++ == 0                   ? found[i]
-                    : step.pooling == Pooling::max ? math::max_or_nan(total, found[i])
-                                                   : total + found[i];
+  const float* plain = step.table.encoding == TableEncoding::f32 ? (const float*)step.table.data : nullptr;
+  const uint32_t dim = (uint32_t)step.table.dim;
+  for_each_column(rows, dim, [&](uint32_t r, uint32_t c) {
+    const int32_t* bag = ids_row(ids, r);
+    float total = 0.0f;
+    uint32_t count = 0;
+    const auto take = [&](float v) {
+      total = count++ == 0 ? v : step.pooling == Pooling::max ? math::max_or_nan(total, v) : total + v;
+    };
+    uint32_t first = 0;
+    for (; plain != nullptr && first + kLookupsAtOnce <= n_ids; first += kLookupsAtOnce) {
+      float found[kLookupsAtOnce];
+      FMTR_UNROLL
+      for (uint32_t i = 0; i < kLookupsAtOnce; ++i) {
+        const int32_t id = bag[first + i];
+        found[i] = id == step.padding ? 0.0f : plain[(size_t)id * dim + c];
       }
-      row(out, r)[c] = step.pooling == Pooling::mean && count > 0 ? total / (float)count : total;
-    });
+      FMTR_UNROLL
+      for (uint32_t i = 0; i < kLookupsAtOnce; ++i)
+        if (bag[first + i] != step.padding) take(found[i]);
+    }
+    for (; first < n_ids; ++first)
+      if (bag[first] != step.padding) take(number_of(step.table, bag[first], c));
+    row(out, r)[c] = step.pooling == Pooling::mean && count > 0 ? total / (float)count : total;
   });
 }
 
