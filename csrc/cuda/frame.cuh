@@ -51,6 +51,12 @@ struct KeyEntry {
   int64_t key;
   uint32_t slot;  // kNoRow: empty
 };
+FMTR_HOST_DEVICE uint64_t hash_of(int64_t key) {
+  uint64_t x = (uint64_t)key;
+  x ^= x >> 32;
+  x *= 0x9E3779B97F4A7C15u;
+  return x ^ x >> 32;
+}
 
 constexpr uint32_t kNoRow = 0xffffffffu;  // the slot of an item that the catalogue does not have
 
@@ -139,12 +145,6 @@ FMTR_DEVICE Rows rows_of(const DeviceOperand& operand, const Frame& frame) {
   if (of_candidates && gather != nullptr) first = 0;
   return {(const float*)base + first * operand.stride + operand.column, operand.stride,
           of_candidates ? gather : nullptr, Encoding::f32, nullptr};
-}
-
-FMTR_DEVICE IdRows ids_of(const DeviceOperand& operand, const Frame& frame, const uint32_t** gather) {
-  const Rows rows = rows_of(operand, frame);
-  *gather = rows.gather;
-  return {(const int32_t*)rows.data, rows.stride};
 }
 
 FMTR_DEVICE Out out_of(const DeviceOperand& operand, const Frame& frame) {

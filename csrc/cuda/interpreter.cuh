@@ -118,13 +118,6 @@ struct LookUpArgs {
   const Batch* batch;
 };
 
-FMTR_DEVICE uint64_t hash_of(int64_t key) {
-  uint64_t x = (uint64_t)key;
-  x ^= x >> 32;
-  x *= 0x9E3779B97F4A7C15u;
-  return x ^ x >> 32;
-}
-
 FMTR_KERNEL(look_up_items, LookUpArgs) {
   const Batch& batch = *args.batch;
   for (uint64_t i = block_index() * block_size() + thread_index(); i < batch.total;

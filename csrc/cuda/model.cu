@@ -10,14 +10,6 @@ namespace {
 
 constexpr uint32_t kQuad = 4;   // columns of a product that a thread computes: see affine.cuh
 constexpr uint32_t kEdge = 16;  // of a fragment
-
-#if defined(__CUDACC__)
-half_t to_half_here(float x) { return __float2half_rn(x); }
-bf16_t to_bf16_here(float x) { return __float2bfloat16_rn(x); }
-#else
-half_t to_half_here(float x) { return to_half(x); }
-bf16_t to_bf16_here(float x) { return to_bf16(x); }
-#endif
 enum Way { kAsItIs, kTransposed, kFragments };
 
 uint32_t round_up(uint32_t n, uint32_t multiple) { return (n + multiple - 1) / multiple * multiple; }
@@ -77,9 +69,9 @@ class Packer {
       if (precision_ == DevicePrecision::tf32)
         pad_as(reinterpret_cast<float*>(to), [](float x) { return x; });
       else if (precision_ == DevicePrecision::fp16)
-        pad_as(reinterpret_cast<half_t*>(to), [](float x) { return to_half_here(x); });
+        pad_as(reinterpret_cast<half_t*>(to), [](float x) { return to_half(x); });
       else
-        pad_as(reinterpret_cast<bf16_t*>(to), [](float x) { return to_bf16_here(x); });
+        pad_as(reinterpret_cast<bf16_t*>(to), [](float x) { return to_bf16(x); });
     });
   }
   void pack_table(EmbeddingTable& table, size_t rows) {

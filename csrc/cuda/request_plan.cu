@@ -69,8 +69,9 @@ bool goes_by_columns(const DeviceStep& step) {
 
 uint32_t parts_of(const DeviceStep& step) {
   size_t parts = 1;
-  if (step.op == Op::affine) parts = (weight_bytes(step) + kPartBytes - 1) / kPartBytes;
-  if (goes_by_columns(step)) parts = (step.out.width + kPartColumns - 1) / kPartColumns;
+  const size_t by_columns = (step.out.width + kPartColumns - 1) / kPartColumns;
+  if (goes_by_columns(step)) parts = by_columns;
+  if (step.op == Op::affine) parts = std::max((weight_bytes(step) + kPartBytes - 1) / kPartBytes, by_columns);
   return static_cast<uint32_t>(std::clamp<size_t>(parts, 1, step.out.width));
 }
 

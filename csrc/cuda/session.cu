@@ -83,21 +83,10 @@ uint64_t Store::bytes() const {
 
 // ---- versions of a catalogue ----------------------------------------------------------------------------------------
 
-namespace {
-
-uint64_t hash_here(int64_t key) {  // as hash_of()
-  auto x = static_cast<uint64_t>(key);
-  x ^= x >> 32;
-  x *= 0x9E3779B97F4A7C15u;
-  return x ^ x >> 32;
-}
-
-}  // namespace
-
 void Version::set_keys(const int64_t* of_rows) {
   std::vector<KeyEntry> table(std::bit_ceil(2 * n_items + 2), KeyEntry{0, kNoRow});
   for (uint64_t row = 0; row < n_items; ++row) {
-    uint64_t at = hash_here(of_rows[row]) & (table.size() - 1);
+    uint64_t at = hash_of(of_rows[row]) & (table.size() - 1);
     while (table[at].slot != kNoRow) at = (at + 1) & (table.size() - 1);
     table[at] = {of_rows[row], slots_here.empty() ? static_cast<uint32_t>(row) : slots_here[row]};
   }
