@@ -106,10 +106,11 @@ struct Texts {
   const Offset* offsets;
 
   Text operator[](py::ssize_t i) const {
-    const int64_t start = offsets[i], end = offsets[i + 1];
-    if (start < 0 || end < start || end > size || end - start > std::numeric_limits<uint32_t>::max())
+    const uint64_t start = static_cast<int64_t>(offsets[i]), length = static_cast<int64_t>(offsets[i + 1]) - start;
+    const uint64_t all = size;
+    if (start > all || length > std::min<uint64_t>(all - start, std::numeric_limits<uint32_t>::max()))
       throw std::invalid_argument("offsets must ascend within the data, in steps below 4 GiB");
-    return {data + start, static_cast<uint32_t>(end - start)};
+    return {data + start, static_cast<uint32_t>(length)};
   }
 };
 

@@ -103,24 +103,28 @@ class ObservedCategories:
     def statistics(self, encoder: Encoder, fitted: Statistics | None) -> CategoryStatistics:
         """What is told of them."""
         assert isinstance(encoder, Categories)
-        return statistics_of(encoder, self.counts, rows=self.rows, nulls=self.nulls)
+        return statistics_of(encoder, self.counts, rows=self.rows, nulls=self.nulls, taught=fitted is None)
 
 
-def statistics_of(categories: Categories, counted: CategoryCounts, *, rows: int, nulls: int) -> CategoryStatistics:
-    """What is told of the values that were counted."""
+def statistics_of(
+    categories: Categories, counted: CategoryCounts, *, rows: int, nulls: int, taught: bool
+) -> CategoryStatistics:
+    """What is told of the values that were counted; `taught` if they are those that taught the categories."""
     distinct, counts = distinct_values(counted)
+    hashed = categories.hash_rows is not None
     first = categories.first_row
-    # What a rule refuses is counted here all the same.
-    ids = msgspec.structs.replace(categories, unseen="row").encode(distinct)
-    known = ids >= first
-    by_row = np.bincount(ids[known] - first, counts[known], minlength=categories.rows - first)
-    return category_statistics(
-        rows=rows,
-        nulls=nulls,
-        unseen=int(counts[(ids > MISSING) & ~known].sum()),
-        by_row=by_row.astype(np.int64),
-        hashed=categories.hash_rows is not None,
-    )
+    n = categories.rows - first
+    if taught and not hashed:
+        # The vocabulary is the most frequent ones, in that order.
+        ordered = np.sort(counts)[::-1]
+        by_row, unseen = ordered[:n], int(ordered[n:].sum())
+    else:
+        # What a rule refuses is counted here all the same.
+        ids = msgspec.structs.replace(categories, unseen="row").encode(distinct)
+        known = ids >= first
+        by_row = np.bincount(ids[known] - first, counts[known], minlength=n).astype(np.int64)
+        unseen = int(counts[(ids > MISSING) & ~known].sum())
+    return category_statistics(rows=rows, nulls=nulls, unseen=unseen, by_row=by_row, hashed=hashed)
 
 
 def count_column(
@@ -312,7 +316,7 @@ def _statistics(
         if isinstance(each, ObservedCross):
             cross = encoders[name]
             assert isinstance(cross, Cross)
-            return statistics_of(cross.categories, each.counts, rows=each.rows, nulls=each.nulls)
+            return statistics_of(cross.categories, each.counts, rows=each.rows, nulls=each.nulls, taught=before is None)
         if isinstance(each, ObservedBuckets | ObservedGaps | ObservedRecency):
             return number_statistics(each.summary, before if isinstance(before, NumberStatistics) else None)
         if isinstance(each, ObservedNumbers | ObservedCategories):
