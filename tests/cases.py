@@ -12,7 +12,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.graph import Domain, Graph, GraphBuilder, Input, Packed
+from fastmtr.graph import DOMAINS, Domain, Graph, GraphBuilder, Input, Packed
 from fastmtr.operators import ACTIVATIONS, BINARY_FUNCTIONS
 from fastmtr.reference import evaluate
 
@@ -29,7 +29,6 @@ __all__ = [
     "task_scores",
 ]
 
-DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 OF_POSITIVE = ("log", "sqrt")
 
 

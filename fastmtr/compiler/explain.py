@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from fastmtr.compiler.costs import Machine, flops, model_flops
 from fastmtr.compiler.storage import COLUMN_BYTES, SCALE_BYTES
-from fastmtr.graph import Domain, Graph
+from fastmtr.graph import DOMAINS, Domain, Graph
 from fastmtr.text_table import text_table
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ __all__ = ["Explanation", "StepCost", "explain"]
 
 _MACHINE = Machine()
 _PRODUCTS = ("affine", "conv1d", "gru")
-_DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 _ONCE = {"request": "once a request", "item": "once an item, ahead of time", "candidate": "for every candidate"}
 _HEADER = ("step", "operator", "width", "FLOPs", "gathers", "weights", "keeps")
 _LEGEND = "Bytes: gathers = read from table rows, weights = read once a tile of rows, keeps = stored for each item."
@@ -126,7 +125,7 @@ class Explanation:
 
     def summary(self) -> list[str]:
         """The totals, in a few sentences."""
-        request, item, candidate = (self.flops(d) for d in _DOMAINS)
+        request, item, candidate = (self.flops(d) for d in DOMAINS)
         kept = self.stored_bytes + self.input_bytes
         catalogue = f"; {self.n_items * kept:,} for {self.n_items:,} items" if self.n_items else ""
         return [
@@ -185,7 +184,7 @@ class Explanation:
 
     def __str__(self) -> str:
         lines = []
-        for domain in _DOMAINS:
+        for domain in DOMAINS:
             rows = self.rows(domain)
             if rows:
                 lines += [f"{domain}: {_ONCE[domain]}", *text_table([_HEADER, *rows], left=range(2))]
@@ -200,7 +199,7 @@ class Explanation:
         from rich.text import Text
 
         parts: list[Any] = []
-        for domain in _DOMAINS:
+        for domain in DOMAINS:
             rows = self.rows(domain)
             if not rows:
                 continue
@@ -216,7 +215,7 @@ class Explanation:
     def to_html(self) -> str:
         """A page with the diagram and the tables; it loads nothing from elsewhere."""
         parts = [_PAGE_HEAD, *(f"<p>{html.escape(line)}</p>" for line in self.summary()), _diagram(self.steps)]
-        for domain in _DOMAINS:
+        for domain in DOMAINS:
             rows = self.rows(domain)
             if not rows:
                 continue
@@ -344,17 +343,17 @@ _COLOURS = {"request": "#dcebfa", "item": "#e3f4e0", "candidate": "#fbe9d7"}
 
 def _diagram(steps: Sequence[StepCost]) -> str:
     """A lane a domain; each step stands below what it reads."""
-    free = dict.fromkeys(_DOMAINS, 0)
+    free = dict.fromkeys(DOMAINS, 0)
     level: list[int] = []
     for s in steps:
         level.append(max([free[s.domain], *(level[i] + 1 for i in s.reads)]))
         free[s.domain] = level[-1] + 1
     height = _TOP + (max(level, default=0) + 1) * (_BOX_HEIGHT + _GAP)
     parts = [f'<svg width="{3 * _LANE}" height="{height}" role="img" aria-label="steps of the plan by domain">']
-    for lane, domain in enumerate(_DOMAINS):
+    for lane, domain in enumerate(DOMAINS):
         parts.append(f'<text x="{lane * _LANE + 10}" y="20" font-weight="bold">{domain}: {_ONCE[domain]}</text>')
     corner = [
-        (_DOMAINS.index(s.domain) * _LANE + 10, _TOP + y * (_BOX_HEIGHT + _GAP))
+        (DOMAINS.index(s.domain) * _LANE + 10, _TOP + y * (_BOX_HEIGHT + _GAP))
         for s, y in zip(steps, level, strict=True)
     ]
     for s, (x, y) in zip(steps, corner, strict=True):

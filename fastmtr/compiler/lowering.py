@@ -14,13 +14,12 @@ from typing import Any
 from fastmtr.compiler.rewrite import Piece, listed, pieces_of
 from fastmtr.compiler.split_by_domain import ITEM_PART
 from fastmtr.compiler.storage import Storage, stored_dtype, stored_unit
-from fastmtr.graph import Domain, Graph, Input, Node
+from fastmtr.graph import DOMAINS, Domain, Graph, Input, Node
 from fastmtr.operators import OPS, plan_version
 
 __all__ = ["lower"]
 
 Operand = list[int]
-_PHASES: tuple[Domain, ...] = ("request", "item", "candidate")
 
 
 def lower(
@@ -72,10 +71,10 @@ class _Lowering:
             if o.role != "item":
                 self._need(o.value, "candidate" if o.role == "task" else "request")
         self._place_neighbours()
-        for phase in _PHASES:
+        for phase in DOMAINS:
             self._place_concats(phase)
         for node in self.graph.nodes:
-            for phase in _PHASES:
+            for phase in DOMAINS:
                 if (node.output, phase) in self.computed:
                     self._step(node, phase)
         for unit in sorted(self.storage.stored):

@@ -13,12 +13,11 @@ from numpy.typing import NDArray
 
 from fastmtr.compiler.linear import Expansion, Values, Wanted, expand_affine, is_sum, summed_pieces
 from fastmtr.compiler.rewrite import Editor, Piece, pieces_of, plain
-from fastmtr.graph import Domain, Graph, Node
+from fastmtr.graph import DOMAINS, Domain, Graph, Node
 
-__all__ = ["ITEM_PART", "REQUEST_PART", "split_by_domain"]
+__all__ = ["ITEM_PART", "split_by_domain"]
 
-REQUEST_PART, ITEM_PART = "@request", "@item"
-_DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
+ITEM_PART = "@item"
 
 
 def split_by_domain(graph: Graph, *, keep_item: Collection[str] = ()) -> Graph:
@@ -136,7 +135,7 @@ def _parts(found: Expansion, domain_of: Callable[[Piece], Domain]) -> list[_Part
         if [[domain_of(p) for p in group] for group in step] != [[domain for domain, _ in group] for group in kinds]:
             return None
     parts = []
-    for domain in _DOMAINS:
+    for domain in DOMAINS:
         for alike in (True, False):
             chosen = [[i for i, kind in enumerate(group) if kind == (domain, alike)] for group in kinds]
             if not any(chosen):

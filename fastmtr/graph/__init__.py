@@ -7,12 +7,13 @@ a graph has ``concat``, ``slice`` and ``batch_norm`` besides, which compilation 
 """
 
 from fastmtr.graph.layers import GraphBuilder
-from fastmtr.graph.structure import Domain, Graph, Input, Node, Output, Packed, join_domains
+from fastmtr.graph.structure import DOMAINS, Domain, Graph, Input, Node, Output, Packed, join_domains
 from fastmtr.operators import ACTIVATIONS, BINARY_FUNCTIONS
 
 __all__ = [
     "ACTIVATIONS",
     "BINARY_FUNCTIONS",
+    "DOMAINS",
     "Domain",
     "Graph",
     "GraphBuilder",

@@ -16,6 +16,7 @@ from fastmtr.errors import ConversionError
 from fastmtr.operators import OPS, OpContext
 
 __all__ = [
+    "DOMAINS",
     "Domain",
     "Graph",
     "Input",
@@ -29,6 +30,7 @@ __all__ = [
 ]
 
 Domain = Literal["request", "item", "candidate"]
+DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 Kind = Literal["ids", "dense"]
 Role = Literal["task", "request", "item"]
 
@@ -261,7 +263,7 @@ def input_values(inputs: Sequence[Input]) -> dict[str, _Value]:
             raise ConversionError("an input has no name")
         if i.name in values:
             raise ConversionError(f"{where} stands twice")
-        if i.domain not in ("request", "item", "candidate"):
+        if i.domain not in DOMAINS:
             raise ConversionError(f"{where}: domain must be request, item or candidate, found {i.domain!r}")
         if i.kind not in ("ids", "dense"):
             raise ConversionError(f"{where}: kind must be ids or dense, found {i.kind!r}")

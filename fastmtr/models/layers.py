@@ -9,16 +9,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fastmtr.errors import SchemaError
-from fastmtr.graph import Domain, Input
+from fastmtr.graph import DOMAINS, Domain, Input
 from fastmtr.models.config import ActivationName
 from fastmtr.schema import Pooling, Schema
 
-__all__ = ["DOMAINS", "MLP", "InputLayer", "Rows", "make_activation"]
+__all__ = ["MLP", "InputLayer", "Rows", "make_activation"]
 
 Rows = tuple[Tensor, Tensor]
 """The packed inputs of one domain: ids (integer, ``[n, ids width]``) and dense (float, ``[n, dense width]``)."""
 
-DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 
 _SIMPLE_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
