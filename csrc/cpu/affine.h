@@ -24,6 +24,12 @@ constexpr size_t kMaxK = 512;  // columns of x copied to the stack at once; beyo
 constexpr size_t kXStride = kMaxK + kLineFloats;
 constexpr size_t kChunkBytes = 384 * 1024;  // weights that stay in L2 while all rows pass over them
 
+// Columns of k weights that fit, in whole fours of panels.
+FASTMTR_INLINE size_t columns_at_once(size_t k, size_t weight_bytes) {
+  const size_t panels = kChunkBytes / weight_bytes / (k * kPanel);
+  return (panels < 4 ? 4 : panels / 4 * 4) * kPanel;
+}
+
 // Few rows take several panels at once: enough independent sums to hide the latency of a multiply-add.
 constexpr size_t panels_at_once(size_t mr) { return mr == 1 ? 4 : mr <= 3 ? 2 : 1; }
 
@@ -222,8 +228,7 @@ inline void multiply_evenly(const AffineArgs& args, Block<Weight> b, size_t end)
   }
 }
 
-// ---- x with many zeros, as ReLU leaves them
-// --------------------------------------------------------------------------
+// ---- x with many zeros, as ReLU leaves them -------------------------------------------------------------------------
 //
 // A term 0 * w adds nothing, so leaving it out gives the same bits. Each row has its own zeros: alone, it takes the
 // weights that it needs from a block of them that stays in the first cache while the rows pass over it. The loads bound
@@ -353,8 +358,7 @@ inline void affine(const AffineArgs* pointer) {
   if (!args.x.data || args.k == 0) return add_only(args);
   // Below these, finding the zeros takes longer than multiplying by them.
   const bool may_skip = args.k >= kLineFloats && args.k <= kMaxK && args.n >= kPanel;
-  const size_t chunk_panels = kChunkBytes / sizeof(Weight) / (args.k * kPanel);
-  const size_t chunk = (chunk_panels < 4 ? 4 : chunk_panels / 4 * 4) * kPanel;
+  const size_t chunk = columns_at_once(args.k, sizeof(Weight));
   for (size_t g = 0; g < args.groups; ++g, packed += packed_floats(1, args.n, args.k))
     for (size_t column = 0; column < args.n; column += chunk) {
       Block<Weight> b = {g, 0, column, less(chunk, args.n - column), packed + column * args.k};

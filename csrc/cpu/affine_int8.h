@@ -17,7 +17,6 @@ constexpr size_t kStride8 = kMostK8 + 64 / sizeof(Unsigned8);
 constexpr size_t kMostMade = 512;  // k of rows that are made on the way
 constexpr size_t kMadeStride = kMostMade + kLineFloats;
 constexpr float kLevels = 255.0f;
-constexpr float kLeastRange = 1e-30f;  // a row of smaller numbers is taken for zeros: 255 / range must not overflow
 
 FASTMTR_INLINE size_t round_up_to(size_t n, size_t multiple) { return (n + multiple - 1) / multiple * multiple; }
 
@@ -52,8 +51,8 @@ inline void quantise_column(const float* w, size_t k, Signed8* to, size_t step, 
     finite = finite && size < kInfinity;
     largest = size > largest ? size : largest;
   }
-  const float levels = 127.0f, inverse = largest > kLeastRange ? levels / largest : 0.0f;
-  *scale = finite ? largest / levels : __builtin_nanf("");
+  const float inverse = largest > kLeastRange ? kSignedLevels / largest : 0.0f;
+  *scale = finite ? largest / kSignedLevels : __builtin_nanf("");
   *sum = 0;
   for (size_t i = 0; i < k; ++i) {
     const float q = finite ? (w[i] * inverse + kRound) - kRound : 0.0f;
@@ -91,14 +90,6 @@ typedef Unsigned8 V8 __attribute__((vector_size(W * sizeof(Unsigned8))));
 struct Range {
   uint32_t high, low;  // of those that are not negative, as signed integers; of the negative, as unsigned ones
 };
-
-FASTMTR_INLINE uint32_t largest_lane(U x) {
-  alignas(64) uint32_t lanes[W];
-  memcpy(lanes, &x, sizeof x);
-  uint32_t largest = 0;
-  for (size_t i = 0; i < W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
-  return largest;
-}
 
 FASTMTR_INLINE Range range_of(const float* x, size_t k) {
   S high = {};
@@ -257,11 +248,7 @@ inline void affine_int8(const AffineArgs* pointer, const void* packed, const Aff
   // So many groups, or so many columns of one, that their weights stay in L2 while all rows pass over them.
   const size_t fit = kChunkBytes / group_bytes(args.n, args.k);
   const size_t groups = fit == 0 ? 1 : fit;
-  size_t chunk = args.n;
-  if (fit == 0) {
-    const size_t panels = kChunkBytes / sizeof(Signed8) / (args.k * kPanel);
-    chunk = (panels < 4 ? 4 : panels / 4 * 4) * kPanel;
-  }
+  const size_t chunk = fit == 0 ? columns_at_once(args.k, sizeof(Signed8)) : args.n;
   for (size_t g0 = 0; g0 < args.groups; g0 += groups)
     for (size_t column = 0; column < args.n; column += chunk)
       for (size_t i = 0, begin = 0; i < blocks; ++i) {  // of equal size, give or take one row

@@ -98,8 +98,16 @@ typedef int8_t I8 __attribute__((vector_size(W)));
 
 constexpr float kRound = 12582912.0f;    // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
 constexpr float kHalfLimit = 65520.0f;   // rounds to infinity
-constexpr float kLeastEncoded = 1e-30f;  // a row of smaller numbers is taken for zeros: 127 / max must not overflow
+constexpr float kLeastRange = 1e-30f;  // a row of smaller numbers is taken for zeros: levels / range must not overflow
 constexpr float kSignedLevels = 127.0f;
+
+FASTMTR_INLINE uint32_t largest_lane(U x) {
+  alignas(64) uint32_t lanes[W];
+  memcpy(lanes, &x, sizeof x);
+  uint32_t largest = 0;
+  for (size_t i = 0; i < W; ++i) largest = lanes[i] > largest ? lanes[i] : largest;
+  return largest;
+}
 
 // The largest |x| of a row; NaN or infinite where one is.
 FASTMTR_INLINE float largest_size(const float* x, size_t n) {
@@ -108,10 +116,7 @@ FASTMTR_INLINE float largest_size(const float* x, size_t n) {
     const U size = bits(abs(load_part(x + i, less(W, n - i))));
     most = size > most ? size : most;
   }
-  alignas(64) uint32_t lanes[W];
-  memcpy(lanes, &most, sizeof most);
-  uint32_t best = 0;
-  for (size_t i = 0; i < W; ++i) best = lanes[i] > best ? lanes[i] : best;
+  const uint32_t best = largest_lane(most);
   float largest;
   memcpy(&largest, &best, sizeof largest);
   return largest;
@@ -126,7 +131,7 @@ inline void encode_halves(const float* x, size_t n, uint16_t* to) {
 }
 
 inline void encode_bytes(const float* x, size_t n, float largest, int8_t* to, float* scale) {
-  const float inverse = largest > kLeastEncoded ? kSignedLevels / largest : 0.0f;
+  const float inverse = largest > kLeastRange ? kSignedLevels / largest : 0.0f;
   *scale = inverse > 0.0f ? largest / kSignedLevels : 0.0f;
   for (size_t i = 0; i < n; i += W) {
     const size_t m = less(W, n - i);
