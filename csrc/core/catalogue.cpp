@@ -88,7 +88,7 @@ std::unique_ptr<Catalogue> Catalogue::copy(const fmtr_catalogue_data& data, cons
 
 std::unique_ptr<Catalogue> Catalogue::with(const fmtr_catalogue_data& data) const {
   const uint64_t n = data.n_items;
-  map_of(data.keys, static_cast<uint32_t>(n), FMTR_ERROR_SCHEMA);
+  const KeyMap given = map_of(data.keys, static_cast<uint32_t>(n), FMTR_ERROR_SCHEMA);
   std::vector<uint32_t> before(n);
   const uint64_t n_new = index_.find(data.keys, n, before.data());
   if (n_new > kMaxItems - n_items_)
@@ -106,9 +106,7 @@ std::unique_ptr<Catalogue> Catalogue::with(const fmtr_catalogue_data& data) cons
     } else {
       next->slots_ = slots_;
     }
-    // Which item of `data` replaces a slot's, for the few slots where one does.
     std::vector<bool> is_replaced(store_->n_slots());
-    KeyMap by_slot(n - n_new);
     next->replaced_.reserve(n - n_new);
     for (uint32_t i = 0; i < n; ++i) {
       if (before[i] == kNoSlot) {
@@ -116,12 +114,11 @@ std::unique_ptr<Catalogue> Catalogue::with(const fmtr_catalogue_data& data) cons
         continue;
       }
       is_replaced[before[i]] = true;
-      by_slot.set(before[i], i);
       next->replaced_.push_back(before[i]);
     }
     if (n_new < n)
       for (uint32_t row = 0; row < n_items_; ++row)
-        if (is_replaced[next->slots_[row]]) next->slots_[row] = (*slots)[by_slot.find(next->slots_[row])];
+        if (is_replaced[next->slots_[row]]) next->slots_[row] = (*slots)[given.find(inputs_.keys[next->slots_[row]])];
     next->forget_plain_order();
     next->index_keys(index_, data.keys, slots->data(), n);
     return next;

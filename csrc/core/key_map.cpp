@@ -24,17 +24,17 @@ size_t KeyMap::home(int64_t key) const {
   return static_cast<size_t>(x >> shift_);
 }
 
-KeyMap::Entry& KeyMap::entry(int64_t key) {
+size_t KeyMap::place(int64_t key) const {
   const size_t mask = entries_.size() - 1;
   size_t at = home(key);
   while (entries_[at].slot != kNoSlot && entries_[at].key != key) at = (at + 1) & mask;
-  return entries_[at];
+  return at;
 }
 
 KeyMap::Repeat KeyMap::build(const int64_t* keys, uint32_t n) {
   *this = KeyMap(n);
   for (uint32_t i = 0; i < n; ++i) {
-    Entry& at = entry(keys[i]);
+    Entry& at = entries_[place(keys[i])];
     if (at.slot != kNoSlot) return {at.slot, i};
     at.key = keys[i];
     at.slot = i;
@@ -44,18 +44,14 @@ KeyMap::Repeat KeyMap::build(const int64_t* keys, uint32_t n) {
 }
 
 void KeyMap::set(int64_t key, uint32_t slot) {
-  Entry& at = entry(key);
+  Entry& at = entries_[place(key)];
   count_ += at.slot == kNoSlot;
   at.key = key;
   at.slot = slot;
 }
 
 uint32_t KeyMap::find(int64_t key) const {
-  if (entries_.size() == 0) return kNoSlot;
-  const size_t mask = entries_.size() - 1;
-  size_t at = home(key);
-  while (entries_[at].slot != kNoSlot && entries_[at].key != key) at = (at + 1) & mask;
-  return entries_[at].slot;
+  return entries_.size() == 0 ? kNoSlot : entries_[place(key)].slot;
 }
 
 void KeyMap::prefetch(int64_t key) const {

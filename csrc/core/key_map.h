@@ -43,7 +43,7 @@ class KeyMap {
     uint32_t unused = 0;
   };
   size_t home(int64_t key) const;
-  Entry& entry(int64_t key);  // the key's, or the empty one where it belongs
+  size_t place(int64_t key) const;  // of the key's entry, or of the empty one where it belongs
 
   Aligned<Entry> entries_;
   int shift_ = 63;

@@ -53,7 +53,11 @@ Model::Model(Files&& files, const Kernels& kernels, Precision precision, const D
       program_(std::make_unique<Program>(plan_, kernels, precision)),
       checks_{{plan_, Domain::request}, {plan_, Domain::item}, {plan_, Domain::candidate}} {
   if (device != nullptr) device_ = std::make_shared<const OnDevice>(plan_, *program_, device_precision, *device);
-  if (!files.catalogue.empty()) publish(Catalogue::open(files.catalogue, plan_, *program_), ++version_);
+  if (!files.catalogue.empty()) publish(Catalogue::open(files.catalogue, plan_, *program_), next_version());
+}
+
+uint64_t Model::next_version() const {
+  return catalogues_.current() == nullptr ? 1 : catalogues_.current()->version() + 1;
 }
 
 void Model::publish(std::unique_ptr<Catalogue> next, uint64_t version) {
@@ -63,21 +67,19 @@ void Model::publish(std::unique_ptr<Catalogue> next, uint64_t version) {
 
 void Model::set_catalogue(const fmtr_catalogue_data& data) {
   const std::lock_guard lock(writer_);
-  publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
-  ++version_;
+  publish(Catalogue::copy(data, plan_, *program_), next_version());
 }
 
 void Model::upsert(const fmtr_catalogue_data& data) {
   const std::lock_guard lock(writer_);
   if (catalogues_.current() == nullptr) {
-    publish(Catalogue::copy(data, plan_, *program_), version_ + 1);
+    publish(Catalogue::copy(data, plan_, *program_), next_version());
   } else {
     check_items(data, plan_, FMTR_ERROR_SCHEMA);
     if (!catalogues_.current()->has_room(data.n_items))
-      publish(catalogues_.current()->moved(data.n_items, plan_), version_);
-    publish(catalogues_.current()->with(data), version_ + 1);
+      publish(catalogues_.current()->moved(data.n_items, plan_), catalogues_.current()->version());
+    publish(catalogues_.current()->with(data), next_version());
   }
-  ++version_;
 }
 
 uint64_t Model::remove(const int64_t* keys, uint64_t n) {
@@ -88,8 +90,7 @@ uint64_t Model::remove(const int64_t* keys, uint64_t n) {
   auto next = current->without(keys, n);
   const uint64_t removed = before - next->n_items();
   if (removed == 0) return 0;
-  publish(std::move(next), version_ + 1);
-  ++version_;
+  publish(std::move(next), next_version());
   return removed;
 }
 

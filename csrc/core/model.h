@@ -58,6 +58,7 @@ class Model {
   struct Files;
   Model(Files&& files, const Kernels& kernels, Precision precision, const DevicePlugin* device,
         DevicePrecision device_precision);
+  uint64_t next_version() const;  // for the one thread that writes
   void publish(std::unique_ptr<Catalogue> next, uint64_t version);
 
   std::string plan_sha256_, weights_sha256_;  // as the manifest tells them
@@ -67,7 +68,6 @@ class Model {
   std::shared_ptr<const OnDevice> device_;
   InputCheck checks_[kDomains];
   std::mutex writer_;  // held while a version is made: one after the other
-  uint64_t version_ = 0;
   mutable CatalogueVersions catalogues_;  // its readers register themselves
 };
 
