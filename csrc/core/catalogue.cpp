@@ -17,12 +17,9 @@ constexpr uint64_t kFewChanges = 1024;  // changed keys that are looked up apart
 const Tensor& matrix(const SafeTensors& file, const std::string& name, std::string_view dtype,
                      const std::vector<uint64_t>& shape) {
   const Tensor& found = file.get(name, dtype);
-  if (found.shape != shape) {
-    Tensor expected;
-    expected.shape = shape;
-    fail(FMTR_ERROR_BUNDLE, file.what(), ": ", quote(name), " has shape ", found.shape_text(), ", expected ",
-         expected.shape_text());
-  }
+  if (found.shape != shape)
+    fail(FMTR_ERROR_BUNDLE, file.what(), ": ", quote(name), " has shape ", shape_text(found.shape), ", expected ",
+         shape_text(shape));
   return found;
 }
 

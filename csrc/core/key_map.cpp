@@ -50,9 +50,7 @@ void KeyMap::set(int64_t key, uint32_t slot) {
   at.slot = slot;
 }
 
-uint32_t KeyMap::find(int64_t key) const {
-  return entries_.size() == 0 ? kNoSlot : entries_[place(key)].slot;
-}
+uint32_t KeyMap::find(int64_t key) const { return entries_.size() == 0 ? kNoSlot : entries_[place(key)].slot; }
 
 void KeyMap::prefetch(int64_t key) const {
   if (entries_.size() != 0) __builtin_prefetch(entries_.data() + home(key));

@@ -67,7 +67,7 @@ class Model {
   std::unique_ptr<const Program> program_;
   std::shared_ptr<const OnDevice> device_;
   InputCheck checks_[kDomains];
-  std::mutex writer_;  // held while a version is made: one after the other
+  std::mutex writer_;                     // held while a version is made: one after the other
   mutable CatalogueVersions catalogues_;  // its readers register themselves
 };
 

@@ -206,27 +206,21 @@ class PlanReader {
     return &weights_.get(weights.text(role), "F32");
   }
 
-  static std::string shape_list(std::initializer_list<uint64_t> shape) {
-    Tensor tensor;
-    tensor.shape = shape;
-    return tensor.shape_text();
-  }
-
-  const float* vector(Reader& weights, std::string_view role, uint64_t n, bool required) {
+  const float* shaped(Reader& weights, std::string_view role, const std::vector<uint64_t>& shape, bool required) {
     const Tensor* tensor = weight(weights, role);
     if (tensor == nullptr) {
       if (required) weights.refuse(say("'", role, "' is missing"));
       return nullptr;
     }
-    if (tensor->shape != std::vector<uint64_t>{n})
-      weights.refuse(say("'", role, "' has shape ", tensor->shape_text(), ", expected ", shape_list({n})));
+    if (tensor->shape != shape)
+      weights.refuse(say("'", role, "' has shape ", shape_text(tensor->shape), ", expected ", shape_text(shape)));
     return reinterpret_cast<const float*>(tensor->data);
   }
 
   void read_table(Reader& attrs, Reader& weights, PlanStep& step) {
     const Tensor& tensor = weights_.get(weights.text("table"), {"F32", "F16", "U8"});
     if (tensor.shape.size() != 2 || tensor.shape[0] == 0 || tensor.shape[1] == 0 || tensor.shape[1] > kMaxWidth)
-      weights.refuse(say("'table' has shape ", tensor.shape_text(), ", expected [rows, dimension]"));
+      weights.refuse(say("'table' has shape ", shape_text(tensor.shape), ", expected [rows, dimension]"));
     EmbeddingTable& table = step.table;
     table.data = tensor.data;
     table.dim = tensor.shape[1];
@@ -245,7 +239,7 @@ class PlanReader {
 
   // A number a row of a table. One that is not finite would make NaN of ids that are as good as any.
   const float* of_rows(Reader& weights, std::string_view role, uint64_t n) {
-    const float* numbers = vector(weights, role, n, true);
+    const float* numbers = shaped(weights, role, {n}, true);
     const float* bad = std::find_if_not(numbers, numbers + n, [](float x) { return std::isfinite(x); });
     if (bad != numbers + n) weights.refuse(say("'", role, "' is ", *bad, " for row ", bad - numbers));
     return numbers;
@@ -261,7 +255,7 @@ class PlanReader {
       step.activation = attrs.choice("activation", kActivationNames);
     const bool needs_alpha = step.activation == Activation::leaky_relu || step.activation == Activation::elu;
     if (needs_alpha || attrs.optional("alpha") != nullptr) step.alpha = attrs.real("alpha");
-    step.slope = vector(weights, "slope", width, step.activation == Activation::prelu);
+    step.slope = shaped(weights, "slope", {width}, step.activation == Activation::prelu);
     if (step.slope != nullptr && step.activation != Activation::prelu)
       weights.refuse("'slope' belongs to activation 'prelu'");
   }
@@ -289,11 +283,12 @@ class PlanReader {
       step.k = part(at, "x", of_step, shared_x ? 1 : step.groups, "groups");
       const std::vector<uint64_t> grouped{step.groups, step.n, step.k}, plain{step.n, step.k};
       if (w->shape != grouped && (step.groups != 1 || w->shape != plain))
-        weights.refuse(say("'w' has shape ", w->shape_text(), ", expected ", shape_list({step.groups, step.n, step.k}),
+        weights.refuse(say("'w' has shape ", shape_text(w->shape), ", expected ",
+                           shape_text({step.groups, step.n, step.k}),
                            " = [groups, output columns a group, x columns a group]"));
       step.w = reinterpret_cast<const float*>(w->data);
     }
-    step.b = vector(weights, "b", width, false);
+    step.b = shaped(weights, "b", {width}, false);
     if (step.inputs.empty() && step.b == nullptr) at.refuse("has no x, no addend and no 'b'");
     read_activation(attrs, weights, step, width, false);
     if (shared_x ||
@@ -322,24 +317,16 @@ class PlanReader {
     return part(at, "x", step.inputs[0].width, step.steps, "steps");
   }
 
-  const float* matrix(Reader& weights, std::string_view role, uint64_t n, uint64_t k) {
-    const Tensor* tensor = weight(weights, role);
-    if (tensor == nullptr) weights.refuse(say("'", role, "' is missing"));
-    if (tensor->shape != std::vector<uint64_t>{n, k})
-      weights.refuse(say("'", role, "' has shape ", tensor->shape_text(), ", expected ", shape_list({n, k})));
-    return reinterpret_cast<const float*>(tensor->data);
-  }
-
   void read_gru(Reader& at, Reader& attrs, Reader& weights, PlanStep& step) {
     step.steps = count(attrs, "steps");
     step.hidden = count(attrs, "hidden");
     step.all_states = attrs.choice("output", kGruOutputNames);
     step.k = steps_width(at, step);
     step.n = 3 * step.hidden;
-    step.w = matrix(weights, "w_x", step.n, step.k);
-    step.w_state = matrix(weights, "w_h", step.n, step.hidden);
-    step.b = vector(weights, "b_x", step.n, false);
-    step.b_state = vector(weights, "b_h", step.n, false);
+    step.w = shaped(weights, "w_x", {step.n, step.k}, true);
+    step.w_state = shaped(weights, "w_h", {step.n, step.hidden}, true);
+    step.b = shaped(weights, "b_x", {step.n}, false);
+    step.b_state = shaped(weights, "b_h", {step.n}, false);
     read_padding(attrs, step);
     if (step.inputs.size() > 1 && step.padding < 0) attrs.refuse("'padding' is missing, the id of a step to leave out");
     if (step.inputs.size() == 1 && step.padding >= 0) attrs.refuse("'padding' has no meaning without ids as input 1");
@@ -356,7 +343,7 @@ class PlanReader {
     const Tensor* w = weight(weights, "w");
     if (w == nullptr) weights.refuse("'w' is missing");
     if (w->shape.size() != 3 || w->shape[0] == 0 || w->shape[1] != channels || w->shape[2] == 0)
-      weights.refuse(say("'w' has shape ", w->shape_text(), ", expected [outputs, ", channels, ", kernel]"));
+      weights.refuse(say("'w' has shape ", shape_text(w->shape), ", expected [outputs, ", channels, ", kernel]"));
     const uint64_t kernel = w->shape[2], there = steps + 2 * padding;
     if (kernel > there || dilation * (kernel - 1) >= there)
       at.refuse(say("a kernel of ", kernel, " with dilation ", dilation, " reaches beyond the ", steps, " steps and ",
@@ -373,7 +360,7 @@ class PlanReader {
                   dilation * channels,
                   padding * channels,
                   steps * channels};
-    step.b = vector(weights, "b", step.n, false);
+    step.b = shaped(weights, "b", {step.n}, false);
     if (step.output.width / step.steps != step.n || step.output.width % step.steps != 0)
       at.refuse(say("output has width ", step.output.width, ", expected ", step.n, " for each of ", step.steps,
                     " positions of the kernel"));
@@ -448,8 +435,8 @@ class PlanReader {
           break;
         case Op::scale_shift:
           step.n = width;
-          step.scale = vector(weights, "scale", width, true);
-          step.shift = vector(weights, "shift", width, true);
+          step.scale = shaped(weights, "scale", {width}, true);
+          step.shift = shaped(weights, "shift", {width}, true);
           break;
         case Op::reduce:
           step.reduce = attrs.choice("fn", kReduceNames);
@@ -459,8 +446,8 @@ class PlanReader {
           break;
         case Op::layer_norm:
           read_norm(at, attrs, step);
-          step.scale = vector(weights, "scale", step.n, false);
-          step.shift = vector(weights, "shift", step.n, false);
+          step.scale = shaped(weights, "scale", {step.n}, false);
+          step.shift = shaped(weights, "shift", {step.n}, false);
           break;
         case Op::l2_normalize:
           read_norm(at, attrs, step);

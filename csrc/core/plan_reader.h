@@ -94,7 +94,6 @@ class Reader {
     for (const auto& name : names) known += say(known.empty() ? "" : ", ", name.text);
     refuse(say("'", key, "' is ", quote(found), ", expected one of ", known));
   }
-  Reader object(std::string_view key) { return {required(key), say(where_, ", ", key)}; }
 
   void finish() const {
     for (const auto& [name, value] : json_.object)

@@ -88,7 +88,7 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
   lay_out(needed);
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const PlanStep& from = plan.steps[i];
-    Step step{from.op, &from, port(from.output, from.domain), static_cast<uint32_t>(ports_.size()),
+    Step step{&from, port(from.output, from.domain), static_cast<uint32_t>(ports_.size()),
               static_cast<uint32_t>(from.inputs.size())};
     for (const Operand& input : from.inputs) {
       ports_.push_back(port(input, from.domain));
@@ -514,7 +514,7 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
   const Out out{const_cast<float*>(place.data), step.out.stride};
   const size_t width = step.out.width;
 
-  switch (step.op) {
+  switch (plan.op) {
     case Op::gather:
     case Op::copy:
       k.copy(n, width, in(0), out);

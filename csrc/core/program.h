@@ -49,7 +49,6 @@ struct Port {
 };
 
 struct Step {
-  Op op;
   const PlanStep* plan;
   Port out;
   uint32_t first_input, n_inputs;      // in Program::ports

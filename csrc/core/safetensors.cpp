@@ -39,7 +39,7 @@ uint64_t Tensor::count() const {
   return n;
 }
 
-std::string Tensor::shape_text() const {
+std::string shape_text(const std::vector<uint64_t>& shape) {
   std::string out = "[";
   for (size_t i = 0; i < shape.size(); ++i) out += say(i == 0 ? "" : ", ", shape[i]);
   return out + "]";
@@ -98,7 +98,7 @@ SafeTensors::SafeTensors(const std::string& path, std::string_view what) : what_
       fail(FMTR_ERROR_BUNDLE, where, ": data offsets ", begin, " .. ", end, " do not lie within the file's ",
            data_bytes, " data bytes");
     if (end - begin != bytes)
-      fail(FMTR_ERROR_BUNDLE, where, ": ", tensor.dtype, " ", tensor.shape_text(), " needs ", bytes,
+      fail(FMTR_ERROR_BUNDLE, where, ": ", tensor.dtype, " ", shape_text(tensor.shape), " needs ", bytes,
            " bytes, data offsets give ", end - begin);
     tensor.bytes = bytes;
     tensor.data = file_.data() + 8 + header + begin;

@@ -20,8 +20,9 @@ struct Tensor {
   uint64_t bytes = 0;
 
   uint64_t count() const;
-  std::string shape_text() const;  // "[3, 16]"
 };
+
+std::string shape_text(const std::vector<uint64_t>& shape);  // "[3, 16]"
 
 class SafeTensors {
  public:

@@ -137,6 +137,8 @@ Context Session::context(const Call& call, Worker& worker) const {
   context.candidate_ids = call.batch->candidate_ids;
   context.candidate_dense = call.batch->candidate_dense;
   context.request_tile = worker.request_tile.data();
+  context.scratch = worker.scratch.data();
+  context.profile = worker.profile;
   return context;
 }
 
@@ -175,7 +177,7 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
   const size_t n_tasks = tasks_.size();
   const uint64_t at = call.begin(request) + first, n = wanted.n;
   float* scores = wanted.scores == nullptr ? worker.tile_scores.data() : wanted.scores;
-  const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + at;
+  const uint32_t* slots = call.slots_from(at);
   const bool unknown = call.unknown && wanted.positions == nullptr;  // unknown items are never picked
   const bool empty = unknown && call.catalogue->n_items() == 0;      // there is no item that could stand for one
 
@@ -240,8 +242,6 @@ void Session::for_each_block(const Call& call, const Each& each) {
     const uint64_t begin = part * block, end = std::min(begin + block, n_requests);
     shared.request_tile_rows = end - begin;
     shared.request_row = begin;
-    shared.scratch = owner.scratch.data();
-    shared.profile = owner.profile;
     {
       const Stopwatch watch(owner.profile, Phase::request);
       program.run(Domain::request, end - begin, shared);
@@ -478,7 +478,7 @@ void Session::rank(const Call& call, const RankResult& result) {
     score({call.count(r), nullptr, false, scores, worker.fused.data()});
     const Stopwatch watch(worker.profile, Phase::top_k);
     const uint64_t n = call.count(r);
-    const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + call.begin(r);
+    const uint32_t* slots = call.slots_from(call.begin(r));
     const uint64_t count = top_k(worker.fused.data(), n, slots, std::min(result.k, n), worker.best.data());
     write_list(r, result, worker.best.data(), count, worker.fused.data(), scores, [](uint32_t i) { return i; });
   });
@@ -502,7 +502,7 @@ void Session::rank_certified(const fmtr_batch& batch, const RankResult& result, 
   }
   for_each_request(call, [&](uint64_t r, Worker& worker, const auto& score) {
     const uint64_t n = call.count(r);
-    const uint32_t* slots = call.slots == nullptr ? nullptr : call.slots + call.begin(r);
+    const uint32_t* slots = call.slots_from(call.begin(r));
     CertifiedTopK& list = worker.certified;
     float* scores = result.scores == nullptr ? nullptr : worker.scores.data();
     score({n, nullptr, false, nullptr, worker.fused.data()});
@@ -617,7 +617,6 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
     Context here = context(call, worker);
     here.request_row = part * kRequestTile;
     here.request_tile_rows = std::min<uint64_t>(kRequestTile, n_requests - here.request_row);
-    here.scratch = worker.scratch.data();
     program.run(steps, Domain::request, here.request_tile_rows, here);
     program.kernels().copy(here.request_tile_rows, width, program.rows(port, Domain::request, here),
                            {values + here.request_row * width, width});

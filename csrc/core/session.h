@@ -96,6 +96,7 @@ class Session {
     const uint32_t* slots;  // of all candidates in the catalogue; NULL: candidates are the catalogue, or need no slot
     bool unknown;           // some of slots are kNoSlot
     uint64_t begin(uint64_t request) const { return whole_catalogue ? request * most : batch->offsets[request]; }
+    const uint32_t* slots_from(uint64_t candidate) const { return slots == nullptr ? nullptr : slots + candidate; }
     uint64_t count(uint64_t request) const { return begin(request + 1) - begin(request); }
   };
 

@@ -19,8 +19,6 @@ class ThreadPool {
   ThreadPool(const ThreadPool&) = delete;
   ThreadPool& operator=(const ThreadPool&) = delete;
 
-  size_t threads() const { return helpers_.size() + 1; }
-
   // Calls work(part, worker) for each part 0 .. parts, in any order, on this thread (worker 0) and the helpers; returns
   // when all are done. The work must not throw. Allocates nothing.
   template <class Work>

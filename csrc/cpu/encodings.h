@@ -96,9 +96,9 @@ FASTMTR_INLINE void read_row(const Rows& x, size_t r, size_t first, size_t dista
 
 typedef int8_t I8 __attribute__((vector_size(W)));
 
-constexpr float kRound = 12582912.0f;    // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
-constexpr float kHalfLimit = 65520.0f;   // rounds to infinity
-constexpr float kLeastRange = 1e-30f;  // a row of smaller numbers is taken for zeros: levels / range must not overflow
+constexpr float kRound = 12582912.0f;   // 1.5 * 2^23: adding it leaves the nearest whole number in the low bits
+constexpr float kHalfLimit = 65520.0f;  // rounds to infinity
+constexpr float kLeastRange = 1e-30f;   // a row of smaller numbers is taken for zeros: levels / range must not overflow
 constexpr float kSignedLevels = 127.0f;
 
 FASTMTR_INLINE uint32_t largest_lane(U x) {
