@@ -112,8 +112,8 @@ struct Floats {  // 64-byte aligned
 void product(const Kernels& kernels, double peak, size_t rows, size_t groups, size_t n, size_t k, Activation fn) {
   const size_t width = groups * n;
   Floats x(rows * groups * k), w(width * k), bias(width), out(rows * width),
-      packed(kernels.packed_floats(groups, n, k));
-  kernels.pack(w.data, groups, n, k, packed.data);
+      packed(kernels.fp32.packed_bytes(groups, n, k) / sizeof(float));
+  kernels.fp32.pack(w.data, groups, n, k, packed.data);
   AffineArgs args = {};
   args.rows = rows, args.groups = groups, args.n = n, args.k = k;
   args.x = {x.data, groups * k, nullptr};
@@ -121,7 +121,7 @@ void product(const Kernels& kernels, double peak, size_t rows, size_t groups, si
   args.bias = bias.data;
   args.activation = fn;
   args.out = {out.data, width};
-  const double seconds = seconds_of_best([&] { kernels.affine(&args); });
+  const double seconds = seconds_of_best([&] { kernels.fp32.affine(&args); });
   const double flops = 2.0 * static_cast<double>(rows * width * k);
   std::printf(
       "  affine  M=%-4zu G=%zu N=%-5zu K=%-4zu %s %9.2f us  %6.1f GFLOP/s  %5.1f %% of peak  weights %5.1f GB/s\n",
@@ -194,7 +194,7 @@ void gather(const Kernels& kernels, size_t rows, size_t width, size_t table_byte
     args.addends = addends, args.n_addends = 2;
     args.activation = Activation::relu;
     args.out = {out.data, width};
-    kernels.affine(&args);
+    kernels.fp32.affine(&args);
   });
   const double bytes = static_cast<double>(rows * width) * 4;
   std::printf("  gather  M=%-4zu rows of %5zu bytes out of %4zu MiB %9.2f us  %5.2f GB/s read  %5.2f M rows/s\n", rows,

@@ -53,13 +53,13 @@ void product(const Kernels& k, size_t rows, size_t groups, size_t n, size_t colu
   args.bias = bias.data;
   args.activation = Activation::relu;
   args.out = {out.data, groups * n};
-  if (weights == Weights::fp16) k.half.pack(w.data, groups, n, columns, packed.data);
+  if (weights == Weights::fp16) k.fp16.pack(w.data, groups, n, columns, packed.data);
   if (weights == Weights::int8) k.int8.pack(w.data, groups, n, columns, packed.data);
-  if (weights == Weights::fp32) k.pack(w.data, groups, n, columns, packed.data);
+  if (weights == Weights::fp32) k.fp32.pack(w.data, groups, n, columns, packed.data);
   measured([&] {
-    if (weights == Weights::fp16) k.half.affine(&args);
+    if (weights == Weights::fp16) k.fp16.affine(&args);
     if (weights == Weights::int8) k.int8.affine(&args, packed.data, nullptr);
-    if (weights == Weights::fp32) k.affine(&args);
+    if (weights == Weights::fp32) k.fp32.affine(&args);
   });
 }
 
@@ -74,7 +74,7 @@ void gather_and_add(const Kernels& k) {
   args.addends = addends, args.n_addends = 2;
   args.activation = Activation::relu;
   args.out = {out.data, width};
-  measured([&] { k.affine(&args); });
+  measured([&] { k.fp32.affine(&args); });
 }
 
 void activation(const Kernels& k, Activation fn) {

@@ -146,9 +146,8 @@ struct Int8Kernels {
   void (*affine)(const AffineArgs* args, const void* packed, const AffineArgs* source);
 };
 
-// Products with weights rounded to half precision (nearest, ties to even; none may be beyond 65504): half as much to
-// read, and the same arithmetic in fp32 in the same order.
-struct HalfKernels {
+// Products in fp32, of weights in the form that pack() makes of w, row-major [groups, n, k].
+struct ProductKernels {
   size_t (*packed_bytes)(size_t groups, size_t n, size_t k);
   void (*pack)(const float* w, size_t groups, size_t n, size_t k, void* dst);  // dst 64-byte aligned
   void (*affine)(const AffineArgs* args);
@@ -158,11 +157,11 @@ struct Kernels {
   const char* isa;          // "baseline", "avx2", "avx512", "avx512_vnni", "neon", ...
   size_t vector_floats;     // lanes
 
-  // Floats that pack() writes for groups x [n, k] weights, and the packing itself (w row-major [groups, n, k]; dst 64-byte aligned).
-  size_t (*packed_floats)(size_t groups, size_t n, size_t k);
-  void (*pack)(const float* w, size_t groups, size_t n, size_t k, float* dst);
-
-  void (*affine)(const AffineArgs* args);
+  ProductKernels fp32;
+  // Weights rounded to half precision (nearest, ties to even; none may be beyond 65504): half as much to read, and the
+  // same arithmetic in the same order.
+  ProductKernels fp16;
+  Int8Kernels int8;
   void (*activation)(size_t rows, size_t width, Activation fn, float alpha, const float* slope, Rows x, Out out);
   void (*softmax)(size_t rows, size_t width, size_t size, Rows x, Out out);
   // out[r] = sum over e of gate[r][e] * experts[e][r]
@@ -198,8 +197,6 @@ struct Kernels {
   // fused = fusion of scores [rows, n_tasks] (row-major, `stride` floats apart), product or sum; columns[i] is the i-th fused task.
   void (*fuse)(size_t rows, size_t n, const uint32_t* columns, const float* weights, const float* offsets, int32_t product,
                const float* scores, size_t stride, float* fused);
-  HalfKernels half;
-  Int8Kernels int8;
 };
 
 // NULL where this build has no such table or this CPU cannot run it; `why` then says so (static text).

@@ -75,7 +75,7 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
     : plan_(plan),
       kernels_(kernels),
       precision_(precision),
-      affine_(precision == Precision::fp16 ? kernels.half.affine : kernels.affine),
+      products_(precision == Precision::fp16 ? kernels.fp16 : kernels.fp32),
       place_(plan.buffers.size()),
       stride_(plan.buffers.size()),
       table_of_(plan.buffers.size(), -1) {
@@ -165,17 +165,14 @@ void Program::lay_out(const std::vector<bool>& needed) {
 }
 
 void Program::pack() {
-  const bool half = precision_ == Precision::fp16;
   std::map<std::tuple<const float*, uint64_t, uint64_t, uint64_t>, size_t> places;
   size_t total = 0;
   const auto reserve = [&](const float* w, uint64_t groups, uint64_t n, uint64_t k) {
     if (w != nullptr && places.emplace(std::tuple(w, groups, n, k), total).second)
-      total += round_up(
-          half ? kernels_.half.packed_bytes(groups, n, k) : kernels_.packed_floats(groups, n, k) * sizeof(float),
-          kAlign);
+      total += round_up(products_.packed_bytes(groups, n, k), kAlign);
   };
   for (const PlanStep& step : plan_.steps) {
-    if (half) {
+    if (precision_ == Precision::fp16) {
       check_half(step.name, step.w, step.groups * step.n * step.k);
       check_half(step.name, step.w_state, step.n * step.hidden);
     }
@@ -185,11 +182,7 @@ void Program::pack() {
   packed_ = Aligned<uint8_t>(total);
   for (const auto& [key, place] : places) {
     const auto& [w, groups, n, k] = key;
-    void* to = packed_.data() + place;
-    if (half)
-      kernels_.half.pack(w, groups, n, k, to);
-    else
-      kernels_.pack(w, groups, n, k, static_cast<float*>(to));
+    products_.pack(w, groups, n, k, packed_.data() + place);
   }
   for (Step& step : steps_) {
     const PlanStep& plan = *step.plan;
@@ -419,7 +412,7 @@ void Program::run_steps(const AffineArgs& all, size_t steps, size_t x_step, cons
       for (size_t i = 0; i < all.n_addends; ++i)
         room[i] = of_each_step(i) ? from_column(all.addends[i], t * columns) : all.addends[i];
       some.out.data = all.out.data + t * columns;
-      affine_(&some);
+      products_.affine(&some);
     }
     return;
   }
@@ -428,7 +421,7 @@ void Program::run_steps(const AffineArgs& all, size_t steps, size_t x_step, cons
     if (all.x.data != nullptr) some.x = within_row(all.x, r, x_step);
     for (size_t i = 0; i < all.n_addends; ++i) room[i] = within_row(all.addends[i], r, of_each_step(i) ? columns : 0);
     some.out = {all.out.data + r * all.out.stride, columns};
-    affine_(&some);
+    products_.affine(&some);
   }
 }
 
@@ -469,7 +462,7 @@ void Program::run_gru(const Step& step, Domain domain, size_t n, const Context& 
       from_x.x = from_column(x, t * plan.k);
       run_steps(from_x, std::min(plan.steps_at_once(), plan.steps - t), plan.k, nullptr, nullptr);
     }
-    affine_(&from_state);
+    products_.affine(&from_state);
     const IdRows here{ids.data == nullptr ? nullptr : ids.data + t, ids.stride};
     const Out after{plan.all_states ? out.data + t * plan.hidden : nullptr, out.stride};
     kernels_.gru_step(n, plan.hidden, {of_x + at * plan.n, work.stride, nullptr}, {of_state, work.stride, nullptr},
@@ -531,7 +524,7 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
         const size_t x_step = plan.has_x ? in_width(0) / plan.steps : 0;
         run_steps(args, plan.steps, x_step, &ports_[step.first_input + plan.has_x], context.scratch + args.n_addends);
       } else if (step.packed_int8 == nullptr || context.exact) {
-        affine_(&args);
+        products_.affine(&args);
       } else if (step.source < 0) {
         k.int8.affine(&args, step.packed_int8, nullptr);
       } else {

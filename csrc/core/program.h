@@ -145,9 +145,9 @@ class Program {
   const Plan& plan_;
   const Kernels& kernels_;
   const Precision precision_;
-  void (*const affine_)(const AffineArgs*);  // that reads weights as pack() left them
-  std::vector<size_t> place_, stride_;       // a buffer of the plan
-  std::vector<int64_t> table_of_;            // a buffer of the plan: its table, -1 for none
+  const ProductKernels& products_;      // of the precision's weights
+  std::vector<size_t> place_, stride_;  // a buffer of the plan
+  std::vector<int64_t> table_of_;       // a buffer of the plan: its table, -1 for none
   std::vector<Table> tables_;
   std::vector<Step> steps_;  // one a step of the plan, same order
   std::vector<Port> ports_;

@@ -371,10 +371,11 @@ inline void affine(const AffineArgs* pointer) {
     }
 }
 
-constexpr HalfKernels half_kernels() {
-  return {[](size_t groups, size_t n, size_t k) { return packed_floats(groups, n, k) * sizeof(Half); },
-          [](const float* w, size_t groups, size_t n, size_t k, void* dst) { pack(w, groups, n, k, (Half*)dst); },
-          affine<Half>};
+template <class Weight>
+constexpr ProductKernels product_kernels() {
+  return {[](size_t groups, size_t n, size_t k) { return packed_floats(groups, n, k) * sizeof(Weight); },
+          [](const float* w, size_t groups, size_t n, size_t k, void* dst) { pack(w, groups, n, k, (Weight*)dst); },
+          affine<Weight>};
 }
 
 }  // namespace

@@ -38,7 +38,7 @@ const Kernels* avx512_kernels(const char** why) {
   // at once takes more than twice the time of 8 (on Zen 4; measured with bench_kernels).
   static const Kernels table = [] {
     Kernels made = kAvx512Table;
-    made.half = kAvx2Table.half;
+    made.fp16 = kAvx2Table.fp16;
     return made;
   }();
   return available(table, why);

@@ -13,9 +13,13 @@ namespace {
 constexpr Kernels kernels_for(const char* isa) {
   return {isa,
           W,
-          packed_floats,
-          pack<float>,
-          affine<float>,
+          product_kernels<float>(),
+#ifdef FASTMTR_NO_HALF
+          {},
+#else
+          product_kernels<Half>(),
+#endif
+          int8_kernels(),
           activation,
           softmax,
           mixture,
@@ -34,13 +38,7 @@ constexpr Kernels kernels_for(const char* isa) {
           embedding_bag,
           copy,
           encode,
-          fuse,
-#ifdef FASTMTR_NO_HALF
-          {},
-#else
-          half_kernels(),
-#endif
-          int8_kernels()};
+          fuse};
 }
 
 }  // namespace

@@ -39,11 +39,11 @@ struct AffineData {
         if (below(6) < (rows % 2 == 0 ? r % 7 : r % 5 == 4 ? 6 : 0))
           x.at(r, i) = i % 3 == 0 ? -0.0f : i % 17 == 1 ? -1e-45f : 0.0f;    // times w: -0
     for (size_t j = 0; c.zeros && j < bias.size(); j += 3) bias[j] = -0.0f;  // see positive_zero
-    const size_t floats = k.packed_floats(c.groups, c.n, c.k);
+    const size_t floats = k.fp32.packed_bytes(c.groups, c.n, c.k) / sizeof(float);
     memory.assign(floats + 32, kUntouched);
     packed = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-    k.pack(w.data(), c.groups, c.n, c.k, packed);
-    check(packed[floats] == kUntouched, std::string(k.isa) + " pack wrote beyond packed_floats");
+    k.fp32.pack(w.data(), c.groups, c.n, c.k, packed);
+    check(packed[floats] == kUntouched, std::string(k.isa) + " pack wrote beyond packed_bytes");
   }
 
   std::vector<Rows> addends(size_t first) const {
@@ -65,7 +65,7 @@ struct AffineData {
     args.activation = c.fn, args.alpha = 0.2f, args.slope = slope.data();
     args.out = out.out();
     if (halves) args.packed = halves;
-    halves ? k.half.affine(&args) : k.affine(&args);
+    (halves ? k.fp16 : k.fp32).affine(&args);
   }
 
   // The sum before activation, and the sum of the terms' sizes.
@@ -185,8 +185,8 @@ float as_half(float x) {
 }
 
 std::vector<uint8_t> in_halves(const Kernels& k, const std::vector<float>& w, size_t groups, size_t n, size_t columns) {
-  std::vector<uint8_t> packed(k.half.packed_bytes(groups, n, columns));
-  k.half.pack(w.data(), groups, n, columns, packed.data());
+  std::vector<uint8_t> packed(k.fp16.packed_bytes(groups, n, columns));
+  k.fp16.pack(w.data(), groups, n, columns, packed.data());
   return packed;
 }
 
@@ -205,7 +205,7 @@ void test_half_precision(const Kernels& k) {
   AffineArgs args = {};
   args.rows = 1, args.groups = 1, args.n = n, args.k = 1;
   args.x = x.view(), args.packed = packed.data(), args.out = out.out();
-  k.half.affine(&args);
+  k.fp16.affine(&args);
   for (size_t j = 0; j < n; ++j)
     check(out.at(0, j) == as_half(w[j]), std::string(k.isa) + " half precision of " + std::to_string(w[j]));
 }
@@ -219,7 +219,7 @@ void test_affine_half(const Kernels& k) {
       AffineData data(k, c, rows);
       for (float& w : data.w) w = as_half(w);
       const std::vector<uint8_t> packed = in_halves(k, data.w, c.groups, c.n, c.k);
-      k.pack(data.w.data(), c.groups, c.n, c.k, data.packed);
+      k.fp32.pack(data.w.data(), c.groups, c.n, c.k, data.packed);
       Matrix full(rows, c.groups * c.n, false), half(rows, c.groups * c.n, false);
       data.run(k, 0, full);
       data.run(k, 0, half, nullptr, packed.data());

@@ -183,9 +183,9 @@ void test_addends(const Kernels& k) {
             addends.push_back(encoding == Encoding::f32 ? decoded[a] : tables[a].gathered(pick));
           }
           const Matrix x(kRows, kColumnsOfX), w(1, width * kColumnsOfX);
-          std::vector<float> memory(k.packed_floats(1, width, kColumnsOfX) + 16);
+          std::vector<float> memory(k.fp32.packed_bytes(1, width, kColumnsOfX) / sizeof(float) + 16);
           auto* packed = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
-          k.pack(w.view().data, 1, width, kColumnsOfX, packed);
+          k.fp32.pack(w.view().data, 1, width, kColumnsOfX, packed);
           AffineArgs args{};
           args.rows = kRows, args.groups = 1, args.n = width, args.k = has_x ? kColumnsOfX : 0;
           if (has_x) args.x = x.view(), args.packed = packed;
@@ -193,9 +193,9 @@ void test_addends(const Kernels& k) {
           args.activation = variant % 2 == 0 ? Activation::relu : Activation::tanh;
           Matrix got(kRows, width, false), want(kRows, width, false);
           args.addends = decoded.data(), args.out = want.out();
-          k.affine(&args);
+          k.fp32.affine(&args);
           args.addends = addends.data(), args.out = got.out();
-          k.affine(&args);
+          k.fp32.affine(&args);
           compare(
               std::string(k.isa) + " affine with encoded addends", got,
               [&](size_t r, size_t i) { return want.at(r, i); }, 1e-6, 1e-6);

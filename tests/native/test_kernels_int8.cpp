@@ -155,7 +155,7 @@ void test_source(const Kernels& k, const Shape& s, size_t rows, Activation fn) {
   source.bias = bias.data(), source.addends = addends, source.n_addends = 2;
   source.activation = fn, source.alpha = 0.3f, source.slope = slope.data();
   source.out = x.out();
-  k.affine(&source);
+  k.fp32.affine(&source);
   source.out = {};
   const Packed packed(k, w, s);
   const AffineArgs from_memory = arguments(s, x.view(), read), on_the_way = arguments(s, {}, made);
