@@ -12,7 +12,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from importlib import metadata as package_metadata
@@ -239,7 +239,7 @@ def write_bundle(
     fold_memory: int | Literal["auto"] = "auto",
     embedding_precision: EmbeddingPrecision = "fp32",
     progress: bool = False,
-    metadata: Mapping[str, Any] | None = None,
+    metadata: Mapping[str, Any] | Callable[[Path], Mapping[str, Any]] | None = None,
     report: Any = None,
     overwrite: bool = False,
 ) -> Path:
@@ -274,7 +274,10 @@ def write_bundle(
         is then that of the decoded numbers. :func:`~fastmtr.evaluation.compare_precision` tells what it costs.
     progress : bool
         Show how far the encoding of tables is.
-    metadata, report : JSON values, optional
+    metadata : mapping of JSON values, or function that gives it, optional
+        A function is called with the bundle, complete and checked, before that gets its name; if it raises, nothing is
+        written.
+    report : JSON value, optional
     overwrite : bool
         Replace a bundle that is there. It stays until the new one is complete.
 
@@ -341,10 +344,15 @@ def write_bundle(
         manifest["files"] = {
             f.name: {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in sorted(building.iterdir())
         }
-        manifest["metadata"] = dict(metadata or {})
+        manifest["metadata"] = {} if callable(metadata) else dict(metadata or {})
         _write(building / "manifest.json", _encode(manifest, "metadata"))
         _flush(building)
         _check_with_engine(building)
+        if callable(metadata):
+            manifest["metadata"] = dict(metadata(building))
+            (building / "manifest.json").unlink()
+            _write(building / "manifest.json", _encode(manifest, "metadata"))
+            _flush(building)
         _publish(building, target, overwrite)
     return target
 

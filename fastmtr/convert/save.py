@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +16,7 @@ from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.convert.guard import ModelWarning, suspicions
 from fastmtr.convert.registry import Conversion
 from fastmtr.convert.schemas import schema_of
-from fastmtr.convert.verify import TOLERANCE, ConversionReport, verify
+from fastmtr.convert.verify import TOLERANCE, verify
 from fastmtr.errors import ConversionError, SchemaError
 from fastmtr.features import FeaturePipeline
 from fastmtr.graph import Domain, Graph, Packed
@@ -85,27 +84,30 @@ def save(
     scores = None if sample is None else conversion.source.score(sample)
     if schema is None:
         schema = schema_of(graph, scores)
-    content: dict[str, Any] = {
-        "schema": schema,
-        "graph": graph,
-        "pipeline_state": None if pipeline is None else pipeline.state(),
-        "catalogue": _sampled(graph, "item", sample, items) if catalogue is None else catalogue,
-        "users": _sampled(graph, "request", sample, groups) if users is None else users,
-        "fusion": fusion,
-        "item_memory": item_memory,
-    }
-    with tempfile.TemporaryDirectory(prefix="fastmtr-") as folder:
-        report = verify(conversion, bundle=write_bundle(Path(folder) / "bundle", **content), tolerance=tolerance)
-    found = suspicions(graph, sample=sample, scores=scores, labels=labels)
-    report = msgspec.structs.replace(report, warnings=found)
-    made = write_bundle(path, **content, metadata=_metadata(report), overwrite=overwrite)
+    found: tuple[str, ...] = ()
+
+    def metadata(bundle: Path) -> dict[str, Any]:
+        nonlocal found
+        report = verify(conversion, bundle=bundle, tolerance=tolerance)
+        found = suspicions(graph, sample=sample, scores=scores, labels=labels)
+        report = msgspec.structs.replace(report, warnings=found)
+        return {"model": report.source, "conversion": msgspec.to_builtins(report)}
+
+    made = write_bundle(
+        path,
+        schema=schema,
+        graph=graph,
+        pipeline_state=None if pipeline is None else pipeline.state(),
+        catalogue=_sampled(graph, "item", sample, items) if catalogue is None else catalogue,
+        users=_sampled(graph, "request", sample, groups) if users is None else users,
+        fusion=fusion,
+        item_memory=item_memory,
+        metadata=metadata,
+        overwrite=overwrite,
+    )
     for each in found:
         warnings.warn(each, ModelWarning, stacklevel=2)
     return made
-
-
-def _metadata(report: ConversionReport) -> dict[str, Any]:
-    return {"model": report.source, "conversion": msgspec.to_builtins(report)}
 
 
 def _sampled(
