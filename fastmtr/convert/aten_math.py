@@ -230,7 +230,7 @@ def _extreme(c: Call, a: Operand, b: Operand, fn: Literal["max", "min"]) -> Rows
     return made
 
 
-@handles("clamp", "clip", "hardtanh", "clamp_min", "clamp_max")
+@handles("clamp", "clip", "clamp_min")
 def _clamp(c: Call, x: Value, low: Operand | None = None, high: Operand | None = None) -> Rows:
     made = c.t.rows(x)
     if low is not None and not _is(low, -math.inf):

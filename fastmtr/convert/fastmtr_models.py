@@ -13,10 +13,10 @@ from torch import nn
 from fastmtr.convert.layers import Writer, array
 from fastmtr.convert.registry import Conversion, Options
 from fastmtr.errors import ConversionError
-from fastmtr.graph import Domain, Graph, Packed
+from fastmtr.graph import DOMAINS, Domain, Graph, Packed
 from fastmtr.models.base import MultiTaskModel
 from fastmtr.models.esmm import ESMM
-from fastmtr.models.layers import DOMAINS, InputLayer, Rows
+from fastmtr.models.layers import InputLayer, Rows
 from fastmtr.models.mmoe import MMoE
 from fastmtr.models.ple import PLE, ExtractionLevel
 from fastmtr.models.shared_bottom import SharedBottom

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from fastmtr.compiler.dead_code import remove_dead_code
 from fastmtr.convert.registry import Options
 from fastmtr.convert.tensors import Column
 from fastmtr.convert.values import Raw, Shape
@@ -136,7 +137,7 @@ class ModelInputs:
         ConversionError
             It is not known what an input is a function of, or it is given as ids but read as numbers.
         """
-        graph = _live(graph)
+        graph = remove_dead_code(graph)
         read = {name for node in graph.nodes for name in node.inputs} | {o.value for o in graph.outputs}
         used = [i for i in graph.inputs if i.name in read]
         unknown = [p.name for p in self._pieces if p.domain is None and {p.name, p.name + _NUMBERS} & read]
@@ -293,18 +294,6 @@ def _constant_within(block: NDArray[Any], keys: NDArray[Any], what: str) -> bool
         raise ConversionError(f"{what} must have one entry a row of the sample ({len(block)}), found {keys.shape}")
     _, first, inverse = np.unique(keys, return_index=True, return_inverse=True)
     return bool((block == block[first[inverse]]).all())
-
-
-def _live(graph: Graph) -> Graph:
-    """Without nodes that no output depends on."""
-    needed = {o.value for o in graph.outputs}
-    nodes: list[Node] = []
-    for node in reversed(graph.nodes):
-        if node.output in needed:
-            nodes.append(node)
-            needed.update(node.inputs)
-    weights = {name: graph.weights[name] for node in nodes for name in node.weights.values()}
-    return Graph(graph.inputs, tuple(reversed(nodes)), graph.outputs, weights)
 
 
 def _tables(graph: Graph) -> dict[str, list[int]]:

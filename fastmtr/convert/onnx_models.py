@@ -292,7 +292,7 @@ class _Module(nn.Module):
 
     def _columns(self, chosen: Mapping[str, str], options: Options) -> Iterator[tuple[str, tuple[str, slice]]]:
         """Of a probability for either of two classes, that of the second one."""
-        tasks = options.tasks or (None if options.schema is None else options.schema.tasks)
+        tasks = options.task_names
         classifier = bool(self.notes)
         for name, value in chosen.items():
             found = self._values[value]

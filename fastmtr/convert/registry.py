@@ -99,6 +99,13 @@ class Options:
     tasks: Sequence[str] | None = None
     logits: bool | Sequence[str] = False
 
+    @property
+    def task_names(self) -> Sequence[str] | None:
+        """What the outputs are called: as given, or as the schema's tasks; None: neither says."""
+        if self.tasks is not None or self.schema is None:
+            return self.tasks
+        return [task.name for task in self.schema.tasks]
+
 
 Converter: TypeAlias = Callable[[Any, Options], Conversion]
 

@@ -95,9 +95,7 @@ def _matrix(options: Options, estimator: Any) -> tuple[NDArray[Any], Mapping[str
 def _task_names(estimators: Mapping[str, Any], options: Options) -> dict[str, list[str]]:
     """The tasks of each estimator."""
     counts = {label: _n_outputs(estimator) for label, estimator in estimators.items()}
-    given = options.tasks
-    if given is None and options.schema is not None:
-        given = [task.name for task in options.schema.tasks]
+    given = options.task_names
     if given is None:
         given = []
         for label, n in counts.items():

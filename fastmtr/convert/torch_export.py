@@ -64,9 +64,7 @@ def convert_module(
     arguments = Arguments(module, options.sample)
     inputs = ModelInputs(arguments.arrays, options, padding=padding)
     program = _exported(module, arguments)
-    tasks = options.tasks
-    if tasks is None and options.schema is not None:
-        tasks = [task.name for task in options.schema.tasks]
+    tasks = options.task_names
     ids: set[int] = set()
     for _ in range(2):  # the first pass finds out which inputs are ids
         translation = _Translation(program, arguments, inputs, ids=ids)
