@@ -98,7 +98,7 @@ class _Choice(NamedTuple):
 
     affine: str
     source: str
-    terms: tuple[int, ...]  # which of the product's
+    terms: dict[int, int]  # which of the product's, and where in a table's row its columns begin
     saved: float  # work of a request
     size: int
 
@@ -134,10 +134,10 @@ def _choices(
     node: Node, found: Expansion, values: Values, readers: Mapping[str, Collection[str]], *, once: bool
 ) -> list[_Choice]:
     n, steps = len(found.w[0][0]), steps_of(node)
-    terms: dict[str, list[int]] = {}
+    terms: dict[str, dict[int, int]] = {}
     for i, p in enumerate(found.pieces[0][0]):
-        if _first_column(found, i, values) is not None:
-            terms.setdefault(p.source, []).append(i)
+        if (first := _first_column(found, i, values)) is not None:
+            terms.setdefault(p.source, {})[i] = first
     choices = []
     for source, which in terms.items():
         embedding = values.nodes[source]
@@ -150,7 +150,7 @@ def _choices(
         saved = steps * product_work(n, columns, once=once) - cost
         if readers[source] == {node.output} and len(which) == sum(p.source == source for p in found.pieces[0][0]):
             saved += lookups * row_work(4 * d, 4 * rows * d)
-        choices.append(_Choice(node.output, source, tuple(which), saved * (1 if once else _CANDIDATES), size))
+        choices.append(_Choice(node.output, source, which, saved * (1 if once else _CANDIDATES), size))
     return choices
 
 
@@ -190,9 +190,7 @@ def _fold(node: Node, found: Expansion, choices: Sequence[_Choice], editor: Edit
         embedding = values.nodes[c.source]
         table = values.weights[embedding.weights["table"]].astype(np.float64)
         products = np.zeros((len(table), len(found.w[0][0])))
-        for i in c.terms:
-            first = _first_column(found, i, values)
-            assert first is not None
+        for i, first in c.terms.items():
             w = found.w[0][i]
             products += table[:, first : first + w.shape[1]] @ w.T
         name = editor.fresh(f"{node.output}*{c.source}")

@@ -153,6 +153,11 @@ def _expand(x: Sequence[Piece], w: _F64, values: Values, wanted: Wanted) -> tupl
     return [Term(p, part) for p, part in terms.items()], constant, changed
 
 
+def runs(columns: NDArray[np.intp]) -> list[NDArray[np.intp]]:
+    """Ascending columns in parts without gaps."""
+    return np.split(columns, np.flatnonzero(np.diff(columns) != 1) + 1)
+
+
 def _columns_as_terms(summand: _Summand, w: _F64, values: Values) -> list[Term]:
     columns, first, inverse = np.unique(summand.columns, return_index=True, return_inverse=True)
     weighted = w * summand.factor
@@ -162,9 +167,9 @@ def _columns_as_terms(summand: _Summand, w: _F64, values: Values) -> list[Term]:
     else:
         total = weighted[:, first]
     terms = []
-    for run in np.split(np.arange(len(columns)), np.flatnonzero(np.diff(columns) != 1) + 1):
-        at = int(run[0])
-        for p in cut(values.pieces[summand.value], int(columns[at]), len(run)):
+    at = 0
+    for run in runs(columns):
+        for p in cut(values.pieces[summand.value], int(run[0]), len(run)):
             terms.append(Term(p, total[:, at : at + p.width]))
             at += p.width
     return terms

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastmtr.compiler.linear import Values, is_sum
+from fastmtr.compiler.linear import Values, is_sum, runs
 from fastmtr.compiler.rewrite import Editor, Piece, cut, pieces_of
 from fastmtr.graph import Domain, Graph, Node
 
@@ -158,7 +158,7 @@ class _Separation:
     def _take(self, value: str, which: _Indices, width: int, name: str) -> str:
         """Those blocks of a value, side by side."""
         pieces = self.values.pieces[value]
-        made_of = [p for run in _runs(which) for p in cut(pieces, int(run[0]) * width, len(run) * width)]
+        made_of = [p for run in runs(which) for p in cut(pieces, int(run[0]) * width, len(run) * width)]
         return self.values.join(made_of, self.editor, name=name)
 
     # ---- blocks that are summed ----
@@ -248,7 +248,3 @@ def _by_code(codes: NDArray[np.uint8]) -> dict[Domain, _Indices]:
 
 def _counts(row: Mapping[Domain, _Indices]) -> dict[Domain, int]:
     return {domain: len(which) for domain, which in row.items()}
-
-
-def _runs(which: _Indices) -> list[_Indices]:
-    return np.split(which, np.flatnonzero(np.diff(which) != 1) + 1)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.compiler.linear import Values, steps_of
-from fastmtr.compiler.rewrite import Editor, canonical, uses
+from fastmtr.compiler.rewrite import Editor, uses
 from fastmtr.graph import Graph, Node, join_domains
 from fastmtr.reference import apply
 
@@ -194,8 +194,8 @@ class _Simplifier:
         # Where its addends are of another domain, the inner product is computed less often than the outer.
         if self.values.domains[inner.output] != join_domains(self.values.domains[name] for name in node.inputs):
             return node
-        outer_w, inner_w = (canonical(self.editor.weights[n.weights["w"]]).astype(np.float64) for n in (node, inner))
-        outer_w, inner_w = (w.reshape(-1, w.shape[2]) for w in (outer_w, inner_w))
+        outer_w, inner_w = (self.editor.weights[n.weights["w"]].astype(np.float64) for n in (node, inner))
+        outer_w, inner_w = (w.reshape(-1, w.shape[-1]) for w in (outer_w, inner_w))
         if outer_w.shape[0] * inner_w.shape[1] > inner_w.size + outer_w.size:
             return node
         weights = {**node.weights, "w": self.editor.weight(f"{node.output}.w", outer_w @ inner_w)}

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastmtr.features.quality import FeatureCheck
+from fastmtr.text_table import text_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -211,13 +212,7 @@ class Table(msgspec.Struct, frozen=True):
     text: int = 1
 
     def __str__(self) -> str:
-        widths = [max(map(len, column)) for column in zip(self.columns, *self.rows, strict=True)]
-        lines = [
-            "  ".join(
-                c.ljust(w) if i < self.text else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True))
-            )
-            for row in [self.columns, *self.rows]
-        ]
+        lines = text_table([self.columns, *self.rows], left=range(self.text))
         return "\n".join([self.title, *lines, *([self.note] if self.note else [])])
 
     def __rich__(self) -> Any:
