@@ -174,6 +174,22 @@ def test_the_old_bundle_comes_back_when_the_last_step_fails(path: Path, monkeypa
     assert os.listdir(path.parent) == ["bundle"]
 
 
+def test_metadata_may_come_from_the_complete_bundle(path: Path) -> None:
+    def describe(made: Path) -> dict[str, Any]:
+        return {"items": _native.Model(str(made)).n_items, "data": open_bundle(made, verify=True).metadata}
+
+    write(path, metadata=describe, overwrite=True)
+    assert open_bundle(path, verify=True).metadata == {"items": 5, "data": {}}
+
+    def refuse(made: Path) -> dict[str, Any]:
+        raise ConversionError("not as it should be")
+
+    with pytest.raises(ConversionError, match="not as it should be"):
+        write(path, metadata=refuse, overwrite=True)
+    assert open_bundle(path).metadata["items"] == 5
+    assert [each.name for each in path.parent.iterdir()] == [path.name]
+
+
 def test_a_killed_writer_leaves_nothing_under_the_name(tmp_path: Path) -> None:
     program = f"""
         import os, signal, sys
