@@ -187,11 +187,24 @@ def test_other_bins_are_refused():
 
 
 def test_what_a_server_counted():
-    fitted = {"x": numbers(np.arange(1000.0)), "c": categories(np.full(1000, 2)), "idle": numbers([1.0])}
+    many = category_statistics(rows=10, nulls=0, unseen=0, by_row=np.array([25]), hashed=False)
+    fitted = {
+        "x": numbers(np.arange(1000.0)),
+        "c": categories(np.full(1000, 2)),
+        "idle": numbers([1.0]),
+        "tags": many,
+    }
     counts = {
-        "x": {"rows": 500, "nulls": 100, "out_of_range": 40},
-        "c": {"rows": 500, "nulls": 0, "unseen": 10},
-        "idle": {"rows": 0, "nulls": 0},
+        "request": {
+            "x": {"rows": 500, "nulls": 100, "unseen": 0, "beyond": 40},
+            "idle": {"rows": 0, "nulls": 0, "unseen": 0, "beyond": 0},
+            "other": {"rows": 7, "nulls": 0, "unseen": 0, "beyond": 0},
+        },
+        "item": {
+            "c": {"rows": 500, "nulls": 0, "unseen": 10, "beyond": 0},
+            "tags": {"rows": 500, "nulls": 0, "unseen": 700, "beyond": 0},
+        },
+        "candidate": {},
     }
     check = check_counts(fitted, counts)
     x, c = check.columns

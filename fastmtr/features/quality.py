@@ -353,26 +353,31 @@ def compare(
 
 
 def check_counts(
-    fitted: Mapping[str, Statistics], counts: Mapping[str, Mapping[str, int]], *, limits: Limits | None = None
+    fitted: Mapping[str, Statistics],
+    counts: Mapping[str, Mapping[str, Mapping[str, int]]],
+    *,
+    limits: Limits | None = None,
 ) -> FeatureCheck:
-    """The same of what a server counted; it keeps no distribution, so there is no stability index.
+    """The same of what an engine counted while it served; it keeps no distribution, so there is no stability index.
 
     Parameters
     ----------
     fitted : mapping of feature to Statistics
-    counts : mapping of feature to mapping
-        ``rows``, ``nulls``, ``unseen``, ``out_of_range`` and, where there are many in a row, ``values``; a feature
-        without rows is left out.
+    counts : mapping of domain to mapping of feature to mapping
+        ``rows``, ``nulls``, ``unseen`` and ``beyond`` (out of range), as ``fmtr_features_counts`` gives them. A feature
+        without rows is left out, and one of many values in a row, whose values are not counted.
     limits : Limits, optional
     """
     columns = []
-    for name, each in fitted.items():
-        mine = counts.get(name, {})
-        rows, nulls = mine.get("rows", 0), mine.get("nulls", 0)
-        if rows:
-            unusual = mine.get("unseen" if isinstance(each, CategoryStatistics) else "out_of_range", 0)
-            found = _Counted(rows, nulls, mine.get("values", rows - nulls), unusual)
-            columns.append(_judged(name, each, found, limits or Limits()))
+    for name, mine in ((name, each) for features in counts.values() for name, each in features.items()):
+        old = fitted.get(name)
+        if old is None or not mine["rows"]:
+            continue
+        many = isinstance(old, CategoryStatistics) and old.values != old.rows - old.nulls
+        if not many:
+            unusual = mine["unseen" if isinstance(old, CategoryStatistics) else "beyond"]
+            found = _Counted(mine["rows"], mine["nulls"], mine["rows"] - mine["nulls"], unusual)
+            columns.append(_judged(name, old, found, limits or Limits()))
     return FeatureCheck(columns=columns)
 
 
