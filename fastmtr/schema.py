@@ -26,6 +26,8 @@ Encoding = Literal["target", "count", "rate"]
 TimeUnit = Literal["s", "ms", "us", "ns"]
 
 _Positive = Annotated[int, msgspec.Meta(ge=1)]
+# Ids are int32.
+_Rows = Annotated[int, msgspec.Meta(ge=1, le=2**30)]
 _PARTS = ("hour", "weekday", "hour_of_week")
 
 
@@ -126,8 +128,8 @@ class Feature(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     source: str | None = None
     dim: _Positive = 16
     min_count: _Positive = 1
-    oov_rows: _Positive = 1
-    hash_rows: _Positive | None = None
+    oov_rows: _Rows = 1
+    hash_rows: _Rows | None = None
     hashes: Annotated[int, msgspec.Meta(ge=1, le=16)] = 1
     cross: tuple[str, ...] = ()
     buckets: Annotated[int, msgspec.Meta(ge=2)] | None = None

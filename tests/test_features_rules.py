@@ -205,3 +205,56 @@ def test_names_of_the_packed_columns_and_whatever_table() -> None:
 def test_a_pipeline_is_not_pickled() -> None:
     with pytest.raises(TypeError, match=r"not pickled: .*Save state\(\)"):
         pickle.dumps(_fitted(_number(), {"x": [1.0]}))
+
+
+def test_a_cross_of_stored_and_new_values_is_not_made_of_half() -> None:
+    features = (_category(cross=("city", "tab")), Feature(name="z", entity="item", kind="categorical", source="tab"))
+    schema = Schema(user="u", item="i", features=features, tasks=(Task(name="click"),))
+    pipeline = FeaturePipeline(schema).fit(items=read_table({"city": CITIES, "tab": [1, 2, 3, 4, 5]}))
+    stored = pipeline.transform_row("item", {"city": "Rome", "tab": 1})
+    both = pipeline.transform_row("item", {"city": "Rome", "tab": 2}, base=stored)
+    assert both.ids.tolist() == pipeline.transform("item", read_table({"city": ["Rome"], "tab": [2]})).ids.tolist()
+    with pytest.raises(SchemaError, match=r"'c' is made of \['city', 'tab'\] together, and the row has no 'city'"):
+        pipeline.transform_row("item", {"tab": 2}, base=stored)
+
+
+def test_buckets_where_one_value_dominates() -> None:
+    pipeline = _fitted(_category(buckets=4), {"c": [0.0] * 9 + [3.0, 5.0]})
+    assert _both(pipeline, {"c": [0.0, 3.0, 9.0]}).ids[:, 0].tolist() == [2, 3, 3]
+
+
+def test_numbers_whose_range_was_never_seen() -> None:
+    pipeline = _fitted(_number(out_of_range="error", scaling="none"), {"x": pa.array([None, None], pa.float64())})
+    assert _both(pipeline, {"x": [5.0, -1e30]}).dense[:, 0].tolist() == [5.0, np.float32(-1e30)]
+
+
+def test_a_range_next_to_nothing() -> None:
+    pipeline = _fitted(_number(scaling="robust"), {"x": [0.0, 5e-324, 1e-323, 1e300]})
+    assert np.isfinite(_both(pipeline, {"x": [1e30, -1e30]}).dense).all()
+
+
+@pytest.mark.parametrize(("part", "value"), [("clock", {}), ("keys", {"user": "v", "item": "i"}), ("features", [])])
+def test_altered_parts_of_a_state_are_refused(part: str, value: Any) -> None:
+    pipeline = _fitted(_number(), {"x": [1.0, 5.0]})
+    state, arrays = pipeline.state()
+    with pytest.raises(SchemaError, match="the pipeline's state is damaged"):
+        FeaturePipeline.from_state(pipeline.schema, state | {part: value}, arrays)
+
+
+def test_messages_name_the_raw_column() -> None:
+    pipeline = _fitted(_category(source="raw"), {"raw": [1, 2]})
+    with pytest.raises(SchemaError, match="column 'raw' should hold whole numbers"):
+        pipeline.transform_row("item", {"raw": "text"})
+    crossed = _fitted(_category(cross=("a", "b")), {"a": [1], "b": ["x"]})
+    with pytest.raises(SchemaError, match="column 'b' should hold text"):
+        crossed.transform("item", read_table({"a": [1], "b": [2]}))
+
+
+@pytest.mark.parametrize("rows", ["oov_rows", "hash_rows"])
+def test_rows_fit_ids(rows: str) -> None:
+    with pytest.raises(SchemaError, match="Expected `int` <= 1073741824"):
+        Schema.from_json(
+            Schema(user="u", item="i", features=(_category(**{rows: 7}),), tasks=(Task(name="click"),))
+            .to_json()
+            .replace(b'": 7', b'": 4294967296')
+        )

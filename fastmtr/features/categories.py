@@ -59,7 +59,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     Parameters
     ----------
     name : str
-        The feature's, for messages.
+        The raw column's, for messages.
     type : {"int", "str"}, optional
         None: the fitted data held nulls only, so either comes as unseen.
     known : ndarray of int64, or Texts
@@ -96,7 +96,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     @classmethod
     def fit(cls, feature: Feature, counts: CategoryCounts) -> Categories:
         """Learn the vocabulary from values that were counted."""
-        nothing = cls(name=feature.name, type=counts.type, known=(), **_rules(feature))
+        nothing = cls(name=feature.column, type=counts.type, known=(), **_rules(feature))
         if counts.type is None or feature.hash_rows is not None:
             return nothing
         known: Any
@@ -104,7 +104,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             known, _ = counts.ints(feature.min_count)
         else:
             data, offsets, _ = counts.texts(feature.min_count)
-            values.check_utf8(data, offsets, problem=f"column {feature.name!r} holds text that is not valid UTF-8")
+            values.check_utf8(data, offsets, problem=f"column {feature.column!r} holds text that is not valid UTF-8")
             known = Texts(data, offsets)
         return msgspec.structs.replace(nothing, known=known)
 
@@ -148,9 +148,11 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
         strange = np.flatnonzero(~found & valid)
         if len(strange) and self.unseen == "error":
             self._refuse_unseen(int(numbers[strange[0]]), len(strange))
-        unseen = hashing.hash_integers(numbers) % np.uint64(self.oov_rows)
-        ids = np.where(found, places + self.first_row, unseen.astype(np.int64) + UNSEEN)
-        return ids.astype(np.int32)[:, None]
+        ids = np.where(found, places + self.first_row, UNSEEN).astype(np.int32)
+        if self.oov_rows > 1:
+            of_hash = hashing.hash_integers(numbers[strange]) % np.uint64(self.oov_rows)
+            ids[strange] += of_hash.astype(np.int32)
+        return ids[:, None]
 
     @cached_property
     def _ascending(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
@@ -233,7 +235,7 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             known = _saved_texts(
                 name, saved_vector(name, arrays, "bytes", np.uint8), saved_vector(name, arrays, "offsets", np.int64)
             )
-        categories = cls(name=name, type=kind, known=known, **rules)
+        categories = cls(name=feature.column, type=kind, known=known, **rules)
         if len(categories._ids) != len(known):
             raise SchemaError(f"the saved state of feature {name!r} is damaged: a category stands twice")
         return categories
@@ -287,14 +289,14 @@ def split_lists(
         try:
             split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]
         except UnicodeDecodeError as error:
-            raise SchemaError(f"column {feature.name!r} holds text that is not valid UTF-8: {error}") from error
+            raise SchemaError(f"column {feature.column!r} holds text that is not valid UTF-8: {error}") from error
         parents = np.repeat(np.arange(len(split)), [len(each) for each in split])
         flat = pa.array([part for each in split for part in each], pa.large_string())
         return flat, parents, coded.indices.fill_null(-1).to_numpy(zero_copy_only=False).astype(np.int64)
     what = {"text": "text", "sequence": "lists"}.get(
         feature.kind, f"lists, or text with {feature.separator!r} between values"
     )
-    raise SchemaError(f"column {feature.name!r} should hold {what}, found a column of type {kind}")
+    raise SchemaError(f"column {feature.column!r} should hold {what}, found a column of type {kind}")
 
 
 def encode_lists(

@@ -76,7 +76,7 @@ class ObservedCategories:
 
     def __init__(self, feature: Feature) -> None:
         self.feature = feature
-        self.counts = CategoryCounts(feature.name)
+        self.counts = CategoryCounts(feature.column)
         self.rows = self.nulls = 0
 
     def observe(self, column: pa.Array | pa.ChunkedArray, weights: NDArray[np.int64] | None) -> None:

@@ -27,11 +27,13 @@ class Cross(msgspec.Struct, frozen=True, kw_only=True):
     ----------
     categories : Categories
         Of the hashes, as whole numbers.
+    columns : tuple of str
     types : tuple of {"int", "str"} or None
         Of each column; None: the fitted data held nulls only.
     """
 
     categories: Categories
+    columns: tuple[str, ...]
     types: tuple[values.ValueType | None, ...]
 
     @property
@@ -46,7 +48,7 @@ class Cross(msgspec.Struct, frozen=True, kw_only=True):
 
     def encode(self, columns: Sequence[Any]) -> NDArray[np.int32]:
         """The ids of each row, shape (n, width)."""
-        hashes, valid = _crossed(self.categories.name, columns, self.types)
+        hashes, valid = _crossed(self.columns, columns, self.types)
         refuse_nulls(self.categories.name, self.categories.nulls, valid)
         if self.categories.hash_rows is None:
             found = self.categories.encode_integers(_joint(hashes), valid)
@@ -75,7 +77,8 @@ class Cross(msgspec.Struct, frozen=True, kw_only=True):
         types = head.get("types")
         if not isinstance(types, list) or len(types) != len(feature.cross) or not set(types) <= {"int", "str", None}:
             raise SchemaError(damaged(feature.name, head))
-        return cls(categories=Categories.from_state(feature, head, arrays), types=tuple(types))
+        categories = Categories.from_state(feature, head, arrays)
+        return cls(categories=categories, columns=feature.cross, types=tuple(types))
 
 
 class ObservedCross:
@@ -92,7 +95,7 @@ class ObservedCross:
         for i, column in enumerate(columns):
             kind, array = values.category_column(column, name=self.reads[i].column, expected=self._types[i])
             self._types[i] = kind if array.null_count < len(array) else self._types[i]
-        hashes, valid = _crossed(self.feature.name, columns, self._types)
+        hashes, valid = _crossed(self.feature.cross, columns, self._types)
         self.counts.update_ints(_joint(hashes), valid.view(np.uint8), weights)
         of_rows = np.ones(len(valid), np.int64) if weights is None else weights
         self.rows += int(of_rows.sum())
@@ -100,7 +103,8 @@ class ObservedCross:
 
     def fit(self, encoders: Mapping[str, Any]) -> Cross:
         """What they teach."""
-        return Cross(categories=Categories.fit(self.feature, self.counts), types=tuple(self._types))
+        categories = Categories.fit(self.feature, self.counts)
+        return Cross(categories=categories, columns=self.feature.cross, types=tuple(self._types))
 
 
 class Buckets(msgspec.Struct, frozen=True, kw_only=True):
@@ -174,19 +178,22 @@ class ObservedBuckets:
         bounds = np.zeros(0)
         if self.summary.moments.count:
             levels = np.arange(1, self.feature.buckets) / self.feature.buckets
-            found = np.unique(self.summary.quantiles(levels))
-            # Below the least value there would be an empty bucket.
-            bounds = found[found > self.summary.low]
+            bounds = np.unique(self.summary.quantiles(levels))
+            # Nothing is below the least value: where it takes a whole share, what is above it begins the next bucket.
+            distinct, _ = self.summary.distribution()
+            bounds = np.unique(
+                [*bounds[bounds > self.summary.low], *(distinct[1:2] if bounds[0] <= distinct[0] else ())]
+            )
         return Buckets(name=self.feature.name, bounds=bounds, nulls=self.feature.nulls)
 
 
 def _crossed(
-    name: str, columns: Sequence[Any], types: Sequence[values.ValueType | None]
+    names: Sequence[str], columns: Sequence[Any], types: Sequence[values.ValueType | None]
 ) -> tuple[list[NDArray[np.uint64]], NDArray[np.bool_]]:
     """The hash of each value of each column, and the rows of which no value is null."""
     hashes = []
     valid = np.ones(len(columns[0]), bool)
-    for column, kind in zip(columns, types, strict=True):
+    for name, column, kind in zip(names, columns, types, strict=True):
         if isinstance(column, list):
             one = values.category(column[0], name=name, expected=kind)
             if isinstance(one, str):

@@ -422,7 +422,14 @@ class FeaturePipeline:
 
     def _gives(self, row: Mapping[str, Any], feature: Feature) -> bool:
         """Whether a row has the column of an operator; the clock alone does not change what another column says."""
-        return any(column in row for column in self.schema.columns_of(feature) or (self.schema.timestamp,))
+        columns = self.schema.columns_of(feature) or (str(self.schema.timestamp),)
+        absent = [column for column in columns if column not in row]
+        if absent and len(absent) < len(columns):
+            raise SchemaError(
+                f"feature {feature.name!r} is made of {list(columns)} together, and the row has no {absent[0]!r}: give "
+                "all of them, or none for what is stored"
+            )
+        return not absent
 
     def _plan(self, domain: Domain) -> _RowPlan:
         plan = self._plans.get(domain)
@@ -466,23 +473,17 @@ class FeaturePipeline:
         for name, encoder in self._encoders.items():
             heads[name], parts = encoder.state()
             arrays |= {f"{name}/{part}": array for part, array in parts.items()}
-        clock = clock_of(self.schema)
         return {
             "version": STATE_VERSION,
             "hash": hashing.HASH_NAME,
-            "clock": {
-                "column": self.schema.timestamp,
-                "ticks_per_second": clock.ticks_per_second,
-                "offset_seconds": clock.offset,
-            },
-            "keys": {"user": self.schema.user, "item": self.schema.item},
-            "program": self._program(),
+            **self._program(),
             "features": heads,
             "statistics": msgspec.to_builtins(self.statistics),
         }, arrays
 
-    def _program(self) -> list[dict[str, Any]]:
+    def _program(self) -> dict[str, Any]:
         """What each feature does, for the engine, which does not read the schema: see docs/features.md."""
+        clock = clock_of(self.schema)
         program = []
         for each in self.inputs if self._encoders else ():
             feature = self.schema.feature(each.name)
@@ -506,7 +507,15 @@ class FeaturePipeline:
             if feature.derive is not None:
                 entry["derive"] = feature.derive.removesuffix("_cycle")
             program.append(entry)
-        return program
+        return {
+            "clock": {
+                "column": self.schema.timestamp,
+                "ticks_per_second": clock.ticks_per_second,
+                "offset_seconds": clock.offset,
+            },
+            "keys": {"user": self.schema.user, "item": self.schema.item},
+            "program": program,
+        }
 
     @classmethod
     def from_state(
@@ -520,6 +529,8 @@ class FeaturePipeline:
             The state is of another version or hash, does not cover the schema's features, or was altered.
         """
         heads = state.get("features", {})
+        if not isinstance(heads, Mapping):
+            raise SchemaError(f"the pipeline's state is damaged: its features are {type(heads).__name__}, not by name")
         found = (state.get("version"), state.get("hash"))
         if found == _BEFORE and any(isinstance(h, Mapping) and h.get("hash_rows") for h in heads.values()):
             raise SchemaError(
@@ -543,7 +554,7 @@ class FeaturePipeline:
             found_operator = operator_from_state(feature, schema, head, parts)
             kind = Scale if feature.kind == "numeric" else Categories
             pipeline._encoders[feature.name] = found_operator or kind.from_state(feature, head, parts)
-        if found != _BEFORE and state.get("program") != pipeline._program():
+        if found != _BEFORE and any(state.get(key) != part for key, part in pipeline._program().items()):
             raise SchemaError("the pipeline's state is damaged: its program is not that of the schema's features")
         return pipeline
 
@@ -612,7 +623,7 @@ def _encode_one(feature: Feature, encoder: Categories | Attributes, value: Any) 
         parts = ()
     else:
         what = {"text": "text", "sequence": "a list"}.get(feature.kind, "a list or text")
-        raise SchemaError(f"column {feature.name!r} should hold {what}, found {value!r}")
+        raise SchemaError(f"column {feature.column!r} should hold {what}, found {value!r}")
     ids = [one for one in map(encoder.encode_value, parts) if one != MISSING]
     if feature.kind == "multi":
         ids = list(dict.fromkeys(ids))

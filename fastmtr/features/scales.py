@@ -78,7 +78,9 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             indicator=feature.indicator,
         )
         if not summary.moments.count:
-            return nothing
+            # No number is beyond a range that nothing is known of.
+            unknown = feature.out_of_range != "keep"
+            return msgspec.structs.replace(nothing, low=-FLOAT32_MAX, high=FLOAT32_MAX) if unknown else nothing
         low, high = summary.low, summary.high
         scale = msgspec.structs.replace(nothing, mean=summary.moments.mean, low=low, high=high)
         moments = summary.transformed if feature.scaling == "log1p" else summary.moments
@@ -236,7 +238,8 @@ def _encode(scales: Sequence[Scale], columns: NDArray[np.float64]) -> list[NDArr
     for i, scale in enumerate(scales):
         if scale.kind == "log1p":
             x[i] = signed_log1p(x[i])
-    y = _single((x - each("shift")) / each("factor"))
+    with np.errstate(over="ignore"):
+        y = _single((x - each("shift")) / each("factor"))
     for i, scale in enumerate(scales):
         if len(scale.knots):
             y[i] = scale._ranked(x[i])
