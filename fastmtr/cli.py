@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from fastmtr.evaluation.report import Latency
+    from fastmtr.ranker import Ranker
 
 __all__ = ["main"]
 
@@ -509,12 +510,7 @@ def _explain(options: argparse.Namespace) -> None:
         options.html.write_text(explanation.to_html(), encoding="utf-8")
         print(f"wrote {options.html}")
         return
-    try:
-        console = _console()
-    except ModuleNotFoundError:
-        print(explanation)
-    else:
-        console.print(explanation)
+    _show(explanation)
     from fastmtr.convert.command import report_lines
 
     for line in report_lines(bundle.metadata):
@@ -527,7 +523,7 @@ def _recommend(options: argparse.Namespace) -> None:
     from fastmtr.ranker import Ranker
 
     ranker = Ranker.load(options.bundle, precision=options.precision, device=options.device)
-    users = options.user if ranker.bundle.user_names is not None else [_whole(user) for user in options.user]
+    users = [_key(ranker, user) for user in options.user]
     exclude = None if options.with_seen or ranker.bundle.seen is None else "seen"
     retrieve = None if options.all else options.retrieve
     found = ranker.recommend(users, k=options.k, retrieve=retrieve, exclude=exclude, certified=options.certified)
@@ -543,6 +539,11 @@ def _recommend(options: argparse.Namespace) -> None:
             print(msgspec.json.encode(line).decode())
         else:
             print(ranking, end="\n\n")
+
+
+def _key(ranker: Ranker, text: str) -> int | str:
+    """A user's key as the bundle has them."""
+    return text if ranker.bundle.user_names is not None else _whole(text)
 
 
 def _whole(text: str) -> int:
@@ -580,7 +581,7 @@ def _profile(options: argparse.Namespace) -> None:
         raise SchemaError("this bundle has no items or no users of its own to measure with")
     user = ranker.users.tolist()[0]
     if options.user is not None:
-        user = options.user if ranker.bundle.user_names is not None else _whole(options.user)
+        user = _key(ranker, options.user)
     items = ranker.items[np.random.default_rng(0).integers(ranker.n_items, size=options.n)]
     found = ranker.profile(user, items, k=options.k, repeats=options.repeats)
     if options.json:
