@@ -272,16 +272,15 @@ class Layout(ABC):
         shape = x.shape.with_size(axis, x.shape.inner[axis] * times)
         if x.shape.inner[axis] == 1:
             return replace(self._one(x), shape=shape)
-        apart = Shape((*x.shape.inner[:axis], 1, *x.shape.inner[axis:]), x.shape.batch + (axis < x.shape.batch))
-        spread = self.expand(self._apart(x, apart), apart.with_size(axis, times))
-        found = self.reshape(spread, shape)
-        assert isinstance(found, Rows)
-        return found
+        return self._repeated(x, axis, times, at=axis)
 
     def repeat_each(self, x: Rows, axis: int, times: int) -> Rows:
         """An inner axis [n] as [n times], each value so often."""
+        return self._repeated(x, axis, times, at=axis + 1)
+
+    def _repeated(self, x: Rows, axis: int, times: int, *, at: int) -> Rows:
+        """An inner axis, `times` as long by a new axis at `at` that is merged with it."""
         shape = x.shape.with_size(axis, x.shape.inner[axis] * times)
-        at = axis + 1
         apart = Shape((*x.shape.inner[:at], 1, *x.shape.inner[at:]), x.shape.batch + (axis < x.shape.batch))
         spread = self.expand(self._apart(x, apart), apart.with_size(at, times))
         found = self.reshape(spread, shape)
