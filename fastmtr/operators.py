@@ -12,7 +12,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 
-__all__ = ["ACTIVATIONS", "BINARY_FUNCTIONS", "OPS", "REDUCTIONS", "Op", "OpContext", "plan_version"]
+__all__ = ["ACTIVATIONS", "BINARY_FUNCTIONS", "NEW_ATTRS", "OPS", "REDUCTIONS", "Op", "OpContext", "plan_version"]
 
 ACTIVATIONS = (
     "none",
@@ -369,7 +369,8 @@ OPS: Mapping[str, Op] = {
 
 _NEW_ACTIVATIONS = frozenset(("selu", "mish", "relu6", "hard_sigmoid", "hard_swish", "softsign", "log", "sqrt", "abs"))
 _NEW_OPS = frozenset(("repeat", "transpose", "matmul", "present", "mask", "gru", "conv1d"))
-_NEW_ATTRS = frozenset((("affine", "steps"), ("layer_norm", "size"), ("l2_normalize", "size")))
+NEW_ATTRS = frozenset((("affine", "steps"), ("layer_norm", "size"), ("l2_normalize", "size")))
+"""Attributes of operators that were there without them: plans leave them out where they say nothing."""
 
 
 def plan_version(op: str, attrs: Mapping[str, Any]) -> int:
@@ -382,5 +383,5 @@ def plan_version(op: str, attrs: Mapping[str, Any]) -> int:
         Those that the plan has: ``steps`` and ``size`` of operators that were there without them are left out where
         they say nothing.
     """
-    new = op in _NEW_OPS or attrs.get("activation") in _NEW_ACTIVATIONS or any((op, a) in _NEW_ATTRS for a in attrs)
+    new = op in _NEW_OPS or attrs.get("activation") in _NEW_ACTIVATIONS or any((op, a) in NEW_ATTRS for a in attrs)
     return 2 if new else 1

@@ -15,7 +15,7 @@ from fastmtr.compiler.rewrite import Piece, listed, pieces_of
 from fastmtr.compiler.split_by_domain import ITEM_PART
 from fastmtr.compiler.storage import Storage, stored_dtype, stored_unit
 from fastmtr.graph import DOMAINS, Domain, Graph, Input, Node
-from fastmtr.operators import OPS, plan_version
+from fastmtr.operators import NEW_ATTRS, OPS, plan_version
 
 __all__ = ["lower"]
 
@@ -349,7 +349,7 @@ def _written_attrs(node: Node) -> dict[str, Any]:
     """All attributes, but for those that came later and have their default: older engines do not know them."""
     defaults = OPS[node.op].attrs
     attrs = {name: node.attr(name) for name in sorted(defaults)}
-    return {k: v for k, v in attrs.items() if k not in ("steps", "size") or v != defaults[k]}
+    return {k: v for k, v in attrs.items() if (node.op, k) not in NEW_ATTRS or v != defaults[k]}
 
 
 def _is_addend(node: Node, position: int) -> bool:
