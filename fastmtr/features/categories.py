@@ -27,6 +27,8 @@ from fastmtr.schema import Feature
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from fastmtr.features.numba_batch import Index
+
 __all__ = ["MISSING", "UNSEEN", "Categories", "Texts", "encode_lists", "hashed_column", "split_lists", "tokens"]
 
 MISSING, UNSEEN = 0, 1
@@ -205,6 +207,13 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
     def _ids(self) -> dict[int | str, int]:
         known = self.known.tolist() if len(self.known) else ()
         return {value: i for i, value in enumerate(known, self.first_row)}
+
+    @cached_property
+    def index(self) -> Index:
+        """The vocabulary for Numba's look-ups."""
+        from fastmtr.features.numba_batch import Index
+
+        return Index(np.zeros(0, np.int64) if self.type is None else self.known)
 
     @cached_property
     def _value_set(self) -> pa.Array:

@@ -17,7 +17,7 @@ from fastmtr.features.operators import damaged, readers, refuse_nulls
 from fastmtr.features.scales import saved_vector
 from fastmtr.schema import Feature, Schema
 
-__all__ = ["Buckets", "Cross", "ObservedBuckets", "ObservedCross"]
+__all__ = ["FIRST_BUCKET", "Buckets", "Cross", "ObservedBuckets", "ObservedCross"]
 
 
 class Cross(msgspec.Struct, frozen=True, kw_only=True):
@@ -127,7 +127,7 @@ class Buckets(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def rows(self) -> int:
         """Rows of the table of embeddings."""
-        return _FIRST_BUCKET + len(self.bounds) + 1
+        return FIRST_BUCKET + len(self.bounds) + 1
 
     def encode(self, columns: Sequence[Any]) -> NDArray[np.int32]:
         """The id of each number, shape (n, 1)."""
@@ -135,7 +135,7 @@ class Buckets(msgspec.Struct, frozen=True, kw_only=True):
         (numbers,) = columns
         known = ~np.isnan(numbers)
         refuse_nulls(self.name, self.nulls, known)
-        found = np.searchsorted(self.bounds, numbers, side="right").astype(np.int32) + np.int32(_FIRST_BUCKET)
+        found = np.searchsorted(self.bounds, numbers, side="right").astype(np.int32) + np.int32(FIRST_BUCKET)
         return np.where(known, found, np.int32(MISSING))[:, None]
 
     def null(self) -> NDArray[np.int32]:
@@ -158,7 +158,7 @@ class Buckets(msgspec.Struct, frozen=True, kw_only=True):
 
 
 # Row 1 is that of unseen values, which numbers do not have: the rows are those of any vocabulary.
-_FIRST_BUCKET = 2
+FIRST_BUCKET = 2
 
 
 class ObservedBuckets:

@@ -20,6 +20,7 @@ from fastmtr.features.array_times import Part, clock_part
 from fastmtr.features.attributes import Attributes
 from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists, tokens
 from fastmtr.features.kinds import OPERATORS, is_operator, operation, operator_from_state
+from fastmtr.features.engines import numba_is_worth_it
 from fastmtr.features.made_categories import Buckets, Cross
 from fastmtr.features.operators import Operator, clock_of, readers
 from fastmtr.features.quality import Statistics, read_statistics
@@ -177,7 +178,13 @@ class FeaturePipeline:
     # ------------------------------------------------------------------ tables
 
     def transform(
-        self, domain: Domain, table: Any, *, missing: Literal["error", "null"] = "error", threads: int = 1
+        self,
+        domain: Domain,
+        table: Any,
+        *,
+        missing: Literal["error", "null"] = "error",
+        engine: Literal["auto", "numba", "arrays"] = "auto",
+        threads: int = 1,
     ) -> Packed:
         """Pack the rows of a table.
 
@@ -189,8 +196,11 @@ class FeaturePipeline:
             pandas, Polars, a mapping of columns, a file.
         missing : {"error", "null"}
             What a feature without a column does: raise, or count as null.
+        engine : {"auto", "numba", "arrays"}
+            What goes through the rows; the bits are the same. "auto": Numba, if it is there (``pip install
+            'fastmtr[features]'``) and either the table is large or :func:`fastmtr.features.warm_up` was called.
         threads : int
-            Features that are packed at once.
+            Of Numba; of arrays, features that are packed at once.
 
         Returns
         -------
@@ -202,15 +212,21 @@ class FeaturePipeline:
         given = read_table(table)
         packed = self._unset(domain, given.num_rows)
         places = {i.name: i for i in self.inputs if i.domain == domain}
+        packed_already: Container[str] = ()
+        if engine == "numba" or (engine == "auto" and numba_is_worth_it(given.num_rows)):
+            from fastmtr.features.numba_batch import fill
+
+            packed_already = fill(self, given, into=packed, places=places, threads=threads)
+        left = [feature for feature in self.features(domain) if feature.name not in packed_already]
 
         def pack(feature: Feature) -> None:
             at = places[feature.name]
             into = getattr(packed, at.kind)[:, at.offset : at.offset + at.width]
             blocks = self.transform_blocks((feature,), given, missing=missing)
-            into[:] = blocks.get(feature.name, self._null(feature))
+            into[:] = blocks.get(feature.name, self.null(feature))
 
         with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:
-            for _ in (map if pool is None else pool.map)(pack, self.features(domain)):
+            for _ in (map if pool is None else pool.map)(pack, left):
                 pass
         return packed
 
@@ -326,7 +342,7 @@ class FeaturePipeline:
         packed = self._unset(domain, n_rows)
         for each in self.inputs:
             if each.domain == domain:
-                block = blocks.get(each.name, self._null(self.schema.feature(each.name)))
+                block = blocks.get(each.name, self.null(self.schema.feature(each.name)))
                 getattr(packed, each.kind)[:, each.offset : each.offset + each.width] = block
         return packed
 
@@ -585,7 +601,8 @@ class FeaturePipeline:
         assert isinstance(encoder, (*OPERATORS, Scale))
         return encoder.width
 
-    def _null(self, feature: Feature) -> Any:
+    def null(self, feature: Feature) -> Any:
+        """What a feature without a column becomes, shape (width,) or a number."""
         encoder = self._encoder(feature)
         return encoder.null() if isinstance(encoder, (*OPERATORS, Scale)) else np.int32(MISSING)
 
