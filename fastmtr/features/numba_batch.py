@@ -181,8 +181,11 @@ def _category(feature: Feature, encoder: Categories, array: pa.Array, out: NDArr
 
 
 def divider(rows: int) -> _Step:
-    """Numbers by which the kernels divide by `rows`: T. Granlund and P. Montgomery, Division by invariant integers using
-    multiplication, 1994; with a sum that never overflows."""
+    """What the kernels need for remainders by `rows`, at least 1, without a division.
+
+    T. Granlund and P. Montgomery, Division by invariant integers using multiplication, 1994; its form for divisors
+    whose multiplier takes 65 bits.
+    """
     bits = rows.bit_length() - 1
     if rows & (rows - 1) == 0:
         return {"rows": rows, "magic": 0, "shift": max(bits - 1, 0)}

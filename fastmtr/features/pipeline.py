@@ -19,8 +19,8 @@ from fastmtr.features import hashing, values
 from fastmtr.features.array_times import Part, clock_part
 from fastmtr.features.attributes import Attributes
 from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists, tokens
-from fastmtr.features.kinds import OPERATORS, is_operator, operation, operator_from_state
 from fastmtr.features.engines import numba_is_worth_it
+from fastmtr.features.kinds import OPERATORS, is_operator, operation, operator_from_state
 from fastmtr.features.made_categories import Buckets, Cross
 from fastmtr.features.operators import Operator, clock_of, readers
 from fastmtr.features.quality import Statistics, read_statistics
