@@ -41,7 +41,7 @@ from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
 import fastmtr
-from fastmtr.features import FeaturePipeline
+from fastmtr.features import FeaturePipeline, warm_up
 from fastmtr.schema import Feature, Schema, Task
 
 # Of the categories of Criteo's display advertising challenge, as its users count them.
@@ -318,6 +318,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--row-program", type=Path)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
+    warm_up()
     data = raw_rows(given.rows, seed=0)
     about = machine()
     parts = [
