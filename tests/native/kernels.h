@@ -15,6 +15,7 @@
 
 #include "backend.h"
 #include "check.h"
+#include "core/arena.h"
 
 using namespace fastmtr;
 

@@ -17,7 +17,8 @@ struct AffineData {
   Affine c;
   size_t rows;
   Matrix x, per_row, request, items;
-  std::vector<float> w, bias, slope, memory;
+  std::vector<float> w, bias, slope;
+  Aligned<float> memory;
   float* packed = nullptr;
   std::vector<uint32_t> pick;
 
@@ -40,8 +41,9 @@ struct AffineData {
           x.at(r, i) = i % 3 == 0 ? -0.0f : i % 17 == 1 ? -1e-45f : 0.0f;    // times w: -0
     for (size_t j = 0; c.zeros && j < bias.size(); j += 3) bias[j] = -0.0f;  // see positive_zero
     const size_t floats = k.fp32.packed_bytes(c.groups, c.n, c.k) / sizeof(float);
-    memory.assign(floats + 32, kUntouched);
-    packed = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+    memory = Aligned<float>(floats + 1);
+    packed = memory.data();
+    packed[floats] = kUntouched;
     k.fp32.pack(w.data(), c.groups, c.n, c.k, packed);
     check(packed[floats] == kUntouched, std::string(k.isa) + " pack wrote beyond packed_bytes");
   }

@@ -183,8 +183,8 @@ void test_addends(const Kernels& k) {
             addends.push_back(encoding == Encoding::f32 ? decoded[a] : tables[a].gathered(pick));
           }
           const Matrix x(kRows, kColumnsOfX), w(1, width * kColumnsOfX);
-          std::vector<float> memory(k.fp32.packed_bytes(1, width, kColumnsOfX) / sizeof(float) + 16);
-          auto* packed = reinterpret_cast<float*>((reinterpret_cast<uintptr_t>(memory.data()) + 63) / 64 * 64);
+          Aligned<uint8_t> memory(k.fp32.packed_bytes(1, width, kColumnsOfX));
+          uint8_t* packed = memory.data();
           k.fp32.pack(w.view().data, 1, width, kColumnsOfX, packed);
           AffineArgs args{};
           args.rows = kRows, args.groups = 1, args.n = width, args.k = has_x ? kColumnsOfX : 0;

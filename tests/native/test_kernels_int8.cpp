@@ -52,15 +52,15 @@ std::vector<float> uniforms(size_t n) {
   return made;
 }
 
-struct Packed {  // 64-byte aligned
+struct Packed {
   Packed(const Kernels& k, const std::vector<float>& w, const Shape& s)
-      : memory(k.int8.packed_bytes(s.groups, s.n, s.k) + 128, '?') {
-    data = memory.data() + (64 - reinterpret_cast<uintptr_t>(memory.data()) % 64) % 64;
-    const size_t bytes = k.int8.packed_bytes(s.groups, s.n, s.k);
+      : memory(k.int8.packed_bytes(s.groups, s.n, s.k) + 1), data(memory.data()) {
+    const size_t bytes = memory.size() - 1;
+    data[bytes] = '?';
     k.int8.pack(w.data(), s.groups, s.n, s.k, data);
     check(data[bytes] == '?', std::string(k.isa) + " pack of 8 bits wrote beyond packed_bytes");
   }
-  std::vector<char> memory;
+  Aligned<char> memory;
   char* data;
 };
 
