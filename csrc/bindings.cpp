@@ -16,47 +16,14 @@
 #include "counting.h"
 #include "device_arrays.h"
 #include "fastmtr.h"
+#include "feature_bindings.h"
+#include "python_errors.h"
 
 namespace py = pybind11;
 
 namespace {
 
 using namespace fastmtr::python;
-
-[[noreturn]] void raise(PyObject* type, const std::string& message) {
-  // A path may hold bytes that are no UTF-8; that must not hide what is wrong.
-  const auto text = py::reinterpret_steal<py::object>(
-      PyUnicode_DecodeUTF8(message.data(), static_cast<Py_ssize_t>(message.size()), "replace"));
-  PyErr_SetObject(type, text.ptr());
-  throw py::error_already_set();
-}
-
-py::object error_class(const char* name) { return py::module_::import("fastmtr.errors").attr(name); }
-
-[[noreturn]] void raise(const char* type, const std::string& message) { raise(error_class(type).ptr(), message); }
-
-[[noreturn]] void refuse_type(const std::string& message) { raise(PyExc_TypeError, message); }
-
-void check(fmtr_status status) {
-  if (status == FMTR_OK) return;
-  const std::string message = fmtr_last_error();
-  switch (status) {
-    case FMTR_ERROR_ARGUMENT:
-      raise(PyExc_ValueError, message);
-    case FMTR_ERROR_SCHEMA:
-      raise("SchemaError", message);
-    case FMTR_ERROR_BUNDLE:
-      raise("BundleError", message);
-    case FMTR_ERROR_BACKEND:
-      raise("BackendError", message);
-    case FMTR_ERROR_MEMORY:
-      raise(PyExc_MemoryError, message);
-    case FMTR_ERROR_STALE:
-      raise("StaleError", message);
-    default:
-      raise("FastMTRError", message);
-  }
-}
 
 template <class Body>
 fmtr_status without_gil(const Body& body) {
@@ -68,11 +35,6 @@ fmtr_status without_gil(const Body& body) {
 template <class Body>
 void call(const Body& body) {
   check(without_gil(body));
-}
-
-std::string take_text(char* text) {
-  const std::unique_ptr<char, void (*)(char*)> owner(text, fmtr_string_free);
-  return text;
 }
 
 template <class T>
@@ -682,4 +644,5 @@ PYBIND11_MODULE(_native, m, py::mod_gil_not_used()) {
            py::arg("request_dense"));
 
   add_counting(m);
+  add_features(m);
 }

@@ -5,8 +5,11 @@
 #include <cstring>
 #include <memory>
 #include <string>
+#include <unordered_map>
 
 #include "core/device_plugin.h"
+#include "core/features.h"
+#include "core/json.h"
 #include "core/model.h"
 #include "core/session.h"
 #include "core/status.h"
@@ -15,6 +18,10 @@
 
 struct fmtr_model {
   std::shared_ptr<fastmtr::Model> model;
+};
+
+struct fmtr_features {
+  std::unique_ptr<const fastmtr::Features> features;
 };
 
 struct fmtr_session {
@@ -330,4 +337,81 @@ fmtr_status fmtr_request_output_device(fmtr_session* session, const fmtr_batch* 
   return guard([&] {
     deref(session, "session").session.request_output(read_batch(batch), &deref(name, "name"), values, capacity, true);
   });
+}
+
+fmtr_status fmtr_features_load(const char* directory, fmtr_features** features) {
+  return guard([&] {
+    deref(features, "features") = nullptr;
+    *features = new fmtr_features{fastmtr::Features::load(&deref(directory, "directory"))};
+  });
+}
+
+fmtr_status fmtr_features_create(const char* json, uint64_t json_size, const fmtr_array* arrays, uint64_t n_arrays,
+                                 fmtr_features** features) {
+  return guard([&] {
+    deref(features, "features") = nullptr;
+    deref(json, "json");
+    std::unordered_map<std::string, fastmtr::Tensor> named;
+    if (n_arrays > 0) deref(arrays, "arrays");
+    for (uint64_t i = 0; i < n_arrays; ++i) {
+      const fmtr_array& array = arrays[i];
+      fastmtr::Tensor tensor;
+      tensor.dtype = &deref(array.dtype, "an array's dtype");
+      const uint64_t element = fastmtr::element_bytes(tensor.dtype);
+      if (element == 0) fail(FMTR_ERROR_ARGUMENT, "arrays[", i, "].dtype is ", fastmtr::quote(tensor.dtype));
+      if (array.rank > 8)
+        fail(FMTR_ERROR_ARGUMENT, "arrays[", i, "] has ", array.rank, " dimensions, at most 8 are read");
+      if (array.rank > 0) tensor.shape.assign(&deref(array.shape, "an array's shape"), array.shape + array.rank);
+      tensor.bytes = tensor.count() * element;
+      tensor.data = static_cast<const unsigned char*>(array.data);
+      if (tensor.bytes > 0) deref(tensor.data, "an array's data");
+      named.emplace(&deref(array.name, "an array's name"), std::move(tensor));
+    }
+    const auto find = [&](const std::string& name) -> const fastmtr::Tensor* {
+      const auto found = named.find(name);
+      return found == named.end() ? nullptr : &found->second;
+    };
+    *features = new fmtr_features{
+        std::make_unique<fastmtr::Features>(std::string_view(json, static_cast<size_t>(json_size)), find)};
+  });
+}
+
+void fmtr_features_free(fmtr_features* features) { delete features; }
+
+fmtr_status fmtr_features_describe(const fmtr_features* features, char** json) {
+  return guard([&] { deref(json, "json") = give_text(deref(features, "features").features->describe()); });
+}
+
+fmtr_status fmtr_features_column(const fmtr_features* features, fmtr_domain domain, const char* name,
+                                 uint32_t* column) {
+  return guard([&] {
+    const fastmtr::FeatureDomain& of = deref(features, "features").features->domain(domain);
+    const auto found = of.column_of.find(&deref(name, "name"));
+    if (found == of.column_of.end())
+      fail(FMTR_ERROR_SCHEMA, fastmtr::quote(name),
+           " is no raw column of that domain; fmtr_features_describe lists them");
+    deref(column, "column") = found->second;
+  });
+}
+
+uint64_t fmtr_features_width(const fmtr_features* features, fmtr_domain domain, fmtr_kind kind) {
+  uint64_t width = 0;
+  guard([&] {
+    const fastmtr::FeatureDomain& of = deref(features, "features").features->domain(domain);
+    width = kind == FMTR_IDS ? of.ids : of.dense;
+  });
+  return width;
+}
+
+fmtr_status fmtr_features_encode(const fmtr_features* features, fmtr_domain domain, const fmtr_value* values,
+                                 uint64_t n, const int32_t* base_ids, const float* base_dense, int32_t* ids,
+                                 float* dense) {
+  return guard([&] {
+    if (n > 0) deref(values, "values");
+    deref(features, "features").features->encode(domain, values, n, base_ids, base_dense, ids, dense);
+  });
+}
+
+fmtr_status fmtr_features_counts(const fmtr_features* features, char** json) {
+  return guard([&] { deref(json, "json") = give_text(deref(features, "features").features->counts()); });
 }

@@ -1,6 +1,7 @@
 """The native engine. Arrays are taken as they are: C-contiguous and of the dtype stated, else TypeError."""
 
 import os
+from collections.abc import Sequence
 from typing import Any, Literal, overload
 
 import numpy as np
@@ -326,3 +327,60 @@ class Session:
         self, name: str, request_ids: NDArray[np.int32] | None, request_dense: NDArray[np.float32] | None
     ) -> NDArray[np.float32]:
         """An output of role request, shape (R, width)."""
+
+class Features:
+    """The feature program of a pipeline: raw values of one row in, its ids and numbers out.
+
+    Parameters
+    ----------
+    json : bytes
+        ``features.json``, of version 2.
+    arrays : dict of str to ndarray
+        What stands beside it in ``features.safetensors``.
+
+    Raises
+    ------
+    BundleError
+        Something in it is not as it must be.
+    """
+
+    def __init__(self, json: bytes, arrays: dict[str, NDArray[Any]]) -> None: ...
+    def encode(
+        self,
+        domain: str,
+        row: dict[str, Any],
+        base: tuple[NDArray[np.int32], NDArray[np.float32]] | None = None,
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """One row, shapes (1, width of the domain); `base` gives what the row does not name.
+
+        Raises
+        ------
+        KeyError
+            A name is no raw column of the domain.
+        SchemaError
+            A value is of the wrong kind, or refused by its feature's rules.
+        """
+    def encode_rows(self, domain: str, rows: Sequence[Any]) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """Several rows, shapes (rows, width)."""
+    def encode_columns(
+        self, domain: str, columns: dict[str, Any], n: int
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        """`n` rows given by lists of raw values, shapes (n, width)."""
+    def describe(self) -> str:
+        """JSON: for each domain its widths and raw columns."""
+    def counts(self) -> str:
+        """JSON: for each domain and feature rows, nulls, unseen values and numbers out of range so far."""
+
+class feature_kernels:  # noqa: N801, a module
+    """The functions of ``csrc/core/feature_kernels.h``, element by element."""
+
+    @staticmethod
+    def hash_ints(values: NDArray[np.int64], seed: int = 0) -> NDArray[np.uint64]: ...
+    @staticmethod
+    def hash_texts(data: NDArray[np.uint8], offsets: NDArray[np.int64], seed: int = 0) -> NDArray[np.uint64]: ...
+    @staticmethod
+    def log1p(values: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    @staticmethod
+    def sincos(phase: NDArray[np.float64]) -> NDArray[np.float64]: ...
+    @staticmethod
+    def elapsed(now: int, then: int, ticks_per_second: int) -> float: ...

@@ -19,6 +19,9 @@ from fastmtr.results import User
 
 __all__ = ["RequestPacker", "Requests", "candidate_inputs", "is_many", "item_lists", "joined"]
 
+# Up to so many rows the engine is done before a table is made.
+_FEW_ROWS = 1000
+
 
 @dataclass(frozen=True, slots=True)
 class Requests:
@@ -85,17 +88,17 @@ class RequestPacker:
     def _one(self, user: Any, context: Mapping[str, Any] | None) -> tuple[int, Packed]:
         """The row in the users' table (-1 if it has none) and the packed inputs."""
         if isinstance(user, Mapping):
-            return -1, self._need_pipeline().transform_row("request", {**user, **(context or {})})
+            return -1, self._need_pipeline().encode_row("request", {**user, **(context or {})})
         row = -1 if self.users is None else self.users.row(user)
         if row >= 0:
             stored = Packed(self._ids[row : row + 1], self._dense[row : row + 1])
             if not context:
                 return row, stored
-            return row, self._need_pipeline().transform_row("request", context, base=stored)
+            return row, self._need_pipeline().encode_row("request", context, base=stored)
         raw = {} if context is None else dict(context)
         if self._reads_key:
             raw[self.schema.user] = user
-        return -1, self._need_pipeline().transform_row("request", raw)
+        return -1, self._need_pipeline().encode_row("request", raw)
 
     def candidates(self, given: Mapping[str, ArrayLike] | None, *, n: int) -> Packed | None:
         """Inputs of ``n`` candidates from raw candidate features; None if the model has none."""
@@ -114,14 +117,13 @@ class RequestPacker:
             if shape[:1] != (n,):
                 raise SchemaError(f"candidates[{name!r}] must have one value for each of {n} candidates, found {shape}")
         pipeline = self._need_pipeline()
-        if find_spec("pyarrow") is not None:
+        given = {name: columns[name] for name in wanted}
+        if (n > _FEW_ROWS or any(column.dtype.kind in "mM" for column in given.values())) and find_spec("pyarrow"):
             from fastmtr.tables import read_table
 
-            return pipeline.transform("candidate", read_table({name: columns[name] for name in wanted}))
-        rows = [pipeline.transform_row("candidate", {name: columns[name][i] for name in columns}) for i in range(n)]
-        if not rows:
-            return self._empty("candidate")
-        return Packed(np.concatenate([row.ids for row in rows]), np.concatenate([row.dense for row in rows]))
+            return pipeline.transform("candidate", read_table(given))
+        lists = {name: column.tolist() for name, column in given.items()}
+        return Packed(*pipeline.native.encode_columns("candidate", lists, n))
 
     def items(self, given: Any) -> Catalogue:
         """Items for the catalogue: a table, a list of mappings of raw features, or a Catalogue, which is packed."""
@@ -136,7 +138,7 @@ class RequestPacker:
                     raise SchemaError(f"items[{i}] is a {type(row).__name__}, expected a mapping of raw features")
                 if absent := sorted(wanted - row.keys()):
                     raise SchemaError(f"items[{i}] has no {absent[0]!r}; give null where a feature is not known")
-            rows = [pipeline.transform_row("item", row) for row in given] or [self._empty("item")]
+            rows = [pipeline.encode_row("item", row) for row in given] or [self._empty("item")]
             packed = Packed(np.concatenate([r.ids for r in rows]), np.concatenate([r.dense for r in rows]))
             return Catalogue(_keys_of([row[key] for row in given]), packed)
         from fastmtr.tables import read_table

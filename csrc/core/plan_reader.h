@@ -1,4 +1,4 @@
-// Reads the members of one object of plan.json, and refuses what is not as it must be.
+// Reads the members of one object of plan.json (or features.json), and refuses what is not as it must be.
 #ifndef FASTMTR_CORE_PLAN_READER_H
 #define FASTMTR_CORE_PLAN_READER_H
 
@@ -30,12 +30,13 @@ const char* name_of(const Name<Enum> (&names)[N], Enum value) {
 // An object of the plan, with the place it stands for messages. Members that nobody asked for are refused by finish().
 class Reader {
  public:
-  Reader(const Json& json, std::string where) : json_(json), where_(std::move(where)) {
+  Reader(const Json& json, std::string where, std::string_view file = "plan.json")
+      : json_(json), where_(std::move(where)), file_(file) {
     if (json.kind != Json::Kind::object) refuse(say("expected an object, found ", json.kind_name()));
   }
 
   [[noreturn]] void refuse(std::string_view problem) const {
-    fail(FMTR_ERROR_BUNDLE, "plan.json: ", where_, ": ", problem);
+    fail(FMTR_ERROR_BUNDLE, file_, ": ", where_, ": ", problem);
   }
   const std::string& where() const { return where_; }
   void rename(std::string where) { where_ = std::move(where); }
@@ -94,6 +95,7 @@ class Reader {
     for (const auto& name : names) known += say(known.empty() ? "" : ", ", name.text);
     refuse(say("'", key, "' is ", quote(found), ", expected one of ", known));
   }
+  Reader object(std::string_view key) { return {required(key), say(where_, ", ", key), file_}; }
 
   void finish() const {
     for (const auto& [name, value] : json_.object)
@@ -113,6 +115,7 @@ class Reader {
 
   const Json& json_;
   std::string where_;
+  std::string_view file_;
   std::vector<std::string_view> asked_;
 };
 

@@ -16,15 +16,6 @@ namespace {
 constexpr uint64_t kMaxHeader = 64u << 20;
 constexpr size_t kMaxRank = 8;
 
-// Bytes an element; 0: not a type of the format.
-uint64_t element_bytes(std::string_view dtype) {
-  if (dtype == "F64" || dtype == "I64" || dtype == "U64") return 8;
-  if (dtype == "F32" || dtype == "I32" || dtype == "U32") return 4;
-  if (dtype == "F16" || dtype == "BF16" || dtype == "I16" || dtype == "U16") return 2;
-  if (dtype == "I8" || dtype == "U8" || dtype == "BOOL" || dtype == "F8_E4M3" || dtype == "F8_E5M2") return 1;
-  return 0;
-}
-
 uint64_t whole(const Json& value, const std::string& where, std::string_view role) {
   if (!value.integer || value.whole < 0)
     fail(FMTR_ERROR_BUNDLE, where, ": ", role, " must be a whole number of 0 or more, found ", value.kind_name());
@@ -32,6 +23,14 @@ uint64_t whole(const Json& value, const std::string& where, std::string_view rol
 }
 
 }  // namespace
+
+uint64_t element_bytes(std::string_view dtype) {
+  if (dtype == "F64" || dtype == "I64" || dtype == "U64") return 8;
+  if (dtype == "F32" || dtype == "I32" || dtype == "U32") return 4;
+  if (dtype == "F16" || dtype == "BF16" || dtype == "I16" || dtype == "U16") return 2;
+  if (dtype == "I8" || dtype == "U8" || dtype == "BOOL" || dtype == "F8_E4M3" || dtype == "F8_E5M2") return 1;
+  return 0;
+}
 
 uint64_t Tensor::count() const {
   uint64_t n = 1;

@@ -23,6 +23,7 @@ struct Tensor {
 };
 
 std::string shape_text(const std::vector<uint64_t>& shape);  // "[3, 16]"
+uint64_t element_bytes(std::string_view dtype);  // 0: not a type of the format
 
 class SafeTensors {
  public:

@@ -221,6 +221,78 @@ FMTR_API fmtr_status fmtr_rank_device_items(fmtr_session* session, const fmtr_ba
 FMTR_API fmtr_status fmtr_request_output_device(fmtr_session* session, const fmtr_batch* batch, const char* name,
                                                 float* values, uint64_t capacity);
 
+/* ---- features: raw values in, what a model reads out ------------------------------------------------------------------
+ * The feature program of a bundle, immutable, shared by threads: no function below but the first two and the JSON ones
+ * allocates once it is warm, and none takes a lock. What each feature means, and that it is the same for tables and for one
+ * row, is in docs/features.md. */
+
+typedef struct fmtr_features fmtr_features;
+
+typedef enum fmtr_type {
+  FMTR_NULL = 0,
+  FMTR_INT = 1,    /* true and false are 1 and 0 */
+  FMTR_FLOAT = 2,  /* NaN is null                */
+  FMTR_TEXT = 3,   /* UTF-8                      */
+  FMTR_INTS = 4,
+  FMTR_FLOATS = 5,
+  FMTR_TEXTS = 6
+} fmtr_type;
+
+typedef struct fmtr_text {
+  const char* data; /* UTF-8, no end mark needed */
+  uint64_t size;    /* bytes                     */
+} fmtr_text;
+
+typedef struct fmtr_value {
+  uint32_t column; /* of fmtr_features_column */
+  uint32_t type;   /* fmtr_type               */
+  uint64_t count;  /* elements of a list, bytes of a text */
+  union {
+    int64_t whole;
+    double number;
+    const char* text;
+    const int64_t* ints;
+    const double* floats;
+    const fmtr_text* texts;
+  } of;
+  const uint8_t* valid; /* of a list: 0 where an element is null; NULL: none is */
+} fmtr_value;
+
+/* The program of a bundle that has features.json, of version 2. */
+FMTR_API fmtr_status fmtr_features_load(const char* directory, fmtr_features** features);
+
+/* An array as safetensors name it: dtype "I64", "I32", "F64", "F32" or "U8". */
+typedef struct fmtr_array {
+  const char* name;
+  const char* dtype;
+  uint64_t rank;
+  const uint64_t* shape;
+  const void* data;
+} fmtr_array;
+
+/* The same from the text of features.json and its arrays, which are copied. */
+FMTR_API fmtr_status fmtr_features_create(const char* json, uint64_t json_size, const fmtr_array* arrays, uint64_t n_arrays,
+                                          fmtr_features** features);
+FMTR_API void fmtr_features_free(fmtr_features* features); /* NULL is fine */
+
+/* JSON text: for each domain its packed widths and raw columns with the types that each accepts (none: it may be given,
+ * but nothing reads it). */
+FMTR_API fmtr_status fmtr_features_describe(const fmtr_features* features, char** json);
+FMTR_API fmtr_status fmtr_features_column(const fmtr_features* features, fmtr_domain domain, const char* name,
+                                          uint32_t* column);
+FMTR_API uint64_t fmtr_features_width(const fmtr_features* features, fmtr_domain domain, fmtr_kind kind);
+
+/* One row of a domain: ids [width(FMTR_IDS)] and dense [width(FMTR_DENSE)] from n values. base_ids and base_dense, NULL or a
+ * packed row (a stored user, say), give the features whose columns are not among the values; without them these are null.
+ * Of a value of the wrong type, and of what a feature's rules refuse: FMTR_ERROR_SCHEMA, and the row is not to be used. */
+FMTR_API fmtr_status fmtr_features_encode(const fmtr_features* features, fmtr_domain domain, const fmtr_value* values,
+                                          uint64_t n, const int32_t* base_ids, const float* base_dense, int32_t* ids,
+                                          float* dense);
+
+/* JSON text: for each domain and feature what was encoded so far: rows, nulls, unseen categories, numbers out of range
+ * (of lists: elements). */
+FMTR_API fmtr_status fmtr_features_counts(const fmtr_features* features, char** json);
+
 #ifdef __cplusplus
 }
 #endif

@@ -12,6 +12,7 @@
 #include <optional>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -300,6 +301,104 @@ class Session {
 
   fmtr_model* model_ = nullptr;
   fmtr_session* session_ = nullptr;
+};
+
+// A bundle's feature program: raw values of a row in, what a model reads out. Shared by threads by reference.
+//
+//   fastmtr::Features features("bundle");
+//   const uint32_t city = features.column(FMTR_REQUEST, "city"), age = features.column(FMTR_REQUEST, "age");
+//   fastmtr::Values row;
+//   row.add(city, "Rome"); row.add(age, 34);
+//   features.append(FMTR_REQUEST, row, batch.request_ids, batch.request_dense);
+class Values {
+ public:
+  void clear() { values_.clear(); }
+  void add(uint32_t column, int64_t whole) { put(column, FMTR_INT, 0).of.whole = whole; }
+  void add(uint32_t column, int whole) { add(column, int64_t{whole}); }
+  void add(uint32_t column, double number) { put(column, FMTR_FLOAT, 0).of.number = number; }
+  void add_null(uint32_t column) { put(column, FMTR_NULL, 0); }
+  // What is pointed to must live until the row is encoded.
+  void add(uint32_t column, std::string_view text) { put(column, FMTR_TEXT, text.size()).of.text = text.data(); }
+  void add(uint32_t column, const char* text) { add(column, std::string_view(text)); }
+  void add(uint32_t column, const int64_t* ints, uint64_t n, const uint8_t* valid = nullptr) {
+    fmtr_value& value = put(column, FMTR_INTS, n);
+    value.of.ints = ints;
+    value.valid = valid;
+  }
+  void add(uint32_t column, const double* floats, uint64_t n, const uint8_t* valid = nullptr) {
+    fmtr_value& value = put(column, FMTR_FLOATS, n);
+    value.of.floats = floats;
+    value.valid = valid;
+  }
+  void add(uint32_t column, const fmtr_text* texts, uint64_t n, const uint8_t* valid = nullptr) {
+    fmtr_value& value = put(column, FMTR_TEXTS, n);
+    value.of.texts = texts;
+    value.valid = valid;
+  }
+
+  const fmtr_value* data() const noexcept { return values_.data(); }
+  size_t size() const noexcept { return values_.size(); }
+
+ private:
+  fmtr_value& put(uint32_t column, fmtr_type type, uint64_t count) {
+    fmtr_value value{};
+    value.column = column;
+    value.type = type;
+    value.count = count;
+    values_.push_back(value);
+    return values_.back();
+  }
+
+  std::vector<fmtr_value> values_;
+};
+
+class Features {
+ public:
+  explicit Features(const std::string& directory) { check(fmtr_features_load(directory.c_str(), &features_)); }
+  ~Features() { fmtr_features_free(features_); }
+  Features(Features&& other) noexcept : features_(std::exchange(other.features_, nullptr)) {}
+  Features& operator=(Features&& other) noexcept {
+    std::swap(features_, other.features_);
+    return *this;
+  }
+  Features(const Features&) = delete;
+  Features& operator=(const Features&) = delete;
+
+  fmtr_features* get() const noexcept { return features_; }
+  uint64_t width(fmtr_domain domain, fmtr_kind kind) const { return fmtr_features_width(features_, domain, kind); }
+  uint32_t column(fmtr_domain domain, const std::string& name) const {
+    uint32_t found = 0;
+    check(fmtr_features_column(features_, domain, name.c_str(), &found));
+    return found;
+  }
+
+  // Appends one row to packed matrices, those of a Batch say.
+  void append(fmtr_domain domain, const Values& row, std::vector<int32_t>& ids, std::vector<float>& dense) const {
+    const size_t n_ids = ids.size(), n_dense = dense.size();
+    ids.resize(n_ids + width(domain, FMTR_IDS));
+    dense.resize(n_dense + width(domain, FMTR_DENSE));
+    const fmtr_status status = fmtr_features_encode(features_, domain, row.data(), row.size(), nullptr, nullptr,
+                                                    ids.data() + n_ids, dense.data() + n_dense);
+    if (status != FMTR_OK) {
+      ids.resize(n_ids);
+      dense.resize(n_dense);
+    }
+    check(status);
+  }
+
+  std::string describe() const {
+    char* json = nullptr;
+    check(fmtr_features_describe(features_, &json));
+    return take_text(json);
+  }
+  std::string counts() const {
+    char* json = nullptr;
+    check(fmtr_features_counts(features_, &json));
+    return take_text(json);
+  }
+
+ private:
+  fmtr_features* features_ = nullptr;
 };
 
 }  // namespace fastmtr

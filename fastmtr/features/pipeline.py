@@ -14,6 +14,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr import _native
 from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
 from fastmtr.features.array_times import Part, clock_part
@@ -94,6 +95,7 @@ class FeaturePipeline:
         self.schema = schema
         self._encoders: dict[str, Encoder] = {}
         self._plans: dict[Domain, _RowPlan] = {}
+        self._native: _native.Features | None = None
         self.statistics: dict[str, Statistics] = {}
 
     def __repr__(self) -> str:
@@ -149,6 +151,7 @@ class FeaturePipeline:
             self, users=users, items=items, interactions=interactions, threads=threads, progress=progress
         )
         self._plans = {}
+        self._native = None
         return self
 
     # ------------------------------------------------------------------ what the model sees
@@ -436,6 +439,21 @@ class FeaturePipeline:
                 (dense if feature.is_dense else ids)[0, at : at + operator.width] = operator.encode(columns)[0]
         return Packed(ids, dense)
 
+    @property
+    def native(self) -> _native.Features:
+        """The engine's program of these features."""
+        if self._native is None:
+            state, arrays = self.state()
+            self._native = _native.Features(msgspec.json.encode(state | {"statistics": {}}), arrays)
+        return self._native
+
+    def encode_row(self, domain: Domain, row: Mapping[str, Any], *, base: Packed | None = None) -> Packed:
+        """The same as :meth:`transform_row`, by the engine: for requests."""
+        try:
+            return Packed(*self.native.encode(domain, row if type(row) is dict else dict(row), base))
+        except KeyError as error:
+            self._refuse_stranger(domain, error.args[0])
+
     def _gives(self, row: Mapping[str, Any], feature: Feature) -> bool:
         """Whether a row has the column of an operator; the clock alone does not change what another column says."""
         columns = self.schema.columns_of(feature) or (str(self.schema.timestamp),)
@@ -512,7 +530,7 @@ class FeaturePipeline:
                 "kind": each.kind,
                 "offset": each.offset,
                 "width": each.width,
-                "columns": list(self.schema.columns_of(feature)),
+                "columns": list(self.schema.columns_of(feature) or self._own_column(feature)),
             }
             if feature.kind in ("multi", "sequence", "text"):
                 entry |= {"keep": feature.keep, "as_set": feature.kind == "multi"}
@@ -532,6 +550,10 @@ class FeaturePipeline:
             "keys": {"user": self.schema.user, "item": self.schema.item},
             "program": program,
         }
+
+    def _own_column(self, feature: Feature) -> tuple[str, ...]:
+        """Of a feature of the clock: the column that may be given in its place."""
+        return () if is_operator(feature) else (feature.column,)
 
     @classmethod
     def from_state(
