@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 from handmade import HandmadeModel, handmade_model
+from small_ranker import make_bundle
 
 import fastmtr
 from fastmtr._native import Model, Session
@@ -141,3 +142,16 @@ def test_only_the_documented_functions_are_exported() -> None:
     header = Path(fastmtr.get_include(), "fastmtr.h").read_text()
     exported = {line.split()[-1] for line in lines.splitlines()}
     assert exported == set(re.findall(r"FMTR_API[^;]*?\b(fmtr_\w+)\(", header))
+
+
+def test_a_service_from_raw_values(tmp_path: Path) -> None:
+    bundle = make_bundle(tmp_path / "raw")
+    lines = run(compiled("service.cpp", "-std=c++17", "CXX", ("c++", "g++", "clang++"), tmp_path), bundle).splitlines()
+    best = fastmtr.Ranker.load(bundle).rank({"user": 104, "age": 0.25}, None, context={"place": "home"}, k=5)
+    found = [line.split() for line in lines[:5]]
+    assert [int(key) for key, _ in found] == list(best.items)
+    assert [float.fromhex(score) for _, score in found] == [float(score) for score in best.fused]
+    assert lines[5:] == [
+        "FMTR_ERROR_SCHEMA: column 'age' should hold numbers, found the text 'young'",
+        "1 encoded",
+    ]

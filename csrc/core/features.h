@@ -13,6 +13,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "core/arena.h"
 #include "core/feature_kernels.h"
 #include "core/safetensors.h"
 #include "fastmtr.h"
@@ -42,8 +43,8 @@ struct Vocabulary {
   uint64_t hash_rows = 0;  // 0: a vocabulary
   uint32_t hashes = 1, oov_rows = 1, n_known = 0;
   uint64_t mask = 0;
-  std::vector<kernels::IntEntry> ints;
-  std::vector<kernels::TextEntry> texts;
+  Aligned<kernels::IntEntry> ints;  // large pages: rows of many vocabularies are read here and there
+  Aligned<kernels::TextEntry> texts;
   std::vector<unsigned char> bytes;
 
   uint32_t first() const { return 1 + oov_rows; }

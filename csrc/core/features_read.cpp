@@ -58,6 +58,13 @@ Vocabulary::Type type_of(Reader& at, const Json* found) {
 
 uint64_t places(uint64_t n) { return std::bit_ceil(n * 2 + 1); }
 
+template <class Entry>
+Aligned<Entry> emptied(uint64_t n) {
+  Aligned<Entry> out(static_cast<size_t>(n));
+  for (size_t i = 0; i < out.size(); ++i) out[i].rank = kernels::kNoRank;
+  return out;
+}
+
 }  // namespace
 
 class FeatureReader {
@@ -349,7 +356,7 @@ class FeatureReader {
     const std::vector<int64_t> values = vector<int64_t>(state, name, "values", "I64");
     check_count(state, to, values.size());
     to.n_known = static_cast<uint32_t>(values.size());
-    to.ints.assign(places(values.size()), {0, kernels::kNoRank, 0});
+    to.ints = emptied<kernels::IntEntry>(places(values.size()));
     to.mask = to.ints.size() - 1;
     for (uint32_t rank = 0; rank < values.size(); ++rank) {
       uint64_t at = kernels::hash_int(values[rank], 0) & to.mask;
@@ -369,9 +376,7 @@ class FeatureReader {
         state.refuse("'offsets' must ascend");
     check_count(state, to, offsets.size() - 1);
     to.n_known = static_cast<uint32_t>(offsets.size() - 1);
-    kernels::TextEntry empty{};
-    empty.rank = kernels::kNoRank;
-    to.texts.assign(places(to.n_known), empty);
+    to.texts = emptied<kernels::TextEntry>(places(to.n_known));
     to.mask = to.texts.size() - 1;
     for (uint32_t rank = 0; rank < to.n_known; ++rank) {
       const unsigned char* text = to.bytes.data() + offsets[rank];
