@@ -64,6 +64,8 @@ class RequestPacker:
             self._dense = np.ascontiguousarray(stored.packed.dense)
         state = bundle.pipeline_state
         self._pipeline = None if state is None else FeaturePipeline.from_state(bundle.schema, *state)
+        if self._pipeline is not None:
+            _ = self._pipeline.native  # made now, not with the first request
         self._reads_key = any(f.column == bundle.schema.user for f in bundle.schema.features)
         self._candidate_names = (self._pipeline or FeaturePipeline(bundle.schema)).raw_columns("candidate")
         self._inputs = bundle.plan["inputs"]

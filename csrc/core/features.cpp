@@ -62,8 +62,10 @@ Scalar element(const fmtr_value& list, uint64_t i) {
     out.number = list.of.floats[i];
     out.kind = std::isnan(out.number) ? Scalar::Kind::null : Scalar::Kind::number;
   } else {
+    const fmtr_text& text = list.of.texts[i];
+    if (text.data == nullptr && text.size > 0) fail(FMTR_ERROR_ARGUMENT, "text ", i, " of a list is NULL");
     out.kind = Scalar::Kind::text;
-    out.text = {list.of.texts[i].data, static_cast<size_t>(list.of.texts[i].size)};
+    out.text = {text.data, static_cast<size_t>(text.size)};
   }
   return out;
 }
@@ -531,8 +533,11 @@ void encode_step(const FeatureStep& step, const Row& row, bool has_base, Pending
         }
         return write_category(step, part, ids);
       }
-      // Nulls are refused where they are given.
-      if (!given) return count(step.counters->nulls), void(std::fill_n(ids, step.width, kMissing));
+      if (!given) {  // nulls are refused where they are given
+        count(step.counters->nulls);
+        std::fill_n(ids, step.width, kMissing);
+        return;
+      }
       const Scalar value = category(row.name(step), scalar(row.given(step)), step.vocabulary->type);
       if (value.kind == Scalar::Kind::text && step.vocabulary->hash_rows == 0 &&
           step.vocabulary->type == Vocabulary::Type::text)

@@ -22,6 +22,9 @@ static void expect(fmtr_status found, fmtr_status expected, const char* message,
 int main(int argc, char** argv) {
   fmtr_model* model = NULL;
   fmtr_session* session = NULL;
+  fmtr_features* features = NULL;
+  fmtr_array array = {NULL, NULL, 0, NULL, NULL};
+  uint32_t column = 0;
   fmtr_load_options load = {sizeof(fmtr_load_options), "baseline", 0, FMTR_FP32, NULL};
   fmtr_session_options options = {sizeof(fmtr_session_options), 0, 0};
   fmtr_catalogue_data data = {sizeof(fmtr_catalogue_data), 1, NULL, NULL, NULL};
@@ -45,6 +48,20 @@ int main(int argc, char** argv) {
   REFUSED(fmtr_info(NULL), "json is NULL");
   REFUSED(fmtr_model_load(NULL, NULL, &model), "directory is NULL");
   REFUSED(fmtr_model_load(argv[1], NULL, NULL), "model is NULL");
+  REFUSED(fmtr_features_load(NULL, &features), "directory is NULL");
+  REFUSED(fmtr_features_load(argv[1], NULL), "features is NULL");
+  expect(fmtr_features_load(argv[1], &features), FMTR_ERROR_BUNDLE, "features.json", __LINE__);
+  REFUSED(fmtr_features_create(NULL, 0, NULL, 0, &features), "json is NULL");
+  REFUSED(fmtr_features_create("{}", 2, NULL, 1, &features), "arrays is NULL");
+  REFUSED(fmtr_features_create("{}", 2, &array, 1, &features), "an array's dtype is NULL");
+  expect(fmtr_features_create("{}", 2, NULL, 0, &features), FMTR_ERROR_BUNDLE, "'version' is missing", __LINE__);
+  if (features != NULL || fmtr_features_width(NULL, FMTR_ITEM, FMTR_IDS) != 0) ++failed;
+  REFUSED(fmtr_features_describe(NULL, &json), "features is NULL");
+  REFUSED(fmtr_features_counts(NULL, &json), "features is NULL");
+  REFUSED(fmtr_features_column(NULL, FMTR_ITEM, "x", &column), "features is NULL");
+  REFUSED(fmtr_features_encode(NULL, FMTR_ITEM, NULL, 0, NULL, NULL, ids, dense), "features is NULL");
+  REFUSED(fmtr_features_encode(NULL, FMTR_ITEM, NULL, 1, NULL, NULL, ids, dense), "values is NULL");
+  fmtr_features_free(NULL);
   load.struct_size = 0;
   REFUSED(fmtr_model_load(argv[1], &load, &model), "struct_size is 0, expected sizeof(fmtr_load_options)");
   load.struct_size = sizeof load;
