@@ -119,12 +119,12 @@ class RequestPacker:
             if shape[:1] != (n,):
                 raise SchemaError(f"candidates[{name!r}] must have one value for each of {n} candidates, found {shape}")
         pipeline = self._need_pipeline()
-        given = {name: columns[name] for name in wanted}
-        if (n > _FEW_ROWS or any(column.dtype.kind in "mM" for column in given.values())) and find_spec("pyarrow"):
+        raw = {name: columns[name] for name in wanted}
+        if (n > _FEW_ROWS or any(column.dtype.kind in "mM" for column in raw.values())) and find_spec("pyarrow"):
             from fastmtr.tables import read_table
 
-            return pipeline.transform("candidate", read_table(given))
-        lists = {name: column.tolist() for name, column in given.items()}
+            return pipeline.transform("candidate", read_table(raw))
+        lists = {name: column.tolist() for name, column in raw.items()}
         return Packed(*pipeline.native.encode_columns("candidate", lists, n))
 
     def items(self, given: Any) -> Catalogue:
