@@ -58,7 +58,12 @@ def test_rows_of_every_operator_have_the_pipelines_bits(pipeline: FeaturePipelin
     for row in rows:
         packed = _same(pipeline, domain, row)
         _same(pipeline, domain, {"time": 12345}, base=packed)
-        _same(pipeline, domain, dict(list(row.items())[:2]), base=packed)
+        if domain == "item":  # the author and the item are crossed
+            _same(pipeline, domain, {"item": row["item"], "author": row["author"], "title": "red"}, base=packed)
+        else:
+            _same(
+                pipeline, domain, {name: row[name] for name in row if name in ("user", "labels", "query")}, base=packed
+            )
     many = pipeline.native.encode_rows(domain, rows)
     assert many[0].tolist() == [pipeline.transform_row(domain, row).ids[0].tolist() for row in rows]
     assert base.ids.shape[0] == 1
@@ -127,6 +132,14 @@ def test_values_that_do_not_fit_are_refused(pipeline: FeaturePipeline, row: dict
     assert problem in str(caught.value)
     with pytest.raises(SchemaError):
         pipeline.transform_row("item", row)
+
+
+def test_half_a_cross_over_a_stored_row_is_refused(pipeline: FeaturePipeline) -> None:
+    base = pipeline.encode_row("request", {"city": "Rome", "age": 20})
+    _same(pipeline, "request", {"city": "Oslo", "age": 30}, base)
+    for encode in (pipeline.encode_row, pipeline.transform_row):
+        with pytest.raises(SchemaError, match=r"'city_and_age' is made of .* together, and the row has no 'age'"):
+            encode("request", {"city": "Oslo"}, base=base)
 
 
 def test_rules_refuse_alike() -> None:

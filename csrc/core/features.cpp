@@ -197,7 +197,7 @@ int32_t ranked(const FeatureStep& step, const Vocabulary& known, const Scalar& v
   if (rank != kernels::kNoRank) return static_cast<int32_t>(known.first() + rank);
   count(step.counters->unseen);
   if (known.refuse_unseen)
-    fail(FMTR_ERROR_SCHEMA, "column ", quote(step.name), " has ", shown(value),
+    fail(FMTR_ERROR_SCHEMA, "column ", quote(step.shown), " has ", shown(value),
          ", which was not seen when it was fitted, and its rule is unseen = 'error'");
   return kUnseen + static_cast<int32_t>(known.oov_rows == 1 ? 0 : hashed % known.oov_rows);
 }
@@ -206,7 +206,7 @@ int32_t ranked(const FeatureStep& step, const Vocabulary& known, const Scalar& v
 int32_t id_of(const FeatureStep& step, const Vocabulary& known, const Scalar& value) {
   if (value.kind == Scalar::Kind::null) {
     count(step.counters->nulls);
-    if (known.refuse_nulls) refuse_null(step.name);
+    if (known.refuse_nulls) refuse_null(step.shown);
     return kMissing;
   }
   const uint64_t hashed = hash(value, 0);
@@ -235,13 +235,13 @@ void write_cross(const FeatureStep& step, const Row& row, int32_t* out) {
   hashes.clear();
   bool null = false;
   for (size_t i = 0; i < step.columns.size(); ++i) {
-    const Scalar value = category(step.name, scalar(row.given(step, i)), step.types[i]);
+    const Scalar value = category(row.name(step, i), scalar(row.given(step, i)), step.types[i]);
     null = null || value.kind == Scalar::Kind::null;
     hashes.push_back(value.kind == Scalar::Kind::null ? 0 : hash(value, 0));
   }
   if (null) {
     count(step.counters->nulls);
-    if (known.refuse_nulls) refuse_null(step.name);
+    if (known.refuse_nulls) refuse_null(step.shown);
     std::fill_n(out, step.width, kMissing);
     return;
   }
@@ -360,7 +360,7 @@ void write_words(const FeatureStep& step, const Row& row, int32_t* out) {
 }
 
 void write_tfidf(const FeatureStep& step, const Row& row, float* out) {
-  if (!read_words(step, row) && step.refuse_nulls) refuse_null(step.name);
+  if (!read_words(step, row) && step.refuse_nulls) refuse_null(step.shown);
   const size_t width = step.doubles.size();
   std::vector<uint32_t>& counts = scratch.counts;
   counts.assign(width, 0);
@@ -383,11 +383,11 @@ kernels::Scaled scaled(const FeatureStep& step, double x) {
     if (out.beyond) {
       count(step.counters->beyond);
       if (step.scale.out_of_range == kernels::Range::error)
-        fail(FMTR_ERROR_SCHEMA, "column ", quote(step.name), " is ", x, ", beyond ", step.scale.low, " and ",
+        fail(FMTR_ERROR_SCHEMA, "column ", quote(step.shown), " is ", x, ", beyond ", step.scale.low, " and ",
              step.scale.high, ", and its rule is out_of_range = 'error'");
     } else {
       count(step.counters->nulls);
-      if (step.refuse_nulls) refuse_null(step.name);
+      if (step.refuse_nulls) refuse_null(step.shown);
     }
   }
   return out;
@@ -423,7 +423,7 @@ void write_cyclic(const FeatureStep& step, const Row& row, float* out) {
   int64_t now = 0;
   if (!row.now(&now)) {
     count(step.counters->nulls);
-    if (step.refuse_nulls) refuse_null(step.name);
+    if (step.refuse_nulls) refuse_null(step.shown);
     out[0] = out[1] = 0.0f;
     return;
   }
@@ -441,7 +441,7 @@ void write_vector(const FeatureStep& step, const Row& row, float* out) {
   const fmtr_value* given = row.given(step);
   if (is_null(given)) {
     count(step.counters->nulls);
-    if (step.refuse_nulls) refuse_null(step.name);
+    if (step.refuse_nulls) refuse_null(step.shown);
     std::fill_n(out, step.width, 0.0f);
     return;
   }
@@ -459,7 +459,7 @@ void write_bucket(const FeatureStep& step, const Row& row, int32_t* out) {
   const double x = number(row.name(step), scalar(row.given(step)));
   if (std::isnan(x)) {
     count(step.counters->nulls);
-    if (step.refuse_nulls) refuse_null(step.name);
+    if (step.refuse_nulls) refuse_null(step.shown);
     out[0] = kMissing;
     return;
   }
@@ -520,6 +520,11 @@ void encode_step(const FeatureStep& step, const Row& row, bool has_base, Pending
       step.op == FeatureOp::category && step.part != ClockPart::none && !given && row.now() != nullptr;
   if (has_base) {
     if (!given && !of_clock) return;
+    for (const uint32_t column : step.columns)
+      if (row.at[column] == nullptr && step.columns.size() > 1)
+        fail(FMTR_ERROR_SCHEMA, "feature ", quote(step.name), " is made of ", step.columns.size(),
+             " columns together, and the row has no ", quote(row.domain.columns[column].name),
+             ": give all of them, or none for what is stored");
     count(step.counters->rows);
   }
   switch (step.op) {

@@ -74,6 +74,7 @@ struct FeatureCounters {
 
 struct FeatureStep {
   std::string name;
+  std::string shown;  // in messages: its raw column, if it is of one
   FeatureOp op = FeatureOp::category;
   fmtr_kind kind = FMTR_IDS;
   uint32_t offset = 0, width = 0;

@@ -264,6 +264,7 @@ class FeatureReader {
         is(FMTR_DENSE, static_cast<uint64_t>(state.whole("width", 1, kMostRows)));
         break;
     }
+    step.shown = step.columns.size() == 1 ? domain.columns[step.columns[0]].name : step.name;
     at.finish();
     state.finish();
     return step;
