@@ -26,6 +26,7 @@ from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
 
 if TYPE_CHECKING:
+    from fastmtr.features.quality import FeatureCheck, Limits
     from fastmtr.training.samples import Samples
 
 __all__ = ["Ranker", "Ranking", "Scores", "User", "Users"]
@@ -433,6 +434,24 @@ class Ranker:
 
         found = self._items.of_one_version(recommend)
         return found if is_many(user) else found[0]
+
+    def feature_counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """What the features of raw values were like since the bundle was loaded.
+
+        Returns
+        -------
+        dict of domain to dict of feature to dict
+            ``rows``, ``nulls``, ``unseen`` categories and numbers ``beyond`` the fitted range. A row over a stored one
+            counts for what it names.
+        """
+        return self._packer.feature_counts()
+
+    def check_features(self, *, limits: Limits | None = None) -> FeatureCheck:
+        """:meth:`feature_counts` against the rows that the features were fitted on.
+
+        As :meth:`fastmtr.features.FeaturePipeline.check`, without the distributions, which are not counted.
+        """
+        return self._packer.check_features(limits)
 
     def profile(
         self,

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.bundle import Bundle, Catalogue
 from fastmtr.errors import SchemaError
 from fastmtr.features import FeaturePipeline
+from fastmtr.features.quality import FeatureCheck, Limits, check_counts
 from fastmtr.graph import Domain, Packed
 from fastmtr.keys import Keys
 from fastmtr.results import User
@@ -159,6 +161,15 @@ class RequestPacker:
             if each["domain"] == domain:
                 width[each["kind"]] += each["width"]
         return Packed(np.empty((0, width["ids"]), np.int32), np.empty((0, width["dense"]), np.float32))
+
+    def feature_counts(self) -> dict[str, dict[str, dict[str, int]]]:
+        """What was counted of raw values so far, by domain and feature."""
+        counts = self._need_pipeline().native.counts()
+        return msgspec.json.decode(counts, type=dict[str, dict[str, dict[str, int]]])
+
+    def check_features(self, limits: Limits | None) -> FeatureCheck:
+        """The same against the rows that the features were fitted on."""
+        return check_counts(self._need_pipeline().statistics, self.feature_counts(), limits=limits)
 
     def _need_pipeline(self) -> FeaturePipeline:
         if self._pipeline is None:

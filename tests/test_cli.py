@@ -270,6 +270,19 @@ def test_transform_and_check(project, trained, tmp_path, capsys):
     assert {c["name"] for c in found["columns"]} == {"user", "hour", "item"}
 
 
+def test_a_ranker_counts_what_its_requests_were_like(trained):
+    ranker = Ranker.load(trained)
+    assert ranker.check_features().columns == []
+    for key in range(1000, 1010):
+        ranker.rank({"user": key, "time": None}, None, k=1)
+    counts = ranker.feature_counts()["request"]
+    assert counts["user"] == {"rows": 10, "nulls": 0, "unseen": 10, "beyond": 0}
+    assert counts["hour"]["nulls"] == 10
+    found = {c.name: c.reasons for c in ranker.check_features().columns}
+    assert found["user"] == ["more unseen values"]
+    assert found["hour"] == ["more nulls"]
+
+
 def test_what_is_not_installed_is_named(monkeypatch, capsys, project, tmp_path):
     monkeypatch.setitem(sys.modules, "torch", None)
     assert cli.main(["train", str(project), "--out", str(tmp_path / "b")]) == 1
