@@ -258,3 +258,14 @@ def test_rows_fit_ids(rows: str) -> None:
             .to_json()
             .replace(b'": 7', b'": 4294967296')
         )
+
+
+def test_statistics_of_hashed_values_take_no_memory_of_all_rows() -> None:
+    pipeline = _fitted(_category(hash_rows=2**30), {"c": CITIES})
+    statistics = pipeline.statistics["c"]
+    assert len(statistics.bins) == 20
+    assert sum(statistics.bins) == 4
+    few = _fitted(_category(hash_rows=3), {"c": ["a", "b", "c", "d"]})
+    rows = few.transform("item", read_table({"c": ["a", "b", "c", "d"]})).ids[:, 0] - 2
+    assert few.statistics["c"].bins == np.bincount(rows, minlength=3).tolist()
+    assert few.check(read_table({"c": ["a"]})).columns

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import reduce
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import msgspec
@@ -122,7 +123,10 @@ def statistics_of(
         # What a rule refuses is counted here all the same.
         ids = msgspec.structs.replace(categories, unseen="row").encode(distinct)
         known = ids >= first
-        by_row = np.bincount(ids[known] - first, counts[known], minlength=n).astype(np.int64)
+        # Of hashed values ranges of rows are told, of which there are few however many rows there are.
+        rows_known = ids[known] - first
+        places = np.searchsorted(_ranges(n), rows_known, side="right") - 1 if hashed else rows_known
+        by_row = np.bincount(places, counts[known], minlength=min(n, TOP) if hashed else n).astype(np.int64)
         unseen = int(counts[(ids > MISSING) & ~known].sum())
     return category_statistics(rows=rows, nulls=nulls, unseen=unseen, by_row=by_row, hashed=hashed)
 
@@ -367,8 +371,16 @@ def _labels(categories: Categories) -> list[str]:
         known = categories.known
         top = known.tolist(TOP) if isinstance(known, Texts) else known[:TOP]
         return [*map(str, top), "others"]
-    parts = np.array_split(np.arange(categories.first_row, categories.rows), min(TOP, categories.hash_rows))
-    return [f"rows {part[0]} to {part[-1]}" for part in parts]
+    edges = _ranges(categories.hash_rows) + categories.first_row
+    return [f"rows {low} to {high - 1}" for low, high in pairwise(edges.tolist())]
+
+
+def _ranges(rows: int) -> NDArray[np.int64]:
+    """Where each of a few equal ranges of rows begins, and the end of the last."""
+    parts = min(TOP, rows)
+    sizes = np.full(parts, rows // parts)
+    sizes[: rows % parts] += 1
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(sizes)])
 
 
 def observe(
