@@ -10,40 +10,11 @@
 #include "check.h"
 #include "core/model.h"
 #include "core/session.h"
+#include "requests.h"
 
 namespace {
 
 using namespace fastmtr;
-
-struct Call {
-  std::vector<int32_t> ids;
-  std::vector<float> dense, places;
-  std::vector<uint64_t> offsets{0};
-  std::vector<int64_t> items;
-
-  Call(TemporaryBundle& bundle, const std::vector<uint64_t>& counts)
-      : ids(bundle.ids(counts.size() * TemporaryBundle::kHistory)),
-        dense(bundle.floats(counts.size() * TemporaryBundle::kRequestWidth)) {
-    for (const uint64_t n : counts) {
-      for (uint64_t i = 0; i < n; ++i) items.push_back(bundle.keys[bundle.random() % bundle.keys.size()]);
-      offsets.push_back(items.size());
-    }
-    places = bundle.floats(items.size() * 3);
-  }
-
-  fmtr_batch batch() const {
-    fmtr_batch batch{};
-    batch.struct_size = sizeof batch;
-    batch.n_requests = offsets.size() - 1;
-    batch.request_ids = ids.data();
-    batch.request_dense = dense.data();
-    batch.offsets = offsets.data();
-    batch.items = items.data();
-    batch.candidate_dense = places.data();
-    batch.unknown_items = FMTR_UNKNOWN_SKIP;
-    return batch;
-  }
-};
 
 struct Answer {
   std::vector<float> scores, fused, best, vectors;
@@ -51,7 +22,7 @@ struct Answer {
   bool operator==(const Answer&) const = default;
 };
 
-Answer ask(const std::shared_ptr<const Model>& model, const Call& call, uint64_t k, uint32_t tile = 0) {
+Answer ask(const std::shared_ptr<const Model>& model, const Requests& call, uint64_t k, uint32_t tile = 0) {
   Session session(model, 1, tile);
   const uint64_t n = call.offsets.size() - 1, total = call.items.size();
   Answer answer{std::vector<float>(total * 2), std::vector<float>(total),    std::vector<float>(n * k * 2),
@@ -76,8 +47,9 @@ std::shared_ptr<Model> on_device(const TemporaryBundle& bundle, DevicePrecision 
 }
 
 void test_answers(TemporaryBundle& bundle, const std::shared_ptr<const Model>& cpu) {
-  Call call(bundle, {70, 0, 1, 5, 130, 2, 0});
+  Requests call(bundle, {70, 0, 1, 5, 130, 2, 0});
   call.items[3] = call.items[80] = -1;  // not there
+  call.unknown_items = FMTR_UNKNOWN_SKIP;
   const Answer expected = ask(cpu, call, 100);
   struct {
     DevicePrecision precision;
@@ -106,7 +78,7 @@ void test_answers(TemporaryBundle& bundle, const std::shared_ptr<const Model>& c
 
 void test_whole_catalogue(TemporaryBundle& bundle, const std::shared_ptr<const Model>& cpu) {
   const auto device = on_device(bundle, DevicePrecision::fp32);
-  const Call call(bundle, {1});
+  const Requests call(bundle, {1});
   const std::vector<float> places(TemporaryBundle::kItems * 3, 0.5f);
   const auto best = [&](const std::shared_ptr<const Model>& model) {
     fmtr_batch batch = call.batch();
@@ -123,7 +95,8 @@ void test_whole_catalogue(TemporaryBundle& bundle, const std::shared_ptr<const M
 void test_changes(TemporaryBundle& bundle) {
   const auto cpu = std::make_shared<Model>(bundle.path(), nullptr, false, Precision::fp32);
   const auto device = on_device(bundle, DevicePrecision::fp32);
-  Call call(bundle, {40, 40});
+  Requests call(bundle, {40, 40});
+  call.unknown_items = FMTR_UNKNOWN_SKIP;
   for (int round = 0; round < 3; ++round) {
     std::vector<int64_t> keys(call.items.begin(), call.items.begin() + 20);
     std::sort(keys.begin(), keys.end());
@@ -145,7 +118,7 @@ void test_changes(TemporaryBundle& bundle) {
 void test_refusals(TemporaryBundle& bundle) {
   refuses(FMTR_ERROR_BACKEND, "device must be", [] { choose_device("tpu"); });
   const auto device = on_device(bundle, DevicePrecision::bf16);
-  const Call call(bundle, {3});
+  const Requests call(bundle, {3});
   Session session(device, 1, 0);
   refuses(FMTR_ERROR_BACKEND, "profile", [&] { session.profile(call.batch(), 0, 1); });
   std::vector<uint64_t> positions(1), counts(1);
