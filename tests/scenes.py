@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,3 +120,29 @@ class Scene:
                 self.check(o.name, o.role, model.item_output(o.name))
             if o.role == "request":
                 self.check(o.name, o.role, session.request_output(o.name, request.ids, request.dense))
+
+    def check_together(
+        self, together: Session, alone: Session, counts: Sequence[int], *, among: Sequence[int] | None = None
+    ) -> None:
+        """Requests of one call, with so many candidates each, have the bits of each (`among` them) alone."""
+        offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
+        packed = [fill(self.graph, n_candidates=n, seed=i) for i, n in enumerate(counts)]
+        ids, dense, candidate_ids, candidate_dense = (
+            np.concatenate([getattr(p[domain], kind) for p in packed])
+            for domain in ("request", "candidate")
+            for kind in ("ids", "dense")
+        )
+        items = np.random.default_rng(0).choice(self.keys, offsets[-1])
+        every = together.score(ids, dense, offsets, items, candidate_ids=candidate_ids, candidate_dense=candidate_dense)
+        for r in range(len(counts)) if among is None else among:
+            of = slice(int(offsets[r]), int(offsets[r + 1]))
+            found = alone.score(
+                ids[r : r + 1],
+                dense[r : r + 1],
+                np.array([0, counts[r]], np.uint64),
+                items[of],
+                candidate_ids=candidate_ids[of],
+                candidate_dense=candidate_dense[of],
+            )
+            for a, b in zip(found, every, strict=True):
+                np.testing.assert_array_equal(a, b[of])

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 import fastmtr
-from cases import CASES, MODELS, fill, model_graph
+from cases import CASES, MODELS, model_graph
 from devices import DEVICES, HOST, ORDERS, thread_order
 from fastmtr._native import Model, Session
 from fastmtr.graph import Graph
@@ -64,32 +64,9 @@ def test_random_graphs(device: str, graph: Graph, item_memory: Any, tile: int, n
 @pytest.mark.parametrize("name", CASES)
 def test_requests_of_one_call_have_the_bits_of_each_alone(name: str, device: str) -> None:
     scene = Scene.of(CASES[name].graph)
-    counts = [2, 0, 1, 3, 1, 0, 20, 2, 1]
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-    packed = [fill(scene.graph, n_candidates=n, seed=i) for i, n in enumerate(counts)]
-    ids, dense, candidate_ids, candidate_dense = (
-        np.concatenate([getattr(p[domain], kind) for p in packed])
-        for domain in ("request", "candidate")
-        for kind in ("ids", "dense")
-    )
-    items = np.random.default_rng(0).choice(scene.keys, offsets[-1])
     with scene.bundle() as path:
         session = Session(Model(path, device=device))
-        together = session.score(
-            ids, dense, offsets, items, candidate_ids=candidate_ids, candidate_dense=candidate_dense
-        )
-        for r in (0, 6, 8):
-            of = slice(int(offsets[r]), int(offsets[r + 1]))
-            found = session.score(
-                ids[r : r + 1],
-                dense[r : r + 1],
-                np.array([0, counts[r]], np.uint64),
-                items[of],
-                candidate_ids=candidate_ids[of],
-                candidate_dense=candidate_dense[of],
-            )
-            for a, b in zip(found, together, strict=True):
-                np.testing.assert_array_equal(a, b[of])
+        scene.check_together(session, session, [2, 0, 1, 3, 1, 0, 20, 2, 1], among=(0, 6, 8))
 
 
 @pytest.mark.parametrize("device", DEVICES[:1])
