@@ -7,7 +7,7 @@ import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 import pyarrow as pa
 import pyarrow.dataset
@@ -20,6 +20,8 @@ __all__ = ["BATCH_ROWS", "Source", "open_source", "read_batches"]
 
 # A batch of 40 columns takes some tens of MB.
 BATCH_ROWS = 1 << 17
+
+_Part = TypeVar("_Part", pa.Table, pa.RecordBatch)
 
 _READ_BYTES = 1 << 20
 # Little is read ahead.
@@ -236,10 +238,9 @@ def _row_groups(path: Path, columns: list[str] | None, start: int) -> Iterator[p
             if start >= rows:
                 start -= rows
                 continue
-            for batch in file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False):
-                skipped = min(start, batch.num_rows)
-                start -= skipped
-                yield read_table(batch.slice(skipped))
+            batches = file.iter_batches(BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
+            yield from map(read_table, _from_row(batches, start))
+            start = 0
 
 
 def _footer(path: Path) -> bytes:
@@ -272,10 +273,9 @@ class _Dataset:
             if start >= rows:
                 start -= rows
                 continue
-            for batch in fragment.to_batches(schema=self._dataset.schema, columns=wanted, **_SCAN):
-                skipped = min(start, batch.num_rows)
-                start -= skipped
-                yield read_table(batch.slice(skipped))
+            batches = fragment.to_batches(schema=self._dataset.schema, columns=wanted, **_SCAN)
+            yield from map(read_table, _from_row(batches, start))
+            start = 0
 
 
 class _Memory:
@@ -318,11 +318,8 @@ class _Iterated:
         return self._names
 
     def tables(self, columns: Sequence[str] | None, start: int) -> Iterator[pa.Table]:
-        for each in self._make() if self.again else self._take_once():
-            table = _selected(read_table(each), columns)
-            skipped = min(start, table.num_rows)
-            start -= skipped
-            yield table.slice(skipped)
+        given = self._make() if self.again else self._take_once()
+        yield from _from_row((_selected(read_table(each), columns) for each in given), start)
 
     def _take_once(self) -> Iterator[Any]:
         once, self._once = self._once, None
@@ -332,6 +329,14 @@ class _Iterated:
                 "a function that returns a new iterator each time"
             )
         return once
+
+
+def _from_row(parts: Iterable[_Part], start: int) -> Iterator[_Part]:
+    """The parts without the first `start` of their rows; a part that loses all of them is empty."""
+    for part in parts:
+        skipped = min(start, part.num_rows)
+        start -= skipped
+        yield part.slice(skipped)
 
 
 def _selected(table: pa.Table, columns: Sequence[str] | None) -> pa.Table:

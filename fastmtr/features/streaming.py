@@ -22,14 +22,12 @@ from safetensors.numpy import save
 from fastmtr.errors import SchemaError
 from fastmtr.features.batches import BATCH_ROWS, open_source, read_batches
 from fastmtr.features.shards import FeatureFiles, Job, ShardWriter
-from fastmtr.graph import Domain, Packed
+from fastmtr.graph import DOMAINS, Domain, Packed
 
 if TYPE_CHECKING:
     from fastmtr.features.pipeline import FeaturePipeline
 
 __all__ = ["state_checksum", "transform_to"]
-
-_DOMAINS: tuple[Domain, ...] = ("request", "item", "candidate")
 
 
 def transform_to(
@@ -83,7 +81,7 @@ def transform_to(
     """
     if batch_rows < 1:
         raise SchemaError(f"batch_rows must be at least 1, found {batch_rows}")
-    chosen = tuple(d for d in _DOMAINS if pipeline.features(d)) if domains is None else tuple(domains)
+    chosen = tuple(d for d in DOMAINS if pipeline.features(d)) if domains is None else tuple(domains)
     opened = open_source(source)
     job = Job(
         pipeline=state_checksum(pipeline),
