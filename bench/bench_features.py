@@ -250,14 +250,14 @@ def single_rows(data: pa.Table, *, program: Path | None, rounds: int) -> list[li
         return numbers, ids
 
     for row in rows[:50]:
-        packed = pipeline.encode_row("candidate", row)
+        packed = pipeline.transform_row("candidate", row)
         numbers, ids = plain(row)
         if packed.ids[0].tolist() != ids or not np.allclose(packed.dense[0], numbers, rtol=1e-5, atol=1e-6):
             raise SystemExit("the plain loop makes other features: its times mean nothing")
     expressions = [*polars_numbers(scales), *polars_enum({name: words[:1000] for name, words in known.items()})]
     kinds = {**dict.fromkeys(NUMBERS, pl.Float64), **dict.fromkeys(CATEGORIES, pl.String)}
     calls: dict[str, tuple[Callable[[Mapping[str, Any]], object], int]] = {
-        "fastmtr, from Python": (lambda row: pipeline.encode_row("candidate", row), ROW_CALLS),
+        "fastmtr, from Python": (lambda row: pipeline.transform_row("candidate", row), ROW_CALLS),
         "a loop over Python dicts": (plain, ROW_CALLS),
         "Polars (vocabularies of 1,000)": (lambda row: pl.DataFrame([row], schema=kinds).select(expressions), 50),
         "pandas": (lambda row: _pandas_row(row, dicts, scales), 50),

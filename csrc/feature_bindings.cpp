@@ -49,8 +49,6 @@ py::object plain(const char* function, const py::handle& value, const py::handle
                                    : ticks_per_second == 1'000     ? "ms"
                                    : ticks_per_second == 1'000'000 ? "us"
                                                                    : "ns");
-  if (std::string_view(function) == "category")
-    return found(value, py::arg("name") = name, py::arg("expected") = py::none());
   return found(value, py::arg("name") = name);
 }
 
@@ -269,9 +267,7 @@ class Features {
         any_text = any_text || each.type == FMTR_TEXT;
         any_number = any_number || (!null && each.type != FMTR_TEXT);
       }
-      if (any_text && any_number)
-        raise("SchemaError", "column " + py::cast<std::string>(py::repr(column.name)) +
-                                 " should hold whole numbers or text, found a list of both");
+      if (any_text && any_number) refuse(column, "a list of numbers and text");
       value.count = n;
       value.valid = any_null ? to.valid.data() : nullptr;
       value.type = any_text ? FMTR_TEXTS : all_whole ? FMTR_INTS : FMTR_FLOATS;
@@ -284,11 +280,17 @@ class Features {
     }
 
     void convert_element(const Column& column, const py::object& element, fmtr_value& value) {
-      if (PyList_Check(element.ptr()) || PyTuple_Check(element.ptr()))
-        raise("SchemaError", "column " + py::cast<std::string>(py::repr(column.name)) +
-                                 " should hold whole numbers or text, found a list in a list");
+      if (PyList_Check(element.ptr()) || PyTuple_Check(element.ptr())) refuse(column, "a list in a list");
       if (PyUnicode_Check(element.ptr()) && element.ref_count() == 1) kept_.push_back(element);
       convert(column, element, value);
+    }
+
+    [[noreturn]] static void refuse(const Column& column, const char* found) {
+      const char* const expected = column.numbers ? "numbers"
+                                   : column.ticks ? "points in time"
+                                                  : "whole numbers or text";
+      raise("SchemaError",
+            "column " + py::cast<std::string>(py::repr(column.name)) + " should hold " + expected + ", found " + found);
     }
 
     const Features& features_;

@@ -92,17 +92,17 @@ class RequestPacker:
     def _one(self, user: Any, context: Mapping[str, Any] | None) -> tuple[int, Packed]:
         """The row in the users' table (-1 if it has none) and the packed inputs."""
         if isinstance(user, Mapping):
-            return -1, self._need_pipeline().encode_row("request", {**user, **(context or {})})
+            return -1, self._need_pipeline().transform_row("request", {**user, **(context or {})})
         row = -1 if self.users is None else self.users.row(user)
         if row >= 0:
             stored = Packed(self._ids[row : row + 1], self._dense[row : row + 1])
             if not context:
                 return row, stored
-            return row, self._need_pipeline().encode_row("request", context, base=stored)
+            return row, self._need_pipeline().transform_row("request", context, base=stored)
         raw = {} if context is None else dict(context)
         if self._reads_key:
             raw[self.schema.user] = user
-        return -1, self._need_pipeline().encode_row("request", raw)
+        return -1, self._need_pipeline().transform_row("request", raw)
 
     def candidates(self, given: Mapping[str, ArrayLike] | None, *, n: int) -> Packed | None:
         """Inputs of ``n`` candidates from raw candidate features; None if the model has none."""
@@ -142,7 +142,7 @@ class RequestPacker:
                     raise SchemaError(f"items[{i}] is a {type(row).__name__}, expected a mapping of raw features")
                 if absent := sorted(wanted - row.keys()):
                     raise SchemaError(f"items[{i}] has no {absent[0]!r}; give null where a feature is not known")
-            rows = [pipeline.encode_row("item", row) for row in given] or [self._empty("item")]
+            rows = [pipeline.transform_row("item", row) for row in given] or [self._empty("item")]
             packed = Packed(np.concatenate([r.ids for r in rows]), np.concatenate([r.dense for r in rows]))
             return Catalogue(_keys_of([row[key] for row in given]), packed)
         from fastmtr.tables import read_table

@@ -50,6 +50,11 @@ struct Row {
 
   const fmtr_value* given(const FeatureStep& step, size_t i = 0) const { return at[step.columns[i]]; }
   const std::string& name(const FeatureStep& step, size_t i = 0) const { return domain.columns[step.columns[i]].name; }
+  std::string names(const FeatureStep& step) const {
+    std::string out;
+    for (size_t i = 0; i < step.columns.size(); ++i) out += say(i == 0 ? "" : ", ", quote(name(step, i)));
+    return out;
+  }
   const fmtr_value* now() const { return domain.clock == UINT32_MAX ? nullptr : at[domain.clock]; }
   bool now(int64_t* tick_out) const {
     return domain.clock != UINT32_MAX && tick(domain.columns[domain.clock].name, scalar(now()), tick_out);
@@ -386,8 +391,8 @@ void encode_step(const FeatureStep& step, const Row& row, bool has_base, Pending
     if (!given && !of_clock) return;
     for (const uint32_t column : step.columns)
       if (row.at[column] == nullptr && step.columns.size() > 1)
-        fail(FMTR_ERROR_SCHEMA, "feature ", quote(step.name), " is made of ", step.columns.size(),
-             " columns together, and the row has no ", quote(row.domain.columns[column].name),
+        fail(FMTR_ERROR_SCHEMA, "feature ", quote(step.name), " is made of ", row.names(step),
+             " together, and the row has no ", quote(row.domain.columns[column].name),
              ": give all of them, or none for what is stored");
     count(step.counters->rows);
   }

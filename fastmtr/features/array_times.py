@@ -53,13 +53,13 @@ def clock_part(ticks: Any, part: Part, clock: Clock) -> Any:
 
     Parameters
     ----------
-    ticks : ndarray of int64, or int
+    ticks : ndarray of int64
     part : {"hour", "weekday", "hour_of_week"}
     clock : Clock
 
     Returns
     -------
-    ndarray of int64, or int
+    ndarray of int64
     """
     return _within(ticks, PARTS[part], clock) // PARTS[part].unit
 

@@ -51,11 +51,6 @@ class Attributes(msgspec.Struct, frozen=True, kw_only=True):
         result: NDArray[np.int32] = by_key[self.keys.encode(column)]
         return result
 
-    def encode_value(self, value: Any) -> int:
-        """The attribute's id of one key."""
-        row = self.keys.encode_value(value)
-        return row if row < self.keys.first_row else int(self.ids[row - self.keys.first_row])
-
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:
         """What JSON holds, and the arrays beside it."""
         head, arrays = self.keys.state()

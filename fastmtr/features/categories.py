@@ -19,9 +19,9 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
 from fastmtr.features.accumulators import CategoryCounts
 from fastmtr.features.columns import Reader
-from fastmtr.features.counts import text_array
+from fastmtr.features.counts import TextCounts, text_array
 from fastmtr.features.scales import saved_vector
-from fastmtr.features.text import words, words_of
+from fastmtr.features.text import words
 from fastmtr.schema import Feature
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from fastmtr.features.numba_batch import Index
 
-__all__ = ["MISSING", "UNSEEN", "Categories", "Texts", "encode_lists", "hashed_column", "split_lists", "tokens"]
+__all__ = ["MISSING", "UNSEEN", "Categories", "Texts", "encode_lists", "hashed_column", "split_lists"]
 
 MISSING, UNSEEN = 0, 1
 
@@ -182,32 +182,6 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             "rule is unseen = 'error'"
         )
 
-    def encode_value(self, value: Any) -> int:
-        """The (first) id of one value."""
-        return self.encode_value_hashes(value)[0]
-
-    def encode_value_hashes(self, value: Any) -> list[int]:
-        """The ids of one value, `hashes` of them."""
-        one = values.category(value, name=self.name, expected=self.type)
-        if one is None:
-            self._refuse_nulls(1)
-            return [MISSING] * self.hashes
-        if isinstance(one, str):
-            _checked(one, self.name)
-        if self.hash_rows is None:
-            found = self._ids.get(one)
-            if found is None and self.unseen == "error":
-                self._refuse_unseen(one, 1)
-            if found is None:
-                found = UNSEEN if self.oov_rows == 1 else UNSEEN + hashing.hash_value(one) % self.oov_rows
-            return [found]
-        return [self.first_row + hashing.hash_value(one, seed=seed) % self.hash_rows for seed in range(self.hashes)]
-
-    @cached_property
-    def _ids(self) -> dict[int | str, int]:
-        known = self.known.tolist() if len(self.known) else ()
-        return {value: i for i, value in enumerate(known, self.first_row)}
-
     @cached_property
     def index(self) -> Index:
         """The vocabulary for Numba's look-ups."""
@@ -244,10 +218,9 @@ class Categories(msgspec.Struct, frozen=True, kw_only=True, dict=True):
             known = _saved_texts(
                 name, saved_vector(name, arrays, "bytes", np.uint8), saved_vector(name, arrays, "offsets", np.int64)
             )
-        categories = cls(name=feature.column, type=kind, known=known, **rules)
-        if len(categories._ids) != len(known):
+        if _distinct(known) != len(known):
             raise SchemaError(f"the saved state of feature {name!r} is damaged: a category stands twice")
-        return categories
+        return cls(name=feature.column, type=kind, known=known, **rules)
 
 
 # What a schema says of the ids of a feature, with what it is where it says nothing.
@@ -263,14 +236,6 @@ def hashed_column(array: pa.Array, *, seed: int = 0) -> NDArray[np.uint64]:
     if values.is_text(array.type):
         return hashing.hash_packed_bytes(*values.text_bytes(array), seed=seed)
     return hashing.hash_integers(array.to_numpy(zero_copy_only=False).astype(np.int64), seed=seed)
-
-
-def tokens(feature: Feature, text: str) -> list[str]:
-    """The parts of a text: a ``multi`` split at its separator, or the words of a ``text``."""
-    _checked(text, feature.name)
-    if feature.kind == "text":
-        return words_of(text, ngrams=feature.ngrams)
-    return [part for part in (piece.strip() for piece in text.split(feature.separator)) if part]
 
 
 def split_lists(
@@ -296,7 +261,7 @@ def split_lists(
     if feature.kind == "multi" and values.is_text(kind):
         coded = array.dictionary_encode()
         try:
-            split = [tokens(feature, text) for text in coded.dictionary.to_pylist()]
+            split = [_separated(text, feature.separator) for text in coded.dictionary.to_pylist()]
         except UnicodeDecodeError as error:
             raise SchemaError(f"column {feature.column!r} holds text that is not valid UTF-8: {error}") from error
         parents = np.repeat(np.arange(len(split)), [len(each) for each in split])
@@ -306,6 +271,10 @@ def split_lists(
         feature.kind, f"lists, or text with {feature.separator!r} between values"
     )
     raise SchemaError(f"column {feature.column!r} should hold {what}, found a column of type {kind}")
+
+
+def _separated(text: str, separator: str) -> list[str]:
+    return [part for part in (piece.strip() for piece in text.split(separator)) if part]
 
 
 def encode_lists(
@@ -345,9 +314,12 @@ def encode_lists(
     return out
 
 
-def _checked(text: str, name: str) -> str:
-    values.utf8(text, name=name)
-    return text
+def _distinct(known: Any) -> int:
+    if isinstance(known, Texts):
+        texts = TextCounts()
+        texts.update(known.data, known.offsets)
+        return texts.distinct
+    return len(np.unique(known))
 
 
 def _saved_texts(name: str, data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> Texts:

@@ -1,11 +1,7 @@
-"""What operators read: a raw column of a table, or one raw value of a request, as NumPy arrays.
-
-Both ways lead to the same buffers, so that everything after them is shared.
-"""
+"""What operators read: a raw column of a table, as NumPy arrays."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
@@ -78,7 +74,7 @@ class Vectors(NamedTuple):
 
 
 Buffers = Any
-"""One of the above; for categories the column itself, or a list of one value; for numbers a vector of float64."""
+"""One of the above; for categories the column itself; for numbers a vector of float64."""
 
 
 class Reader(NamedTuple):
@@ -120,29 +116,6 @@ class Reader(NamedTuple):
         found[valid] = numbers
         return Vectors(found, valid)
 
-    def of_value(self, value: Any) -> Buffers:
-        """One value as a column of one row; SchemaError if it is something else. Needs no pyarrow."""
-        if self.kind == "categories":
-            return [value]
-        if self.kind == "numbers":
-            return np.array([values.number(value, name=self.column)])
-        if self.kind == "ticks":
-            return self._tick_list([value])
-        if self.kind == "texts":
-            return self._text(value)
-        given: Any = ()
-        if isinstance(value, list | tuple | np.ndarray):
-            given = value
-        elif not values.is_null(value):
-            raise SchemaError(f"column {self.column!r} should hold {self._what}, found {value!r}")
-        if self.kind == "tick_lists":
-            return TickLists(self._tick_list(given), np.array([0, len(given)], np.int64))
-        null = values.is_null(value)
-        if not null:
-            self._check_widths(np.array([len(given)]))
-        numbers = [values.number(each, name=self.column) for each in given]
-        return Vectors(np.array(numbers or [np.nan] * self.width, np.float64)[None], np.array([not null]))
-
     @property
     def _what(self) -> str:
         lists = {"tick_lists": "lists of points in time", "vectors": f"lists of {self.width} numbers"}
@@ -153,11 +126,6 @@ class Reader(NamedTuple):
         filled = ticks.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
         return Ticks(filled, ticks.is_valid().to_numpy(zero_copy_only=False))
 
-    def _tick_list(self, given: Sequence[Any]) -> Ticks:
-        found = [values.ticks(each, name=self.column, unit=self.unit) for each in given]
-        valid = np.array([each is not None for each in found], bool)
-        return Ticks(np.array([each or 0 for each in found], np.int64), valid)
-
     def _texts(self, array: pa.Array) -> Texts:
         if not values.is_text(array.type):
             if array.null_count < len(array):
@@ -166,14 +134,6 @@ class Reader(NamedTuple):
         data, offsets = values.text_bytes(array)
         values.check_utf8(data, offsets, problem=f"column {self.column!r} holds text that is not valid UTF-8")
         return Texts(data, offsets, array.is_valid().to_numpy(zero_copy_only=False))
-
-    def _text(self, value: Any) -> Texts:
-        if values.is_null(value):
-            return Texts(np.zeros(0, np.uint8), np.zeros(2, np.int64), np.zeros(1, bool))
-        if not isinstance(value, str):
-            raise SchemaError(f"column {self.column!r} should hold text, found {value!r}")
-        data = np.frombuffer(values.utf8(value, name=self.column), np.uint8)
-        return Texts(data, np.array([0, len(data)], np.int64), np.ones(1, bool))
 
     def _lists(self, array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
         """The elements of all lists, and how many each has; a null list has none."""

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["HASH_NAME", "cross_hashes", "hash_bytes", "hash_integers", "hash_packed_bytes", "hash_value"]
+__all__ = ["HASH_NAME", "cross_hashes", "hash_integers", "hash_packed_bytes"]
 
 HASH_NAME = "xxh64"
 
@@ -26,17 +26,6 @@ _PRIMES = (
 )
 _P1, _P2, _P3, _P4, _P5 = (np.uint64(prime) for prime in _PRIMES)
 _STRIPE = 32
-
-
-def hash_bytes(data: bytes, *, seed: int = 0) -> int:
-    """The hash of one value's bytes."""
-    content = np.frombuffer(data, np.uint8)
-    return int(hash_packed_bytes(content, np.array([0, len(content)], np.int64), seed=seed)[0])
-
-
-def hash_value(value: int | str, *, seed: int = 0) -> int:
-    """The hash of one integer (signed 64 bits) or text."""
-    return hash_bytes(value.encode() if isinstance(value, str) else value.to_bytes(8, "little", signed=True), seed=seed)
 
 
 def hash_integers(values: NDArray[np.int64], *, seed: int = 0) -> NDArray[np.uint64]:

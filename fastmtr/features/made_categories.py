@@ -194,13 +194,6 @@ def _crossed(
     hashes = []
     valid = np.ones(len(columns[0]), bool)
     for name, column, kind in zip(names, columns, types, strict=True):
-        if isinstance(column, list):
-            one = values.category(column[0], name=name, expected=kind)
-            if isinstance(one, str):
-                values.utf8(one, name=name)
-            valid &= one is not None
-            hashes.append(np.array([0 if one is None else hashing.hash_value(one)], np.uint64))
-            continue
         _, array = values.category_column(column, name=name, expected=kind)
         valid &= array.is_valid().to_numpy(zero_copy_only=False)
         hashes.append(hashed_column(array.fill_null("" if values.is_text(array.type) else 0)))

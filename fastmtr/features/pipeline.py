@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import math
 import os
 from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, NoReturn, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Literal, NoReturn, get_args
 
 import msgspec
 import numpy as np
@@ -19,13 +18,13 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import hashing, values
 from fastmtr.features.array_times import Part, clock_part
 from fastmtr.features.attributes import Attributes
-from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists, tokens
+from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists
 from fastmtr.features.engines import numba_is_worth_it
 from fastmtr.features.kinds import OPERATORS, is_operator, operation, operator_from_state
 from fastmtr.features.made_categories import Buckets, Cross
 from fastmtr.features.operators import Operator, clock_of, readers
 from fastmtr.features.quality import Statistics, read_statistics
-from fastmtr.features.scales import RowScales, Scale
+from fastmtr.features.scales import Scale
 from fastmtr.graph import Domain, Input, Packed
 from fastmtr.schema import Entity, Feature, Schema
 
@@ -42,7 +41,6 @@ STATE_VERSION = 2
 # What version 1 was; it is read where nothing is hashed.
 _BEFORE = (1, "fnv1a64-fmix64")
 
-_Ticks = TypeVar("_Ticks", int, NDArray[np.int64])
 Encoder = Categories | Attributes | Scale | Operator
 
 _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
@@ -50,23 +48,6 @@ _ENTITIES: dict[Domain, tuple[Entity, ...]] = {
     "item": ("item",),
     "candidate": ("candidate",),
 }
-
-
-class _RowPlan(NamedTuple):
-    """What :meth:`FeaturePipeline.transform_row` looks up for a domain, made once."""
-
-    # Feature, encoder and first column, by the raw column.
-    categories: Mapping[str, list[tuple[Feature, Categories | Attributes, int]]]
-    derived: tuple[tuple[Feature, Categories, int], ...]
-    # The raw column of each scale, and where its number stands.
-    numbers: tuple[str, ...]
-    places: tuple[int, ...]
-    scales: RowScales
-    # Feature, operator and first column.
-    operators: tuple[tuple[Feature, Operator, int], ...]
-    columns: frozenset[str]
-    width: int
-    nothing: NDArray[np.int32]
 
 
 class FeaturePipeline:
@@ -94,7 +75,6 @@ class FeaturePipeline:
     def __init__(self, schema: Schema) -> None:
         self.schema = schema
         self._encoders: dict[str, Encoder] = {}
-        self._plans: dict[Domain, _RowPlan] = {}
         self._native: _native.Features | None = None
         self.statistics: dict[str, Statistics] = {}
 
@@ -150,7 +130,6 @@ class FeaturePipeline:
         self._encoders, self.statistics = fit_encoders(
             self, users=users, items=items, interactions=interactions, threads=threads, progress=progress
         )
-        self._plans = {}
         self._native = None
         return self
 
@@ -392,7 +371,7 @@ class FeaturePipeline:
     # ------------------------------------------------------------------ one row
 
     def transform_row(self, domain: Domain, row: Mapping[str, Any], *, base: Packed | None = None) -> Packed:
-        """Pack one row; the same ids and bits as :meth:`transform` of a table of that row. Needs no pyarrow.
+        """Pack one row, by the engine: the ids and bits of :meth:`transform` of a table of that row. Needs no pyarrow.
 
         Parameters
         ----------
@@ -408,36 +387,10 @@ class FeaturePipeline:
         SchemaError
             A name is no feature of this domain (a likely spelling is suggested), or a value is of the wrong kind.
         """
-        plan = self._plan(domain)
-        ids = plan.nothing.copy() if base is None else base.ids.copy()
-        clock = self.schema.timestamp
-        if plan.derived and clock is not None and clock in row:
-            tick = values.ticks(row[clock], name=clock, unit=self.schema.timestamp_unit)
-            for feature, parts, at in plan.derived:
-                ids[0, at] = parts.encode_value(None if tick is None else self._derive(feature, tick))
-        numbers: dict[str, float] = {}
-        for name, value in row.items():
-            if name in plan.numbers:
-                numbers[name] = values.number(value, name=name)
-            for feature, encoder, at in plan.categories.get(name, ()):
-                if isinstance(encoder, Categories) and feature.kind == "categorical":
-                    ids[0, at : at + encoder.hashes] = encoder.encode_value_hashes(value)
-                else:
-                    ids[0, at : at + feature.length] = _encode_one(feature, encoder, value)
-            if name not in plan.columns:
-                self._refuse_stranger(domain, name)
-        dense = np.zeros((1, plan.width), np.float32) if base is None else base.dense.copy()
-        if base is None or numbers:
-            given = np.array([base is None or name in numbers for name in plan.numbers], bool)
-            raw = np.array([numbers.get(name, math.nan) for name in plan.numbers], np.float64)
-            for at, here, scaled in zip(plan.places, given, plan.scales.encode(raw, given=given), strict=True):
-                if here:
-                    dense[0, at : at + len(scaled)] = scaled
-        for feature, operator, at in plan.operators:
-            if base is None or self._gives(row, feature):
-                columns = [r.of_value(row.get(r.column)) for r in readers(feature, self.schema)]
-                (dense if feature.is_dense else ids)[0, at : at + operator.width] = operator.encode(columns)[0]
-        return Packed(ids, dense)
+        try:
+            return Packed(*self.native.encode(domain, row if type(row) is dict else dict(row), base))
+        except KeyError as error:
+            self._refuse_stranger(domain, error.args[0])
 
     @property
     def native(self) -> _native.Features:
@@ -446,51 +399,6 @@ class FeaturePipeline:
             state, arrays = self.state()
             self._native = _native.Features(msgspec.json.encode(state | {"statistics": {}}), arrays)
         return self._native
-
-    def encode_row(self, domain: Domain, row: Mapping[str, Any], *, base: Packed | None = None) -> Packed:
-        """The same as :meth:`transform_row`, by the engine: for requests."""
-        try:
-            return Packed(*self.native.encode(domain, row if type(row) is dict else dict(row), base))
-        except KeyError as error:
-            self._refuse_stranger(domain, error.args[0])
-
-    def _gives(self, row: Mapping[str, Any], feature: Feature) -> bool:
-        """Whether a row has the column of an operator; the clock alone does not change what another column says."""
-        columns = self.schema.columns_of(feature) or (str(self.schema.timestamp),)
-        absent = [column for column in columns if column not in row]
-        if absent and len(absent) < len(columns):
-            raise SchemaError(
-                f"feature {feature.name!r} is made of {list(columns)} together, and the row has no {absent[0]!r}: give "
-                "all of them, or none for what is stored"
-            )
-        return not absent
-
-    def _plan(self, domain: Domain) -> _RowPlan:
-        plan = self._plans.get(domain)
-        if plan is None:
-            offsets = {i.name: i.offset for i in self.inputs if i.domain == domain}
-            features = self.features(domain)
-            encoders = [(f, self._encoder(f), offsets[f.name]) for f in features]
-            scales = [(f, encoder, at) for f, encoder, at in encoders if isinstance(encoder, Scale)]
-            operators = [(f, encoder, at) for f, encoder, at in encoders if isinstance(encoder, OPERATORS)]
-            categories: dict[str, list[tuple[Feature, Categories | Attributes, int]]] = {}
-            for feature, encoder, at in encoders:
-                if isinstance(encoder, Categories | Attributes):
-                    categories.setdefault(feature.column, []).append((feature, encoder, at))
-            keys = {self.schema.user, self.schema.item, str(self.schema.timestamp)}
-            read = {reader.column for f, _, _ in operators for reader in readers(f, self.schema)}
-            plan = self._plans[domain] = _RowPlan(
-                categories=categories,
-                derived=tuple((f, e, at) for f, e, at in encoders if f.derive and isinstance(e, Categories)),
-                numbers=tuple(f.column for f, _, _ in scales),
-                places=tuple(at for _, _, at in scales),
-                scales=RowScales([scale for _, scale, _ in scales]),
-                operators=tuple(operators),
-                columns=frozenset({*keys, *read, *categories, *(f.column for f, _, _ in scales)}),
-                width=sum(self._width(f) for f in features if f.is_dense),
-                nothing=np.full((1, sum(self._width(f) for f in features if not f.is_dense)), MISSING, np.int32),
-            )
-        return plan
 
     def _refuse_stranger(self, domain: Domain, name: Any) -> NoReturn:
         names = list(self.raw_columns(domain)) + [f.column for f in self.features(domain) if f.from_log]
@@ -628,7 +536,7 @@ class FeaturePipeline:
         encoder = self._encoder(feature)
         return encoder.null() if isinstance(encoder, (*OPERATORS, Scale)) else np.int32(MISSING)
 
-    def _derive(self, feature: Feature, ticks: _Ticks) -> _Ticks:
+    def _derive(self, feature: Feature, ticks: NDArray[np.int64]) -> NDArray[np.int64]:
         assert feature.derive in get_args(Part)
         return clock_part(ticks, feature.derive, clock_of(self.schema))  # type: ignore[arg-type, no-any-return]
 
@@ -651,21 +559,3 @@ def _encode_many(
     with_null = np.vstack([block, np.full((1, feature.length), MISSING, np.int32)])
     result: NDArray[np.int32] = with_null[take]
     return result
-
-
-def _encode_one(feature: Feature, encoder: Categories | Attributes, value: Any) -> list[int]:
-    if isinstance(value, str) and feature.kind != "sequence":
-        parts: Iterable[Any] = tokens(feature, value)
-    elif isinstance(value, list | tuple | np.ndarray) and feature.kind != "text":
-        parts = value
-    elif values.is_null(value):
-        parts = ()
-    else:
-        what = {"text": "text", "sequence": "a list"}.get(feature.kind, "a list or text")
-        raise SchemaError(f"column {feature.column!r} should hold {what}, found {value!r}")
-    ids = [one for one in map(encoder.encode_value, parts) if one != MISSING]
-    if feature.kind == "multi":
-        ids = list(dict.fromkeys(ids))
-    if feature.keep == "last":
-        ids = ids[-feature.length :]
-    return ids[: feature.length] + [MISSING] * (feature.length - len(ids))

@@ -1,11 +1,8 @@
-"""The scales of numbers: how float64 values become the float32 that a model reads.
-
-A column and a single row go through the same arithmetic, element by element, so they give the same bits.
-"""
+"""The scales of numbers: how float64 values become the float32 that a model reads."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import cached_property
 from statistics import NormalDist
 from typing import Any, Literal
@@ -19,7 +16,7 @@ from fastmtr.features.accumulators import FLOAT32_MAX, Moments, NumberSummary
 from fastmtr.features.array_times import log1p
 from fastmtr.schema import Feature, OutOfRange, Scaling
 
-__all__ = ["RowScales", "Scale", "saved_vector", "signed_log1p"]
+__all__ = ["Scale", "saved_vector", "signed_log1p"]
 
 _MAX_KNOTS = 256
 
@@ -113,7 +110,30 @@ class Scale(msgspec.Struct, frozen=True, kw_only=True, dict=True):
 
     def encode(self, column: NDArray[np.float64]) -> NDArray[np.float32]:
         """The scaled values of a column, shape (n, width)."""
-        return _encode([self], column[None])[0]
+        missing = np.isnan(column)
+        if self.nulls == "error" and missing.any():
+            raise SchemaError(f"column {self.name!r} has {missing.sum()} nulls, and its rule is nulls = 'error'")
+        x = np.where(missing, 0.0, column)
+        below, above = (x < self.low) & ~missing, (x > self.high) & ~missing
+        beyond = below | above
+        if self.out_of_range == "error" and beyond.any():
+            raise SchemaError(
+                f"column {self.name!r} has {beyond.sum()} values beyond {self.low} and {self.high}, such as "
+                f"{column[beyond][0]}, and its rule is out_of_range = 'error'"
+            )
+        if self.out_of_range == "null":
+            missing |= beyond
+        elif self.out_of_range == "clip":
+            x = np.where(below, self.low, np.where(above, self.high, x))
+        # What float32 cannot hold becomes an end of the fitted range; then clip; and one zero of two.
+        x = np.where(x > FLOAT32_MAX, self.high, np.where(x < -FLOAT32_MAX, self.low, x))
+        x = np.minimum(np.maximum(x, self.least), self.most) + 0.0
+        if self.kind == "log1p":
+            x = signed_log1p(x)
+        with np.errstate(over="ignore"):
+            y = self._ranked(x) if len(self.knots) else _single((x - self.shift) / self.factor)
+        y = np.where(missing, self.filler, y)
+        return np.stack([y, missing], axis=1, dtype=np.float32) if self.indicator else y[:, None]
 
     @cached_property
     def filler(self) -> np.float32:
@@ -190,64 +210,6 @@ def _ranks(
         of_share = NormalDist().inv_cdf
         return found[chosen], np.array([of_share(share) for share in (middle / upper[-1]).tolist()])
     return found[chosen], (middle - middle[0]) / ((middle[-1] - middle[0]) or 1.0)
-
-
-class RowScales:
-    """The scales of several features, applied to one number each; the same bits as their :meth:`Scale.encode`."""
-
-    def __init__(self, scales: Sequence[Scale]) -> None:
-        self._scales = scales
-
-    def encode(self, row: NDArray[np.float64], *, given: NDArray[np.bool_]) -> list[NDArray[np.float32]]:
-        """The numbers of each feature, shape (width,); of one that is not given, nothing is refused."""
-        chosen = [scale for scale, here in zip(self._scales, given, strict=True) if here]
-        found = iter(_encode(chosen, row[given][:, None]))
-        return [next(found)[0] if here else scale.null() for scale, here in zip(self._scales, given, strict=True)]
-
-
-def _encode(scales: Sequence[Scale], columns: NDArray[np.float64]) -> list[NDArray[np.float32]]:
-    """The numbers (n, width) of each of several features from their columns (features, n)."""
-    if not scales:
-        return []
-
-    def each(part: str) -> NDArray[np.float64]:
-        return np.array([getattr(scale, part) for scale in scales])[:, None]
-
-    low, high = each("low"), each("high")
-    missing = np.isnan(columns)
-    x = np.where(missing, 0.0, columns)
-    below, above = (x < low) & ~missing, (x > high) & ~missing
-    beyond = below | above
-    for i, scale in enumerate(scales):
-        if scale.nulls == "error" and missing[i].any():
-            n = int(missing[i].sum())
-            found = "is null" if columns.shape[1] == 1 else f"has {n} nulls"
-            raise SchemaError(f"column {scale.name!r} {found}, and its rule is nulls = 'error'")
-        if scale.out_of_range == "error" and beyond[i].any():
-            raise SchemaError(
-                f"column {scale.name!r} has {int(beyond[i].sum())} values beyond {scale.low} and {scale.high}, such as "
-                f"{columns[i][beyond[i]][0]}, and its rule is out_of_range = 'error'"
-            )
-        if scale.out_of_range == "null":
-            missing[i] |= beyond[i]
-        elif scale.out_of_range == "clip":
-            x[i] = np.where(below[i], scale.low, np.where(above[i], scale.high, x[i]))
-    # What float32 cannot hold becomes an end of the fitted range; then clip; and one zero of two.
-    x = np.where(x > FLOAT32_MAX, high, np.where(x < -FLOAT32_MAX, low, x))
-    x = np.minimum(np.maximum(x, each("least")), each("most")) + 0.0
-    for i, scale in enumerate(scales):
-        if scale.kind == "log1p":
-            x[i] = signed_log1p(x[i])
-    with np.errstate(over="ignore"):
-        y = _single((x - each("shift")) / each("factor"))
-    for i, scale in enumerate(scales):
-        if len(scale.knots):
-            y[i] = scale._ranked(x[i])
-    y = np.where(missing, np.array([scale.filler for scale in scales], np.float32)[:, None], y)
-    return [
-        np.stack([y[i], missing[i]], axis=1, dtype=np.float32) if scale.indicator else y[i][:, None]
-        for i, scale in enumerate(scales)
-    ]
 
 
 def _single(x: NDArray[np.float64]) -> NDArray[np.float32]:

@@ -151,8 +151,6 @@ class TargetTable(msgspec.Struct, frozen=True, kw_only=True):
 
     def _ids(self, columns: Sequence[Any]) -> NDArray[np.int32]:
         (column,) = columns
-        if isinstance(column, list):
-            return np.array([self.categories.encode_value(value) for value in column], np.int32)
         return self.categories.encode(column)
 
     def state(self) -> tuple[dict[str, Any], dict[str, NDArray[Any]]]:

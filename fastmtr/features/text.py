@@ -19,21 +19,12 @@ from fastmtr.features.scales import saved_vector
 from fastmtr.features.unicode_tables import code_points
 from fastmtr.schema import Feature, Schema
 
-__all__ = ["ObservedDocuments", "Tfidf", "words", "words_of"]
+__all__ = ["ObservedDocuments", "Tfidf", "words"]
 
 
 def words(texts: Texts, *, ngrams: int) -> tuple[NDArray[np.uint8], NDArray[np.int64], NDArray[np.int64]]:
     """The n-grams of a column of texts; see :func:`fastmtr.features.array_text.words`."""
     return array_text.words(*texts, ngrams=ngrams, table=code_points())
-
-
-def words_of(text: str, *, ngrams: int) -> list[str]:
-    """The n-grams of one text, the same as :func:`words` gives."""
-    table = code_points()
-    points = table.lower[[ord(c) for c in text]] if text else np.zeros(0, np.uint32)
-    lowered = "".join(chr(c) if word else " " for c, word in zip(points.tolist(), table.word[points], strict=True))
-    found = lowered.split()
-    return [" ".join(found[i : i + n]) for i in range(len(found)) for n in range(1, min(ngrams, len(found) - i) + 1)]
 
 
 class Tfidf(msgspec.Struct, frozen=True, kw_only=True):

@@ -1,7 +1,8 @@
 """One meaning for a value, whether it comes in a column or alone in a request.
 
-A category is a whole number (booleans and floats without a fraction included) or text; NaN is null. A column and a
-single value go through two functions here that must agree; everything after them is shared.
+A category is a whole number (booleans and floats without a fraction included) or text; NaN is null. The engine reads
+Python's own int, float and str itself; of one value of another type, it asks the functions here that are named in the
+singular.
 """
 
 from __future__ import annotations
@@ -26,7 +27,6 @@ __all__ = [
     "category_column",
     "check_utf8",
     "combined",
-    "is_null",
     "is_text",
     "number",
     "number_column",
@@ -44,31 +44,22 @@ TICKS_A_SECOND = {"s": 1, "ms": 1_000, "us": 1_000_000, "ns": 1_000_000_000}
 _EPOCH = datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 
 
-def is_null(value: Any) -> bool:
+def _is_null(value: Any) -> bool:
     """None, NaN, or the missing value of pandas."""
     return (
         value is None
         or (isinstance(value, float | np.floating) and math.isnan(value))
-        or type(value).__name__ == "NAType"
+        or type(value).__name__ in ("NAType", "NaTType")
     )
 
 
-def category(value: Any, *, name: str, expected: ValueType | None) -> int | str | None:
-    """One category of feature `name` in its canonical form; None is null. SchemaError if it is no category."""
-    if type(value) is int and expected != "str" and _INT64[0] <= value <= _INT64[1]:
-        return value
-    if isinstance(value, str):
-        if expected == "int":
-            _refuse_type(name, "whole numbers", f"the text {value!r}")
-        return str(value)
-    if is_null(value):
+def category(value: Any, *, name: str) -> int | None:
+    """A whole number of whatever type as one of Python; None is null. SchemaError if it is no category."""
+    if _is_null(value):
         return None
     if not isinstance(value, numbers.Real | np.bool_):
         _refuse_type(name, "whole numbers or text", f"a {type(value).__name__}")
-    whole = _whole(value, name)
-    if expected == "str":
-        _refuse_type(name, "text", f"the number {whole}")
-    return whole
+    return _whole(value, name)
 
 
 def _whole(value: Any, name: str) -> int:
@@ -124,13 +115,11 @@ def is_text(kind: pa.DataType) -> bool:
 
 
 def number(value: Any, *, name: str) -> float:
-    """One number as float64; NaN is null. SchemaError if it is no number."""
-    if type(value) is float:
-        return value
-    if is_null(value):
+    """A number of whatever type as float64; NaN is null. SchemaError if it is no number."""
+    if _is_null(value):
         return math.nan
-    if isinstance(value, str) or not isinstance(value, numbers.Number | np.bool_) or isinstance(value, complex):
-        _refuse_type(name, "numbers", f"{value!r}" if isinstance(value, str) else f"a {type(value).__name__}")
+    if not isinstance(value, numbers.Number | np.bool_) or isinstance(value, complex):
+        _refuse_type(name, "numbers", f"a {type(value).__name__}")
     try:
         return float(value)  # type: ignore[arg-type]
     except OverflowError:
@@ -154,12 +143,10 @@ def number_column(column: pa.Array | pa.ChunkedArray, *, name: str) -> NDArray[n
 
 def ticks(value: Any, *, name: str, unit: str) -> int | None:
     """One point in time: a whole number of `unit` since 1970, or a datetime (UTC where it names no zone)."""
-    if isinstance(value, datetime.datetime):
+    if isinstance(value, datetime.datetime) and not _is_null(value):
         aware = value if value.tzinfo is not None else value.replace(tzinfo=datetime.UTC)
         return (aware - _EPOCH) // datetime.timedelta(microseconds=1) * TICKS_A_SECOND[unit] // TICKS_A_SECOND["us"]
-    whole = category(value, name=name, expected="int")
-    assert not isinstance(whole, str)
-    return whole
+    return category(value, name=name)
 
 
 def ticks_column(column: pa.Array | pa.ChunkedArray, *, name: str, unit: str) -> pa.Array:
