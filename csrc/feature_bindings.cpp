@@ -3,6 +3,7 @@
 #include <pybind11/numpy.h>
 #include <pybind11/stl.h>
 
+#include <bit>
 #include <cmath>
 #include <cstdint>
 #include <deque>
@@ -12,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "core/feature_batch.h"
 #include "core/feature_kernels.h"
 #include "fastmtr.h"
 #include "python_errors.h"
@@ -339,13 +341,67 @@ class Features {
   int64_t ticks_per_second_ = 1;
 };
 
-// ---- the functions of feature_kernels.h, element by element: for tests, in place of a GPU
+// ---- the functions of feature_kernels.h, element by element, and of feature_batch.h: for tests, in place of a GPU;
+// and vocabularies as both read them
 
 template <class Out, class In, class Each>
 py::array_t<Out> mapped(const Array<In>& values, const Each& each) {
   py::array_t<Out> out(values.size());
   for (py::ssize_t i = 0; i < values.size(); ++i) out.mutable_data()[i] = each(values.data()[i]);
   return out;
+}
+
+template <class Entry, class Put>
+py::array_t<uint8_t> vocabulary(size_t n, const Put& put) {
+  const size_t places = std::bit_ceil(n * 2 + 1);
+  std::vector<Entry> entries(places);
+  for (Entry& each : entries) each.rank = kernels::kNoRank;
+  for (size_t rank = 0; rank < n; ++rank)
+    if (!put(entries.data(), places - 1, rank))
+      raise(PyExc_ValueError, "value " + std::to_string(rank) + " stands twice in the vocabulary");
+  const auto size = static_cast<py::ssize_t>(places * sizeof(Entry));
+  return py::array_t<uint8_t>(size, reinterpret_cast<const uint8_t*>(entries.data()));
+}
+
+// As the kernels take them; the pointers in them are the caller's.
+template <class T>
+const T* structs(const Array<uint8_t>& bytes, const char* what, size_t* n) {
+  *n = static_cast<size_t>(bytes.size()) / sizeof(T);
+  if (*n * sizeof(T) != static_cast<size_t>(bytes.size()))
+    raise(PyExc_ValueError, std::string(what) + " must be structs of " + std::to_string(sizeof(T)) + " bytes");
+  return reinterpret_cast<const T*>(bytes.data());
+}
+
+void add_batches(py::module_& m) {
+  m.def("index_ints", [](const Array<int64_t>& values) {
+    return vocabulary<kernels::IntEntry>(
+        static_cast<size_t>(values.size()), [&](kernels::IntEntry* entries, uint64_t mask, size_t rank) {
+          return kernels::put_int(entries, mask, values.data()[rank], static_cast<uint32_t>(rank));
+        });
+  });
+  m.def("index_texts", [](const Array<uint8_t>& data, const Array<int64_t>& offsets) {
+    const int64_t* at = offsets.data();
+    for (py::ssize_t i = 0; i + 1 < offsets.size(); ++i)
+      if (at[i] < 0 || at[i + 1] < at[i] || at[i + 1] > data.size())
+        raise(PyExc_ValueError, "offsets must ascend within the data");
+    return vocabulary<kernels::TextEntry>(
+        offsets.size() < 1 ? 0 : static_cast<size_t>(offsets.size() - 1),
+        [&](kernels::TextEntry* entries, uint64_t mask, size_t rank) {
+          return kernels::put_text(entries, mask, data.data(), static_cast<uint64_t>(at[rank]),
+                                   static_cast<uint32_t>(at[rank + 1] - at[rank]), static_cast<uint32_t>(rank));
+        });
+  });
+  m.def("encode_rows", [](const Array<uint8_t>& steps, const Array<uint8_t>& columns, uint64_t rows) {
+    size_t n_steps = 0, n_columns = 0;
+    const auto* of_steps = structs<kernels::Step>(steps, "steps", &n_steps);
+    const auto* of_columns = structs<kernels::Column>(columns, "columns", &n_columns);
+    std::vector<uint32_t> refused(n_steps);
+    {
+      const py::gil_scoped_release release;
+      kernels::encode_rows(of_steps, n_steps, of_columns, rows, refused.data());
+    }
+    return py::array_t<uint32_t>(static_cast<py::ssize_t>(n_steps), refused.data());
+  });
 }
 
 void add_kernels(py::module_ m) {
@@ -381,6 +437,7 @@ void add_kernels(py::module_ m) {
     if (ticks_per_second < 1) raise(PyExc_ValueError, "ticks_per_second must be 1 or more");
     return kernels::elapsed(now, then, ticks_per_second);
   });
+  add_batches(m);
 }
 
 }  // namespace

@@ -372,7 +372,7 @@ class Features:
         """JSON: for each domain and feature rows, nulls, unseen values and numbers out of range so far."""
 
 class feature_kernels:  # noqa: N801, a module
-    """The functions of ``csrc/core/feature_kernels.h``, element by element."""
+    """The functions of ``csrc/core/feature_kernels.h``, element by element, and of ``feature_batch.h``."""
 
     @staticmethod
     def hash_ints(values: NDArray[np.int64], seed: int = 0) -> NDArray[np.uint64]: ...
@@ -384,3 +384,17 @@ class feature_kernels:  # noqa: N801, a module
     def sincos(phase: NDArray[np.float64]) -> NDArray[np.float64]: ...
     @staticmethod
     def elapsed(now: int, then: int, ticks_per_second: int) -> float: ...
+    @staticmethod
+    def index_ints(values: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The entries of a vocabulary, ``struct IntEntry``; ValueError if a value stands twice."""
+
+    @staticmethod
+    def index_texts(data: NDArray[np.uint8], offsets: NDArray[np.int64]) -> NDArray[np.uint8]:
+        """The same of texts, ``struct TextEntry``."""
+
+    @staticmethod
+    def encode_rows(steps: NDArray[np.uint8], columns: NDArray[np.uint8], rows: int) -> NDArray[np.uint32]:
+        """Run the batch kernels on the host: of each step, 1 where a row was refused.
+
+        The structs are taken as they are: see :mod:`fastmtr.features.device_batch`.
+        """

@@ -1,4 +1,4 @@
-"""The devices that tests run on: a GPU's plugin emulated on the host, and a GPU.
+"""The devices that tests run on: a GPU's plugin emulated on the host, and a GPU; and the namespaces of arrays there.
 
 The same tests run on both. Those of a GPU are skipped, with the reason, where there is none.
 """
@@ -9,11 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 
 from fastmtr import info
+from fastmtr.errors import BackendError
+from fastmtr.features import cupy_kernels
 
-__all__ = ["DEVICES", "HOST", "ORDERS", "thread_order"]
+__all__ = ["DEVICES", "HOST", "NAMESPACES", "ORDERS", "thread_order"]
 
 HOST = "cuda-host"
 ORDERS = ("forward", "reverse", "random:1", "random:2")
@@ -31,7 +34,17 @@ def _devices() -> list[Any]:
     return params
 
 
+def _namespaces() -> list[Any]:
+    marks = [pytest.mark.cuda]
+    try:
+        cupy = cupy_kernels.namespace()
+    except BackendError as error:
+        cupy, marks = None, [*marks, pytest.mark.skip(reason=str(error))]
+    return [pytest.param(np, id="numpy"), pytest.param(cupy, id="cupy", marks=marks)]
+
+
 DEVICES = _devices()
+NAMESPACES = _namespaces()
 
 
 @contextmanager

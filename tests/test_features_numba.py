@@ -1,6 +1,5 @@
 """Numba's kernels against the arrays: the same ids, the same bits, the same errors, whatever the values."""
 
-import math
 import os
 import subprocess
 import sys
@@ -8,6 +7,18 @@ import sys
 import numpy as np
 import pyarrow as pa
 import pytest
+from feature_columns import (
+    FLOATS,
+    HASHES,
+    INTS,
+    RULES,
+    SCALES,
+    SMALL_FLOATS,
+    TEXTS,
+    VOCABULARIES,
+    columns_of,
+    schema_of,
+)
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -18,31 +29,10 @@ from fastmtr.features import FeaturePipeline, hashing, warm_up
 from fastmtr.features.numba_batch import Index, divider, hash_integers, hash_texts
 from fastmtr.schema import Feature, Schema, Task
 
-LARGEST = 2**63 - 1
-# Of 0, 8, 16 and 32 bytes, and one more or less, where kernels go another way; equal beginnings; zeros; marks.
-TEXTS = st.one_of(
-    st.sampled_from(["", "\0", "\0\0", "a", "a\0", "é", "é", "日本", "x" * 7, "x" * 8, "x" * 9, "x" * 15, "x" * 16]),
-    st.sampled_from(["x" * 17, "x" * 31, "x" * 32, "x" * 33, "x" * 40 + "y", "x" * 40 + "z", "y" * 300]),
-    st.text(max_size=40),
-)
-INTS = st.one_of(st.sampled_from([0, 1, -1, LARGEST, -LARGEST - 1]), st.integers(-5, 5), st.integers(-(2**63), LARGEST))
-FLOATS = st.one_of(
-    st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, -5e-324, 1e308, -1e308, 3.4e38, 3.5e38]),
-    st.floats(),
-    st.floats(-10, 10),
-    st.integers(-3, 3).map(float),
-)
-SMALL_FLOATS = st.one_of(st.just(math.nan), st.floats(width=32))
-
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
     warm_up()
-
-
-def columns_of(values, kind, *, at=0):
-    """As an Arrow column that begins within its buffers."""
-    return pa.array([values[0] if values else None] * at + values, kind)[at:]
 
 
 def both(schema, fitted, given_table, **options):
@@ -63,15 +53,6 @@ def assert_same(results):
         return
     np.testing.assert_array_equal(arrays.ids, compiled.ids)
     np.testing.assert_array_equal(arrays.dense.view(np.uint32), compiled.dense.view(np.uint32))
-
-
-def schema_of(**rules):
-    return Schema(
-        user="user",
-        item="item",
-        features=(Feature(name="x", entity="candidate", **rules),),
-        tasks=(Task(name="click"),),
-    )
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------------------
@@ -106,20 +87,6 @@ def test_remainders_without_division(rows):
 
 
 # ---- ids -------------------------------------------------------------------------------------------------------------
-
-RULES = st.fixed_dictionaries(
-    {},
-    optional={
-        "nulls": st.sampled_from(["fill", "error"]),
-        "min_count": st.integers(1, 2),
-    },
-)
-VOCABULARIES = st.fixed_dictionaries(
-    {}, optional={"unseen": st.sampled_from(["row", "error"]), "oov_rows": st.sampled_from([1, 2, 3, 7])}
-)
-HASHES = st.fixed_dictionaries(
-    {"hash_rows": st.sampled_from([1, 2, 3, 10, 1000, 4096])}, optional={"hashes": st.integers(1, 3)}
-)
 
 
 @given(st.data(), RULES, st.one_of(VOCABULARIES, HASHES), st.sampled_from([pa.string(), pa.large_string()]))
@@ -176,16 +143,6 @@ def test_a_column_that_is_missing():
 
 
 # ---- numbers ---------------------------------------------------------------------------------------------------------
-
-SCALES = st.fixed_dictionaries(
-    {"scaling": st.sampled_from(["none", "standard", "minmax", "robust", "log1p", "quantile", "normal"])},
-    optional={
-        "nulls": st.sampled_from(["fill", "error"]),
-        "out_of_range": st.sampled_from(["keep", "clip", "null", "error"]),
-        "indicator": st.booleans(),
-        "clip": st.just((0.1, 0.9)),
-    },
-)
 
 
 @given(

@@ -15,7 +15,36 @@
 #define FMTR_HD inline
 #endif
 
-namespace fastmtr::kernels {
+namespace fastmtr {
+
+#if defined(__CUDACC_RTC__)  // which has no headers
+using uint8_t = unsigned char;
+using int32_t = int;
+using uint32_t = unsigned;
+using int64_t = long long;
+using uint64_t = unsigned long long;
+#endif
+
+namespace kernels {
+
+// What makes a feature: see docs/features.md.
+enum class FeatureOp : uint8_t {
+  category,
+  cross,
+  bucket,
+  many,
+  attribute,
+  words,
+  tfidf,
+  scale,
+  recency,
+  cyclic,
+  gaps,
+  table,
+  vector
+};
+
+constexpr int32_t kMissing = 0, kUnseen = 1;
 
 // ---- arithmetic in float64, one rounding a step
 
@@ -32,6 +61,35 @@ FMTR_HD double add(double a, double b) {
   return __dadd_rn(a, b);
 #else
   return a + b;
+#endif
+}
+
+FMTR_HD double root(double x) {
+#if defined(__CUDA_ARCH__)
+  return __dsqrt_rn(x);
+#else
+  return __builtin_sqrt(x);
+#endif
+}
+
+// In device code as instructions of their own: what compiles it may be told to flush numbers that are not normal.
+FMTR_HD float single(double x) {
+#if defined(__CUDA_ARCH__)
+  float y;
+  asm("cvt.rn.f32.f64 %0, %1;" : "=f"(y) : "d"(x));
+  return y;
+#else
+  return static_cast<float>(x);
+#endif
+}
+
+FMTR_HD double twofold(float x) {
+#if defined(__CUDA_ARCH__)
+  double y;
+  asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));
+  return y;
+#else
+  return static_cast<double>(x);
 #endif
 }
 
@@ -127,11 +185,40 @@ FMTR_HD int64_t within(int64_t tick, int64_t ticks_per_second, int64_t period, i
   return place < 0 ? place + period : place;
 }
 
+enum class ClockPart : uint8_t { none, hour, weekday, hour_of_week, year };
+
+// What ticks mean.
+struct Clock {
+  int64_t ticks_per_second, offset;  // local time minus UTC in seconds
+};
+
+constexpr int64_t kDay = 86'400, kWeek = 604'800, kYear = 31'556'952, kMonday = 3 * kDay;
+
+// The local hour, weekday or hour of the week.
+FMTR_HD int64_t clock_part(int64_t tick, ClockPart part, const Clock& clock) {
+  if (part == ClockPart::hour) return within(tick, clock.ticks_per_second, kDay, clock.offset) / 3600;
+  const int64_t place = within(tick, clock.ticks_per_second, kWeek, kMonday + clock.offset);
+  return place / (part == ClockPart::weekday ? kDay : 3600);
+}
+
+// Sine and cosine of the place in the day, the week or the year.
+FMTR_HD void cycle(int64_t tick, ClockPart part, const Clock& clock, float* out) {
+  const bool of_week = part == ClockPart::weekday;
+  const int64_t period = of_week ? kWeek : part == ClockPart::hour ? kDay : kYear;
+  const int64_t place = within(tick, clock.ticks_per_second, period, (of_week ? kMonday : 0) + clock.offset);
+  double sine, cosine;
+  sincos_of_turn(static_cast<double>(place) / static_cast<double>(period), &sine, &cosine);
+  out[0] = single(sine);
+  out[1] = single(cosine);
+}
+
+constexpr int64_t kMost = 0x7FFFFFFFFFFFFFFF, kLeast = -kMost - 1;
+
 // Seconds from one tick to a later one, 0 where it is earlier.
 FMTR_HD double elapsed(int64_t now, int64_t then, int64_t ticks_per_second) {
   const uint64_t difference = static_cast<uint64_t>(now) - static_cast<uint64_t>(then);
   int64_t ticks = static_cast<int64_t>(difference);
-  if (((now ^ then) & (now ^ ticks)) < 0) ticks = now < 0 ? INT64_MIN : INT64_MAX;
+  if (((now ^ then) & (now ^ ticks)) < 0) ticks = now < 0 ? kLeast : kMost;
   const double seconds = static_cast<double>(ticks) / static_cast<double>(ticks_per_second);
   return seconds > 0 ? seconds : 0.0;
 }
@@ -218,6 +305,15 @@ FMTR_HD uint32_t find_int(const IntEntry* entries, uint64_t mask, int64_t value,
   }
 }
 
+// Puts an id, which is not 0, into a set of open addressing, whose empty places are 0; whether it was there.
+FMTR_HD bool put_id(int32_t* places, uint64_t mask, int32_t id) {
+  uint64_t at = (static_cast<uint32_t>(id) * 0x9E3779B97F4A7C15ull >> 32) & mask;
+  for (; places[at] != 0; at = (at + 1) & mask)
+    if (places[at] == id) return true;
+  places[at] = id;
+  return false;
+}
+
 FMTR_HD bool same_bytes(const unsigned char* a, const unsigned char* b, uint64_t n) {
   uint64_t i = 0;
   for (; i + 8 <= n; i += 8)
@@ -238,13 +334,38 @@ FMTR_HD uint32_t find_text(const TextEntry* entries, uint64_t mask, const unsign
   }
 }
 
+// Puts a value into a vocabulary; false: it stands there already.
+inline bool put_int(IntEntry* entries, uint64_t mask, int64_t value, uint32_t rank) {
+  uint64_t at = hash_int(value, 0) & mask;
+  for (; entries[at].rank != kNoRank; at = (at + 1) & mask)
+    if (entries[at].value == value) return false;
+  entries[at] = {value, rank, 0};
+  return true;
+}
+
+inline bool put_text(TextEntry* entries, uint64_t mask, const unsigned char* bytes, uint64_t offset, uint32_t size,
+                     uint32_t rank) {
+  const unsigned char* const text = bytes + offset;
+  const uint64_t hash = hash_bytes(text, size, 0);
+  if (find_text(entries, mask, bytes, text, size, hash) != kNoRank) return false;
+  uint64_t at = hash & mask;
+  while (entries[at].rank != kNoRank) at = (at + 1) & mask;
+  TextEntry& entry = entries[at];
+  entry.hash = hash;
+  entry.rank = rank;
+  entry.size = size;
+  if (size > TextEntry::kInline)
+    entry.offset = offset;
+  else
+    for (uint32_t i = 0; i < size; ++i) entry.text[i] = text[i];
+  return true;
+}
+
 // ---- numbers
 
 constexpr double kFloatMax = 3.4028234663852886e38;
 
-FMTR_HD float to_float(double x) {
-  return static_cast<float>(x > kFloatMax ? kFloatMax : x < -kFloatMax ? -kFloatMax : x);
-}
+FMTR_HD float to_float(double x) { return single(x > kFloatMax ? kFloatMax : x < -kFloatMax ? -kFloatMax : x); }
 
 // How many bounds are at most x.
 FMTR_HD uint64_t bounds_below(const double* bounds, uint64_t n, double x) {
@@ -296,7 +417,7 @@ FMTR_HD Scaled scale(const Scale& rule, double x) {
   if (rule.n_knots == 0) {
     out.value = to_float(add(x, -rule.shift) / rule.factor);
   } else if (rule.n_knots == 1) {
-    out.value = static_cast<float>(rule.levels[0]);
+    out.value = single(rule.levels[0]);
   } else {
     uint64_t left = bounds_below(rule.knots, rule.n_knots, x);
     left = left == 0 ? 0 : left - 1;
@@ -307,5 +428,6 @@ FMTR_HD Scaled scale(const Scale& rule, double x) {
   return out;
 }
 
-}  // namespace fastmtr::kernels
+}  // namespace kernels
+}  // namespace fastmtr
 #endif

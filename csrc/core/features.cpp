@@ -14,7 +14,9 @@ namespace fastmtr {
 
 namespace {
 
-constexpr int32_t kMissing = 0, kUnseen = 1;
+using kernels::clock_part;
+using kernels::kMissing;
+using kernels::kUnseen;
 
 void count(std::atomic<uint64_t>& counter, uint64_t by = 1) { counter.fetch_add(by, std::memory_order_relaxed); }
 
@@ -28,22 +30,10 @@ struct Scratch {
 };
 thread_local Scratch scratch;
 
-struct Clock {
-  int64_t ticks_per_second, offset;
-};
-
-constexpr int64_t kDay = 86'400, kWeek = 604'800, kYear = 31'556'952, kMonday = 3 * kDay;
-
-int64_t clock_part(int64_t tick, ClockPart part, const Clock& clock) {
-  if (part == ClockPart::hour) return kernels::within(tick, clock.ticks_per_second, kDay, clock.offset) / 3600;
-  const int64_t place = kernels::within(tick, clock.ticks_per_second, kWeek, kMonday + clock.offset);
-  return place / (part == ClockPart::weekday ? kDay : 3600);
-}
-
 // A row being encoded.
 struct Row {
   const FeatureDomain& domain;
-  const Clock clock;
+  const kernels::Clock clock;
   const fmtr_value* const* at;  // by column
   int32_t* ids;
   float* dense;
@@ -155,11 +145,7 @@ class Ids {
 
   bool is_there(int32_t id) {
     if (mask_ == 0) return std::find(scratch.ids.begin(), scratch.ids.end(), id) != scratch.ids.end();
-    size_t at = (static_cast<uint32_t>(id) * uint64_t{0x9E3779B97F4A7C15u} >> 32) & mask_;
-    for (; scratch.seen[at] != 0; at = (at + 1) & mask_)
-      if (scratch.seen[at] == id) return true;
-    scratch.seen[at] = id;
-    return false;
+    return kernels::put_id(scratch.seen.data(), mask_, id);
   }
 
   const FeatureStep& step_;
@@ -296,14 +282,7 @@ void write_cyclic(const FeatureStep& step, const Row& row, float* out) {
     out[0] = out[1] = 0.0f;
     return;
   }
-  const bool of_week = step.part == ClockPart::weekday;
-  const int64_t period = of_week ? kWeek : step.part == ClockPart::hour ? kDay : kYear;
-  const int64_t place =
-      kernels::within(now, row.clock.ticks_per_second, period, (of_week ? kMonday : 0) + row.clock.offset);
-  double sine, cosine;
-  kernels::sincos_of_turn(static_cast<double>(place) / static_cast<double>(period), &sine, &cosine);
-  out[0] = static_cast<float>(sine);
-  out[1] = static_cast<float>(cosine);
+  kernels::cycle(now, step.part, row.clock, out);
 }
 
 void write_vector(const FeatureStep& step, const Row& row, float* out) {

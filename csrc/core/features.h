@@ -51,22 +51,8 @@ struct Vocabulary {
   uint64_t rows() const { return first() + (hash_rows != 0 ? hash_rows : n_known); }
 };
 
-enum class FeatureOp : uint8_t {
-  category,
-  cross,
-  bucket,
-  many,
-  attribute,
-  words,
-  tfidf,
-  scale,
-  recency,
-  cyclic,
-  gaps,
-  table,
-  vector
-};
-enum class ClockPart : uint8_t { none, hour, weekday, hour_of_week, year };
+using kernels::ClockPart;
+using kernels::FeatureOp;
 
 struct FeatureCounters {
   std::atomic<uint64_t> rows{0}, nulls{0}, unseen{0}, beyond{0};

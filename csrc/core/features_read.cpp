@@ -359,12 +359,9 @@ class FeatureReader {
     to.n_known = static_cast<uint32_t>(values.size());
     to.ints = emptied<kernels::IntEntry>(places(values.size()));
     to.mask = to.ints.size() - 1;
-    for (uint32_t rank = 0; rank < values.size(); ++rank) {
-      uint64_t at = kernels::hash_int(values[rank], 0) & to.mask;
-      for (; to.ints[at].rank != kernels::kNoRank; at = (at + 1) & to.mask)
-        if (to.ints[at].value == values[rank]) state.refuse(say("category ", values[rank], " stands twice"));
-      to.ints[at] = {values[rank], rank, 0};
-    }
+    for (uint32_t rank = 0; rank < values.size(); ++rank)
+      if (!kernels::put_int(to.ints.data(), to.mask, values[rank], rank))
+        state.refuse(say("category ", values[rank], " stands twice"));
   }
 
   void known_texts(const Reader& state, const std::string& name, Vocabulary& to) {
@@ -384,19 +381,9 @@ class FeatureReader {
       const auto size = static_cast<uint32_t>(offsets[rank + 1] - offsets[rank]);
       const std::string_view shown(reinterpret_cast<const char*>(text), size);
       if (!is_utf8(shown)) state.refuse("a category is not valid UTF-8");
-      const uint64_t hash = kernels::hash_bytes(text, size, 0);
-      if (kernels::find_text(to.texts.data(), to.mask, to.bytes.data(), text, size, hash) != kernels::kNoRank)
+      if (!kernels::put_text(to.texts.data(), to.mask, to.bytes.data(), static_cast<uint64_t>(offsets[rank]), size,
+                             rank))
         state.refuse(say("category ", quote(shown), " stands twice"));
-      uint64_t at = hash & to.mask;
-      while (to.texts[at].rank != kernels::kNoRank) at = (at + 1) & to.mask;
-      kernels::TextEntry& entry = to.texts[at];
-      entry.hash = hash;
-      entry.rank = rank;
-      entry.size = size;
-      if (size > kernels::TextEntry::kInline)
-        entry.offset = static_cast<uint64_t>(offsets[rank]);
-      else if (size > 0)
-        std::memcpy(entry.text, text, size);
     }
   }
 

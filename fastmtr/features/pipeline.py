@@ -76,6 +76,8 @@ class FeaturePipeline:
         self.schema = schema
         self._encoders: dict[str, Encoder] = {}
         self._native: _native.Features | None = None
+        # What engine="cupy" copied to devices.
+        self.uploads: dict[Any, Any] = {}
         self.statistics: dict[str, Statistics] = {}
 
     def __repr__(self) -> str:
@@ -131,6 +133,7 @@ class FeaturePipeline:
             self, users=users, items=items, interactions=interactions, threads=threads, progress=progress
         )
         self._native = None
+        self.uploads = {}
         return self
 
     # ------------------------------------------------------------------ what the model sees
@@ -165,7 +168,7 @@ class FeaturePipeline:
         table: Any,
         *,
         missing: Literal["error", "null"] = "error",
-        engine: Literal["auto", "numba", "arrays"] = "auto",
+        engine: Literal["auto", "numba", "arrays", "cupy"] = "auto",
         threads: int = 1,
     ) -> Packed:
         """Pack the rows of a table.
@@ -178,17 +181,30 @@ class FeaturePipeline:
             pandas, Polars, a mapping of columns, a file.
         missing : {"error", "null"}
             What a feature without a column does: raise, or count as null.
-        engine : {"auto", "numba", "arrays"}
+        engine : {"auto", "numba", "arrays", "cupy"}
             What goes through the rows; the bits are the same. "auto": Numba, if it is there (``pip install
             'fastmtr[features]'``) and either the table is large or :func:`fastmtr.features.warm_up` was called.
+            "cupy": a GPU, where the result then is; the table may have columns there.
         threads : int
             Of Numba; of arrays, features that are packed at once.
 
         Returns
         -------
         Packed
-            Matrices of their own, C-contiguous: training and engine take them as they are.
+            Matrices of their own, C-contiguous: training and engine take them as they are. With "cupy" they are
+            CuPy's.
+
+        Raises
+        ------
+        SchemaError
+            A column is missing, or holds values that its feature refuses.
+        BackendError
+            "cupy", and there is no CuPy or no GPU.
         """
+        if engine == "cupy":
+            from fastmtr.features import cupy_kernels, device_batch
+
+            return device_batch.transform(self, domain, table, missing=missing, xp=cupy_kernels.namespace())
         from fastmtr.tables import read_table
 
         given = read_table(table)
