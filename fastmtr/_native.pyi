@@ -369,7 +369,7 @@ class Features:
     def describe(self) -> str:
         """JSON: for each domain its widths and raw columns."""
     def counts(self) -> str:
-        """JSON: for each domain and feature rows, nulls, unseen values and numbers out of range so far."""
+        """JSON: for each domain and feature rows, nulls, values, unseen ones and numbers out of range so far."""
 
 class feature_kernels:  # noqa: N801, a module
     """The functions of ``csrc/core/feature_kernels.h``, element by element, and of ``feature_batch.h``."""

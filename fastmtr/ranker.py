@@ -441,8 +441,8 @@ class Ranker:
         Returns
         -------
         dict of domain to dict of feature to dict
-            ``rows``, ``nulls``, ``unseen`` categories and numbers ``beyond`` the fitted range. A row over a stored one
-            counts for what it names.
+            ``rows``, ``nulls``, ``values`` (of lists and texts each element), ``unseen`` ones of categories, and scaled
+            numbers ``beyond`` the fitted range. A row over a stored one counts for what it names.
         """
         return self._packer.feature_counts()
 

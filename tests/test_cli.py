@@ -276,7 +276,7 @@ def test_a_ranker_counts_what_its_requests_were_like(trained):
     for key in range(1000, 1010):
         ranker.rank({"user": key, "time": None}, None, k=1)
     counts = ranker.feature_counts()["request"]
-    assert counts["user"] == {"rows": 10, "nulls": 0, "unseen": 10, "beyond": 0}
+    assert counts["user"] == {"rows": 10, "nulls": 0, "values": 10, "unseen": 10}
     assert counts["hour"]["nulls"] == 10
     found = {c.name: c.reasons for c in ranker.check_features().columns}
     assert found["user"] == ["more unseen values"]

@@ -63,7 +63,11 @@ def test_rules_refuse() -> None:
     for row, problem in (
         ({"c": None, "x": 0.5}, "'c' is null"),
         ({"c": "z", "x": 0.5}, "'c' has the text 'z', which was not seen"),
-        ({"c": "a"}, "'x' is null"),
+        (
+            {"c": "a"},
+            "column 'x' is not given, and the rule of feature 'x' is nulls = 'error': give it, unless",
+        ),
+        ({"x": 0.5}, "column 'c' is not given, and the rule of feature 'c' is nulls = 'error'"),
         ({"c": "a", "x": 2}, "'x' is 2, beyond 0 and 1"),
     ):
         with pytest.raises(SchemaError, match=problem):
@@ -77,8 +81,8 @@ def test_counters() -> None:
     native = FeaturePipeline(schema).fit(items=read_table({"c": ["a"], "x": [1.0]})).native
     native.encode_rows("item", [{"x": None, "c": "a"}, {"x": 5, "c": "b"}, {"c": None}])
     assert json.loads(native.counts())["item"] == {
-        "x": {"rows": 3, "nulls": 2, "unseen": 0, "beyond": 1},
-        "c": {"rows": 3, "nulls": 1, "unseen": 1, "beyond": 0},
+        "x": {"rows": 3, "nulls": 2, "values": 1, "beyond": 1},
+        "c": {"rows": 3, "nulls": 1, "values": 2, "unseen": 1},
     }
 
 

@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from safetensors.numpy import load, save
 from xxhash import xxh64_intdigest
 
-from fastmtr.errors import SchemaError
-from fastmtr.features import FeaturePipeline
+from fastmtr.errors import BackendError, SchemaError
+from fastmtr.features import FeaturePipeline, warm_up
 from fastmtr.graph import Input, Packed
 from fastmtr.schema import Feature, Schema, Task
 from fastmtr.tables import read_table
@@ -231,7 +231,7 @@ def test_strict_nulls_raise() -> None:
         pipeline.transform("item", read_table({"x": [1.0, None, math.nan]}))
     base = pipeline.transform("item", read_table({"x": [1.0]}))
     for row, stored in (({}, None), ({"x": None}, None), ({"x": None}, base)):
-        with pytest.raises(SchemaError, match="column 'x' is null"):
+        with pytest.raises(SchemaError, match="column 'x' is null" if row else "column 'x' is not given"):
             pipeline.transform_row("item", row, base=stored)
     assert _same(pipeline.transform_row("item", {}, base=base), base)
 
@@ -360,6 +360,16 @@ def test_tables_are_refused_kindly() -> None:
         FeaturePipeline(_schema(_category())).fit(items=pa.table({"x": [1]}))
     with pytest.raises(SchemaError, match="not fitted yet"):
         FeaturePipeline(_schema(_category())).transform("item", pa.table({"c": [1]}))
+
+
+def test_without_numba_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "numba", None)
+    pipeline = _fitted([_category()], {"c": ["a"]})
+    with pytest.raises(BackendError, match=r"Numba is not installed: pip install 'fastmtr\[features\]'"):
+        pipeline.transform("item", {"c": ["a"]}, engine="numba")
+    with pytest.raises(BackendError, match="Numba is not installed"):
+        warm_up()
+    assert pipeline.transform("item", {"c": ["a"]}).ids.tolist() == [[2]]
 
 
 # ---------------------------------------------------------------------- fitting and state

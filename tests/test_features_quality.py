@@ -8,6 +8,7 @@ import re
 
 import msgspec
 import numpy as np
+import operator_schema
 import pyarrow as pa
 import pytest
 
@@ -196,21 +197,22 @@ def test_what_a_server_counted():
     }
     counts = {
         "request": {
-            "x": {"rows": 500, "nulls": 100, "unseen": 0, "beyond": 40},
-            "idle": {"rows": 0, "nulls": 0, "unseen": 0, "beyond": 0},
-            "other": {"rows": 7, "nulls": 0, "unseen": 0, "beyond": 0},
+            "x": {"rows": 500, "nulls": 100, "values": 400, "beyond": 40},
+            "idle": {"rows": 0, "nulls": 0, "values": 0, "beyond": 0},
+            "other": {"rows": 7, "nulls": 0, "values": 7, "beyond": 0},
         },
         "item": {
-            "c": {"rows": 500, "nulls": 0, "unseen": 10, "beyond": 0},
-            "tags": {"rows": 500, "nulls": 0, "unseen": 700, "beyond": 0},
+            "c": {"rows": 500, "nulls": 0, "values": 500, "unseen": 10},
+            "tags": {"rows": 500, "nulls": 0, "values": 1400, "unseen": 700},
         },
         "candidate": {},
     }
     check = check_counts(fitted, counts)
-    x, c = check.columns
+    x, c, tags = check.columns
     assert (x.nulls, x.out_of_range, x.unseen, x.index) == (0.2, 0.1, None, None)
     assert x.reasons == ["more nulls", "out of range"]
     assert (c.unseen, c.out_of_range, c.verdict) == (0.02, None, "ok")
+    assert (tags.unseen, tags.fitted_unseen, tags.reasons) == (0.5, 0.0, ["more unseen values"])
     assert "-" in check.table().rows[0]
 
 
@@ -378,6 +380,37 @@ def test_what_a_rule_refuses_is_counted_all_the_same():
     assert found["both"].unseen == pytest.approx(0.75, abs=0.05)
     for column in found.values():
         assert len(column.labels) == len(column.fitted) == len(column.found)
+
+
+@pytest.mark.parametrize("domain", ["request", "item", "candidate"])
+def test_the_engine_counts_what_a_check_of_the_table_counts(domain):
+    own = {"clicked", "click_gaps", "day_rate"}  # made by the log
+    kept = tuple(f for f in operator_schema.FEATURES if f.name not in own)
+    schema = msgspec.structs.replace(operator_schema.SCHEMA, features=kept)
+    raw = operator_schema.raw_tables()
+    pipeline = FeaturePipeline(schema).fit(users=raw["users"], items=raw["items"], interactions=raw["log"])
+    other = operator_schema.raw_tables(200, seed=1)
+    source = {"request": "users", "item": "items", "candidate": "log"}[domain]
+    n = len(next(iter(other[source].values())))
+    columns = other[source] | {name: other["log"][name][:n] for name in ("time", "query")}
+    if domain == "item":
+        columns["price"] = [each and each * 3 for each in columns["price"]]
+        columns["tags"] = [[], [None], ["new", None, "other", "other"], None, *columns["tags"][4:]]
+        columns["tags"] = [each.split(",") if isinstance(each, str) else each for each in columns["tags"]]
+        columns["author"] = [None, "someone", *columns["author"][2:]]
+        columns["title"] = ["", " ,", None, *columns["title"][3:]]
+    columns = {name: each for name, each in columns.items() if name in pipeline.raw_columns(domain)}
+    for row in zip(*columns.values(), strict=True):
+        pipeline.transform_row(domain, dict(zip(columns, row, strict=True)))
+    mine = {f.name for f in pipeline.features(domain)}
+    expected = {c.name: c for c in pipeline.check(columns).columns if c.name in mine}
+    counted = {c.name: c for c in check_counts(pipeline.statistics, json.loads(pipeline.native.counts())).columns}
+    assert counted.keys() == expected.keys()
+    assert len(counted) > 1
+    for name, one in counted.items():
+        for what in ("rows", "nulls", "fitted_nulls", "unseen", "fitted_unseen", "out_of_range"):
+            if (name, what) != ("price_range", "out_of_range"):  # the engine does not know the ends of buckets
+                assert getattr(one, what) == getattr(expected[name], what), (name, what)
 
 
 def test_page():

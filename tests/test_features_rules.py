@@ -158,6 +158,30 @@ def test_the_last_values_of_a_list(lists: list[list[int | None]]) -> None:
         assert pipeline.transform_row("item", {"m": values}).ids.tolist() == [row]
 
 
+@pytest.mark.parametrize("rule", ["fill", "error"])
+def test_lists_leave_nulls_out_whatever_the_rule_of_their_vocabulary(rule: Any) -> None:
+    features = (
+        _category(nulls=rule),
+        Feature(name="last", entity="user", kind="sequence", of="c", length=3),
+    )
+    schema = Schema(user="u", item="i", features=features, tasks=(Task(name="click"),))
+    pipeline = FeaturePipeline(schema).fit(interactions=read_table({"c": [7]}))
+    seen = [None, 7, None, 8]
+    assert pipeline.transform("request", read_table({"last": [seen]})).ids.tolist() == [[2, 1, 0]]
+    assert pipeline.transform_row("request", {"last": seen}).ids.tolist() == [[2, 1, 0]]
+
+
+def test_a_category_that_must_be_given() -> None:
+    pipeline = _fitted(_category(nulls="error", source="raw"), {"raw": CITIES[:4]})
+    stored = pipeline.transform_row("item", {"raw": "Rome"})
+    assert pipeline.transform_row("item", {}, base=stored).ids.tolist() == stored.ids.tolist()
+    with pytest.raises(SchemaError, match=r"column 'raw' is not given, and the rule of feature 'c' is nulls = 'error'"):
+        pipeline.transform_row("item", {})
+    crossed = _fitted(_category(nulls="error", cross=("a", "b")), {"a": [1], "b": ["x"]})
+    with pytest.raises(SchemaError, match=r"column 'b' is not given, and the rule of feature 'c'"):
+        crossed.transform_row("item", {"a": 1})
+
+
 def test_states_of_the_first_version() -> None:
     """They are read unless they hash, and are saved in the present one."""
     pipeline = _fitted(_number(scaling="minmax"), {"x": [1.0, 5.0]})

@@ -133,7 +133,10 @@ class Ids {
     if (id == kMissing || (step_.as_set && is_there(id))) return;
     scratch.ids.push_back(id);
   }
-  void write(int32_t* out) const {
+  // `found`: elements that are not null, those that are left out included.
+  void write(int32_t* out, uint64_t found) const {
+    if (found == 0) count(step_.counters->nulls);
+    count(step_.counters->values, found);
     const std::vector<int32_t>& ids = scratch.ids;
     const size_t kept = std::min<size_t>(ids.size(), step_.width);
     std::copy_n(ids.begin() + static_cast<ptrdiff_t>(step_.keep_last ? ids.size() - kept : 0), kept, out);
@@ -165,22 +168,32 @@ void write_many(const FeatureStep& step, const Row& row, int32_t* out) {
   const std::string& column = row.name(step);
   if (is_list(given)) {
     Ids ids(step, given->count);
-    for (uint64_t i = 0; i < given->count; ++i) ids.add(element_id(step, column, element(*given, i)));
-    return ids.write(out);
+    uint64_t found = 0;
+    for (uint64_t i = 0; i < given->count; ++i) {
+      const Scalar value = element(*given, i);
+      if (value.kind == Scalar::Kind::null) continue;
+      ids.add(element_id(step, column, value));
+      ++found;
+    }
+    return ids.write(out, found);
   }
   const Scalar value = scalar(given);
   if (value.kind == Scalar::Kind::text && !step.separator.empty()) {
     check_text(column, value.text);
     Ids ids(step, value.text.size() / step.separator.size() + 1);
+    uint64_t found = 0;
     for (size_t begin = 0; begin <= value.text.size();) {
       const size_t end = std::min(value.text.find(step.separator, begin), value.text.size());
       Scalar part;
       part.kind = Scalar::Kind::text;
       part.text = stripped(value.text.substr(begin, end - begin));
-      if (!part.text.empty()) ids.add(element_id(step, column, part));
+      if (!part.text.empty()) {
+        ids.add(element_id(step, column, part));
+        ++found;
+      }
       begin = end + step.separator.size();
     }
-    return ids.write(out);
+    return ids.write(out, found);
   }
   if (value.kind != Scalar::Kind::null)
     refuse_type(column, step.separator.empty() ? "a list" : "a list or text", value);
@@ -192,7 +205,6 @@ void write_many(const FeatureStep& step, const Row& row, int32_t* out) {
 bool read_words(const FeatureStep& step, const Row& row) {
   const Scalar value = scalar(row.given(step));
   if (value.kind == Scalar::Kind::null) {
-    count(step.counters->nulls);
     scratch.words.read({});
     return false;
   }
@@ -205,13 +217,15 @@ bool read_words(const FeatureStep& step, const Row& row) {
 void write_words(const FeatureStep& step, const Row& row, int32_t* out) {
   read_words(step, row);
   Ids ids(step, 0);
+  uint64_t found = 0;
   scratch.words.for_each(step.ngrams, [&](std::string_view gram) {
     Scalar value;
     value.kind = Scalar::Kind::text;
     value.text = gram;
     ids.add(element_id(step, row.name(step), value));
+    ++found;
   });
-  ids.write(out);
+  ids.write(out, found);
 }
 
 void write_tfidf(const FeatureStep& step, const Row& row, float* out) {
@@ -219,9 +233,13 @@ void write_tfidf(const FeatureStep& step, const Row& row, float* out) {
   const size_t width = step.doubles.size();
   std::vector<uint32_t>& counts = scratch.counts;
   counts.assign(width, 0);
+  uint64_t found = 0;
   scratch.words.for_each(step.ngrams, [&](std::string_view gram) {
+    ++found;
     ++counts[kernels::hash_bytes(reinterpret_cast<const unsigned char*>(gram.data()), gram.size(), 0) % width];
   });
+  if (found == 0) count(step.counters->nulls);
+  count(step.counters->values, found);
   double total = 0;
   for (size_t i = 0; i < width; ++i) {
     const double weight = counts[i] * step.doubles[i];
@@ -265,13 +283,16 @@ void write_gaps(const FeatureStep& step, const Row& row, float* out) {
   std::fill_n(out, step.width, 0.0f);
   int64_t now = 0;
   const bool has_now = row.now(&now);
-  if (is_null(given)) return count(step.counters->nulls);
+  if (is_null(given)) return;
   if (!is_list(given)) refuse_type(row.name(step), "lists of points in time", scalar(given));
+  uint64_t found = 0;
   for (uint64_t i = 0; i < given->count; ++i) {
     int64_t then = 0;
-    if (tick(row.name(step), element(*given, i), &then) && has_now && i < step.width)
-      out[i] = scaled(step, kernels::log1p(kernels::elapsed(now, then, row.clock.ticks_per_second))).value;
+    if (!tick(row.name(step), element(*given, i), &then) || !has_now || i >= step.width) continue;
+    out[i] = scaled(step, kernels::log1p(kernels::elapsed(now, then, row.clock.ticks_per_second))).value;
+    ++found;
   }
+  count(step.counters->values, found);
 }
 
 void write_cyclic(const FeatureStep& step, const Row& row, float* out) {
@@ -359,6 +380,23 @@ class Pending {
   int32_t* ids_;
 };
 
+// Whether the rule for nulls refuses; lists and texts leave nulls out.
+bool refuses_nulls(const FeatureStep& step) {
+  switch (step.op) {
+    case FeatureOp::category:
+    case FeatureOp::cross:
+    case FeatureOp::table:
+      return step.vocabulary->refuse_nulls;
+    default:
+      return step.refuse_nulls;
+  }
+}
+
+[[noreturn]] void refuse_absent(const FeatureStep& step, const std::string& column) {
+  fail(FMTR_ERROR_SCHEMA, "column ", quote(column), " is not given, and the rule of feature ", quote(step.name),
+       " is nulls = 'error': give it, unless a stored user or item does");
+}
+
 void encode_step(const FeatureStep& step, const Row& row, bool has_base, Pending& pending) {
   int32_t* const ids = row.ids + step.offset;
   float* const dense = row.dense + step.offset;
@@ -375,6 +413,12 @@ void encode_step(const FeatureStep& step, const Row& row, bool has_base, Pending
              ": give all of them, or none for what is stored");
     count(step.counters->rows);
   }
+  if (refuses_nulls(step) && !of_clock) {
+    for (size_t i = 0; i < step.columns.size(); ++i)
+      if (row.given(step, i) == nullptr) refuse_absent(step, row.name(step, i));
+    if ((step.op == FeatureOp::recency || step.op == FeatureOp::cyclic) && row.now() == nullptr)
+      refuse_absent(step, row.domain.columns[row.domain.clock].name);
+  }
   switch (step.op) {
     case FeatureOp::category: {
       if (of_clock) {
@@ -385,11 +429,6 @@ void encode_step(const FeatureStep& step, const Row& row, bool has_base, Pending
           part.whole = clock_part(now, step.part, row.clock);
         }
         return write_category(step, part, ids);
-      }
-      if (!given) {  // nulls are refused where they are given
-        count(step.counters->nulls);
-        std::fill_n(ids, step.width, kMissing);
-        return;
       }
       const Scalar value = category(row.name(step), scalar(row.given(step)), step.vocabulary->type);
       if (value.kind == Scalar::Kind::text && step.vocabulary->hash_rows == 0 &&
@@ -502,11 +541,20 @@ std::string Features::counts() const {
   for (int d = 0; d < 3; ++d) {
     const FeatureDomain& of = domains_[d];
     out += say(d == 0 ? "" : ", ", "\"", kDomainNames[d], "\": {");
-    for (size_t i = 0; i < of.steps.size(); ++i) {
-      const FeatureCounters& c = *of.steps[i].counters;
-      out +=
-          say(i == 0 ? "" : ", ", json_quote(of.steps[i].name), ": {\"rows\": ", read(of.rows) + read(c.rows),
-              ", \"nulls\": ", read(c.nulls), ", \"unseen\": ", read(c.unseen), ", \"beyond\": ", read(c.beyond), "}");
+    for (const FeatureStep& step : of.steps) {
+      const FeatureCounters& c = *step.counters;
+      const FeatureOp op = step.op;
+      const uint64_t nulls = read(c.nulls);
+      uint64_t rows = std::max(read(of.rows) + read(c.rows), nulls), values = rows - nulls;
+      if (op == FeatureOp::many || op == FeatureOp::attribute || op == FeatureOp::words || op == FeatureOp::tfidf)
+        values = read(c.values);
+      if (op == FeatureOp::gaps) rows = values = read(c.values);
+      out += say(&step == of.steps.data() ? "" : ", ", json_quote(step.name), ": {\"rows\": ", rows,
+                 ", \"nulls\": ", nulls, ", \"values\": ", values);
+      if (step.vocabulary != nullptr) out += say(", \"unseen\": ", read(c.unseen));
+      if (op == FeatureOp::scale || op == FeatureOp::recency || op == FeatureOp::gaps)
+        out += say(", \"beyond\": ", read(c.beyond));
+      out += "}";
     }
     out += "}";
   }

@@ -55,7 +55,7 @@ using kernels::ClockPart;
 using kernels::FeatureOp;
 
 struct FeatureCounters {
-  std::atomic<uint64_t> rows{0}, nulls{0}, unseen{0}, beyond{0};
+  std::atomic<uint64_t> rows{0}, nulls{0}, values{0}, unseen{0}, beyond{0};  // values: of lists
 };
 
 struct FeatureStep {

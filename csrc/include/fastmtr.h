@@ -289,8 +289,9 @@ FMTR_API fmtr_status fmtr_features_encode(const fmtr_features* features, fmtr_do
                                           uint64_t n, const int32_t* base_ids, const float* base_dense, int32_t* ids,
                                           float* dense);
 
-/* JSON text: for each domain and feature what was encoded so far: rows, nulls, unseen categories, numbers out of range
- * (of lists: elements). */
+/* JSON text: for each domain and feature what was encoded so far: rows, nulls (lists and texts without an element or word
+ * among them), values, and of categories unseen ones, of scaled numbers those beyond the fitted range. Of lists and texts,
+ * values are all elements that are not null; of the gaps of a history, each event is a row. */
 FMTR_API fmtr_status fmtr_features_counts(const fmtr_features* features, char** json);
 
 #ifdef __cplusplus

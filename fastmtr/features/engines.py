@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 
-from fastmtr.errors import SchemaError
+from fastmtr.errors import BackendError
 
-__all__ = ["numba_is_worth_it", "warm_up"]
+__all__ = ["need_numba", "numba_is_worth_it", "warm_up"]
 
 # From so many rows on, the time to import Numba and to load what it compiled is little.
 _MANY_ROWS = 1 << 16
@@ -22,16 +22,23 @@ def warm_up() -> None:
 
     Raises
     ------
-    SchemaError
+    BackendError
         Numba is not installed.
     """
     global _warm
-    if not _numba_is_there():
-        raise SchemaError("Numba is not installed; pip install 'fastmtr[features]'")
+    need_numba()
     from fastmtr.features.numba_kernels import compile_kernels
 
     compile_kernels()
     _warm = True
+
+
+def need_numba() -> None:
+    """BackendError if Numba is not installed."""
+    if not _numba_is_there():
+        raise BackendError(
+            "Numba is not installed: pip install 'fastmtr[features]', or take engine='arrays', whose bits are the same"
+        )
 
 
 def numba_is_worth_it(rows: int) -> bool:

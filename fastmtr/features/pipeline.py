@@ -19,7 +19,7 @@ from fastmtr.features import hashing, values
 from fastmtr.features.array_times import Part, clock_part
 from fastmtr.features.attributes import Attributes
 from fastmtr.features.categories import MISSING, Categories, encode_lists, split_lists
-from fastmtr.features.engines import numba_is_worth_it
+from fastmtr.features.engines import need_numba, numba_is_worth_it
 from fastmtr.features.kinds import OPERATORS, is_operator, operation, operator_from_state
 from fastmtr.features.made_categories import Buckets, Cross
 from fastmtr.features.operators import Operator, clock_of, readers
@@ -199,7 +199,7 @@ class FeaturePipeline:
         SchemaError
             A column is missing, or holds values that its feature refuses.
         BackendError
-            "cupy", and there is no CuPy or no GPU.
+            The engine that was asked for is not there: no Numba, no CuPy, or no GPU.
         """
         if engine == "cupy":
             from fastmtr.features import cupy_kernels, device_batch
@@ -208,9 +208,11 @@ class FeaturePipeline:
         from fastmtr.tables import read_table
 
         given = read_table(table)
-        packed = self._unset(domain, given.num_rows)
         places = {i.name: i for i in self.inputs if i.domain == domain}
+        packed = _unset(places.values(), given.num_rows)
         packed_already: Container[str] = ()
+        if engine == "numba":
+            need_numba()
         if engine == "numba" or (engine == "auto" and numba_is_worth_it(given.num_rows)):
             from fastmtr.features.numba_batch import fill
 
@@ -337,19 +339,12 @@ class FeaturePipeline:
 
     def assemble(self, domain: Domain, blocks: Mapping[str, NDArray[Any]], *, n_rows: int) -> Packed:
         """Put blocks of :meth:`transform_blocks` side by side; a feature without a block counts as null."""
-        packed = self._unset(domain, n_rows)
-        for each in self.inputs:
-            if each.domain == domain:
-                block = blocks.get(each.name, self.null(self.schema.feature(each.name)))
-                getattr(packed, each.kind)[:, each.offset : each.offset + each.width] = block
+        inputs = [each for each in self.inputs if each.domain == domain]
+        packed = _unset(inputs, n_rows)
+        for each in inputs:
+            block = blocks.get(each.name, self.null(self.schema.feature(each.name)))
+            getattr(packed, each.kind)[:, each.offset : each.offset + each.width] = block
         return packed
-
-    def _unset(self, domain: Domain, n_rows: int) -> Packed:
-        widths = {"ids": 0, "dense": 0}
-        for each in self.inputs:
-            if each.domain == domain:
-                widths[each.kind] += each.width
-        return Packed(np.empty((n_rows, widths["ids"]), np.int32), np.empty((n_rows, widths["dense"]), np.float32))
 
     def has_column(self, feature: Feature, names: Container[str]) -> bool:
         """Whether a table with these columns has the feature's, or what it is derived from."""
@@ -557,11 +552,22 @@ class FeaturePipeline:
         return clock_part(ticks, feature.derive, clock_of(self.schema))  # type: ignore[arg-type, no-any-return]
 
 
+def _unset(inputs: Iterable[Input], n_rows: int) -> Packed:
+    """Room for so many rows of a domain."""
+    widths = {"ids": 0, "dense": 0}
+    for each in inputs:
+        widths[each.kind] += each.width
+    return Packed(np.empty((n_rows, widths["ids"]), np.int32), np.empty((n_rows, widths["dense"]), np.float32))
+
+
 def _encode_many(
     feature: Feature, encoder: Categories | Attributes, column: pa.Array | pa.ChunkedArray
 ) -> NDArray[np.int32]:
     parts, parents, take = split_lists(feature, column, encoder.type)
     n_rows = len(column) if take is None else int(take.max(initial=-1)) + 1
+    if parts.null_count:  # nulls are left out, whatever the rule of the feature whose vocabulary it is
+        parents = parents[parts.is_valid().to_numpy(zero_copy_only=False)]
+        parts = parts.drop_null()
     block = encode_lists(
         encoder.encode(parts),
         parents,

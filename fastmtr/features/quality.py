@@ -210,9 +210,9 @@ class ColumnCheck(msgspec.Struct, frozen=True, kw_only=True):
     rows : int
     nulls, fitted_nulls : float
     unseen, fitted_unseen : float, optional
-        None: numbers.
+        None: numbers, or not counted.
     out_of_range : float, optional
-        Beyond the fitted extremes; None: categories.
+        Beyond the fitted extremes; None: categories, or not counted.
     index, chance : float, optional
         The stability index, and what it stays below by chance in 99 of 100 cases. None: there are no values to compare.
     labels : list of str
@@ -364,8 +364,8 @@ def check_counts(
     ----------
     fitted : mapping of feature to Statistics
     counts : mapping of domain to mapping of feature to mapping
-        ``rows``, ``nulls``, ``unseen`` and ``beyond`` (out of range), as ``fmtr_features_counts`` gives them. A feature
-        without rows is left out, and one of many values in a row, whose values are not counted.
+        ``rows``, ``nulls`` and ``values``, and where they are counted ``unseen`` and ``beyond`` (out of range), as
+        ``fmtr_features_counts`` gives them. A feature without rows is left out.
     limits : Limits, optional
     """
     columns = []
@@ -373,11 +373,9 @@ def check_counts(
         old = fitted.get(name)
         if old is None or not mine["rows"]:
             continue
-        many = isinstance(old, CategoryStatistics) and old.values != old.rows - old.nulls
-        if not many:
-            unusual = mine["unseen" if isinstance(old, CategoryStatistics) else "beyond"]
-            found = _Counted(mine["rows"], mine["nulls"], mine["rows"] - mine["nulls"], unusual)
-            columns.append(_judged(name, old, found, limits or Limits()))
+        unusual = mine.get("unseen" if isinstance(old, CategoryStatistics) else "beyond")
+        found = _Counted(mine["rows"], mine["nulls"], mine["values"], unusual)
+        columns.append(_judged(name, old, found, limits or Limits()))
     return FeatureCheck(columns=columns)
 
 
@@ -401,12 +399,12 @@ def _smoothed(counts: Sequence[int]) -> NDArray[np.float64]:
 
 
 class _Counted(NamedTuple):
-    """Of one feature; unusual values are the unseen ones, or those out of range."""
+    """Of one feature; unusual values are the unseen ones, or those out of range. None: nobody counted them."""
 
     rows: int
     nulls: int
     values: int
-    unusual: int
+    unusual: int | None
 
 
 def _counted(each: Statistics) -> _Counted:
@@ -453,9 +451,11 @@ def _judged(name: str, old: Statistics, found: _Counted, limits: Limits) -> Colu
     if _rises((found.nulls, found.rows), (fitted.nulls, fitted.rows), limits.nulls):
         reasons.append("more nulls")
     limit = limits.unseen if is_category else limits.out_of_range
-    if _rises((found.unusual, found.values), (fitted.unusual, fitted.values), limit):
-        reasons.append("more unseen values" if is_category else "out of range")
-    unusual, fitted_unusual = _share(found.unusual, found.values), _share(fitted.unusual, fitted.values)
+    unusual = fitted_unusual = None
+    if found.unusual is not None and fitted.unusual is not None:
+        if _rises((found.unusual, found.values), (fitted.unusual, fitted.values), limit):
+            reasons.append("more unseen values" if is_category else "out of range")
+        unusual, fitted_unusual = _share(found.unusual, found.values), _share(fitted.unusual, fitted.values)
     return ColumnCheck(
         name=name,
         kind="category" if is_category else "number",

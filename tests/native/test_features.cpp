@@ -189,7 +189,7 @@ void check_rows() {
     });
   for (std::thread& thread : threads) thread.join();
   check(wrong == 0, "the same row in every thread");
-  check(features.counts().find("\"age\": {\"rows\": 2102, \"nulls\": 0, \"unseen\": 0, \"beyond\": 2102}") !=
+  check(features.counts().find("\"age\": {\"rows\": 2102, \"nulls\": 0, \"values\": 2102, \"beyond\": 2102}") !=
             std::string::npos,
         features.counts());
 
