@@ -48,7 +48,7 @@ MORE_PATHS = (str(Path(sys.executable).parent), "/usr/local/cuda/bin")
 SANITIZERS = ("memcheck", "racecheck", "synccheck", "initcheck")
 MINUTES = 8.5
 # Of parts, at most, in so many minutes; the benchmark has what is left.
-SECONDS = {"build": 200.0, "portable": 20.0, "tests": 100.0, "ceilings": 30.0, "sanitizer": 60.0}
+SECONDS = {"build": 200.0, "portable": 20.0, "tests": 100.0, "ceilings": 30.0, "sanitizer": 60.0, "features": 60.0}
 
 
 class LeftOutError(Exception):
@@ -197,6 +197,11 @@ def _add_package(check: Check, native: Path) -> None:
     shutil.copytree(ROOT / "fastmtr", check.site / "fastmtr", ignore=shutil.ignore_patterns("__pycache__", "*.so"))
     (module,) = native.glob("_native*.so")
     shutil.copy2(module, check.site / "fastmtr")
+    include = check.site / "fastmtr" / "include"
+    shutil.copytree(ROOT / "csrc" / "include", include)
+    for header in (ROOT / "csrc" / "core").glob("feature_*.h"):
+        (include / "fastmtr" / "core").mkdir(parents=True, exist_ok=True)
+        shutil.copy2(header, include / "fastmtr" / "core")
 
 
 def _add_wheels(check: Check) -> None:
@@ -224,7 +229,9 @@ def tests(check: Check) -> dict[str, Any]:
     _need_package(check, "pytest", "hypothesis")
     _need_device(check)
     files = sorted(
-        f for f in (ROOT / "tests").glob("test_*.py") if re.search(r"mark\.cuda|DEVICES", f.read_text("utf8"))
+        f
+        for f in (ROOT / "tests").glob("test_*.py")
+        if re.search(r"mark\.cuda|DEVICES|NAMESPACES", f.read_text("utf8"))
     )
     which = ["-m", "cuda"] if check.device == "cuda" else ["-k", "test_each_operator and dot", "-m", "not cuda"]
     report = check.build / "tests.xml"
@@ -298,6 +305,23 @@ def ceilings(check: Check) -> dict[str, Any]:
     if status != 0:
         raise FailedError(said[-1000:])
     return dict(json.loads(said))
+
+
+def features(check: Check) -> dict[str, Any]:
+    """Tables of features: equal bits, and rows a second against the ways of the host: bench/gpu_features.py."""
+    _need_package(check, "pyarrow")
+    out = check.build / "features.json"
+    out.parent.mkdir(parents=True, exist_ok=True)
+    out.unlink(missing_ok=True)
+    command: list[str | Path] = [ROOT / "bench" / "gpu_features.py", "--device", check.device, "--out", out]
+    command += ["--seconds", f"{check.left() - 10:.0f}", *(["--tiny"] if check.tiny else [])]
+    status, said = check.python(*command)
+    print(said.rstrip(), flush=True)
+    if status == 77:
+        raise LeftOutError(said.strip())
+    if status != 0:
+        raise FailedError(said[-1000:])
+    return dict(json.loads(out.read_text()))
 
 
 def benchmark(check: Check) -> dict[str, Any]:
@@ -425,7 +449,7 @@ def targets(parts: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
 # ---- the run ---------------------------------------------------------------------------------------------------------
 
 PARTS: tuple[Callable[[Check], dict[str, Any]], ...] = (
-    machine, build, portable, tests, ceilings, sanitizer, benchmark,
+    machine, build, portable, tests, ceilings, sanitizer, features, benchmark,
 )  # fmt: skip
 
 

@@ -41,6 +41,13 @@ def test_all_steps_on_the_emulation(tmp_path: Path) -> None:
     assert "--installed" in left_out["build"]
     assert parts["tests"]["status"] == parts["benchmark"]["status"] == "passed"
     assert parts["tests"]["passed"] >= 1
+    assert parts["features"]["status"] == "passed"
+    assert parts["features"]["operators_compared"] > 25
+    packed = {(row["table"], row["contestant"]): row for row in parts["features"]["rows"]}
+    assert {contestant for table, contestant in packed if table == "whole numbers by hash"} >= {
+        "arrays", f"{HOST}, columns of the host", f"{HOST}, columns of the device",
+    }  # fmt: skip
+    assert all(row["rows_per_second"] > 0 for row in packed.values())
     contestants = {(r["requests"], r["candidates"], r["contestant"]) for r in parts["benchmark"]["rows"]}
     assert {(1, 24, "fastmtr fp32"), (2, 12, "fastmtr fp16"), (2, 12, "torch eager fp32")} <= contestants
     for row in parts["benchmark"]["rows"]:
@@ -122,12 +129,16 @@ def test_what_is_not_there_is_left_out(tmp_path: Path, monkeypatch: pytest.Monke
         gpu_check.ceilings(check)
     with pytest.raises(gpu_check.LeftOutError, match="Python package"):
         gpu_check.benchmark(check)
+    with pytest.raises(gpu_check.LeftOutError, match="Python package"):
+        gpu_check.features(check)
     check.installed = True
     with pytest.raises(gpu_check.LeftOutError, match="no_such_package cannot be imported: ModuleNotFoundError"):
         gpu_check._need_package(check, "json", "no_such_package")
     if not any(each["name"] == "cuda" and each["available"] for each in info()["back_ends"]):
         with pytest.raises(gpu_check.LeftOutError, match="fastmtr cannot use cuda: "):
             gpu_check._need_device(check)
+        with pytest.raises(gpu_check.LeftOutError, match="engine='cupy' needs "):
+            gpu_check.features(check)
 
 
 @pytest.mark.parametrize(
