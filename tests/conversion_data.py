@@ -10,7 +10,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from fastmtr import Conversion
+from fastmtr.compiler import compile_graph
+from fastmtr.convert.verify import verify
 from fastmtr.datasets import kuairand
+from fastmtr.graph import Graph
 
 N, LENGTH = 3000, 12
 """Impressions, and the length of a history; its end is padded with 0."""
@@ -104,3 +108,16 @@ def few_steps(model: torch.nn.Module, inputs: Any, labels: NDArray[np.float32], 
         torch.nn.functional.binary_cross_entropy(p.clamp(1e-6, 1 - 1e-6), y[rows, : p.shape[1]]).backward()
         optimizer.step()
     model.eval()
+
+
+def check_scores(conversion: Conversion) -> None:
+    """The engine's scores are the source's, and say something."""
+    assert verify(conversion).worst.engine <= 1e-5
+    scores = conversion.source.score(conversion.sample)
+    assert min(scores[t].std() for t in conversion.graph.tasks) > 1e-4
+
+
+def check_first_layers(graph: Graph) -> None:
+    """What depends on the user alone is done once a request, and the item's share of the first layers is stored."""
+    products = [step for step in compile_graph(graph, n_items=1000).plan["steps"] if step["op"] == "affine"]
+    assert {"request", "item"} <= {step["domain"] for step in products}

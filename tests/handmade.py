@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -139,6 +140,18 @@ class HandmadeModel:
     def candidates(self, n: int) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
         return self.rng.integers(0, 5, (n, 1)).astype(np.int32), self.rng.normal(size=(n, 1)).astype(np.float32)
 
+    def call(self, counts: list[int]) -> dict[str, Any]:
+        """Arguments of a session's calls: a request for each count, with so many candidates from the catalogue."""
+        (ids, dense), (place, retrieved) = self.requests(len(counts)), self.candidates(sum(counts))
+        return {
+            "request_ids": ids,
+            "request_dense": dense,
+            "offsets": np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64),
+            "items": self.rng.choice(self.catalogue["keys"], sum(counts)),
+            "candidate_ids": place,
+            "candidate_dense": retrieved,
+        }
+
     def _weight(self, name: str) -> NDArray[np.float64]:
         return self.maker.weights[name].astype(np.float64)
 
@@ -183,6 +196,18 @@ class HandmadeModel:
             scores[:, task] = _sigmoid(logits)[:, 0]
         scores[:, 1] *= scores[:, 0]
         return scores, np.exp(np.log(scores[:, 1] + 0.01) * 2 + np.log(scores[:, 0]) * 0.5)
+
+    def answers(self, call: dict[str, Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """What :meth:`scores` gives for each request of a call, one after the other."""
+        ids, dense = call["request_ids"], call["request_dense"]
+        order = np.argsort(self.catalogue["keys"])
+        rows = order[np.searchsorted(self.catalogue["keys"], call["items"], sorter=order)]
+        parts = []
+        for r, (begin, end) in enumerate(pairwise(call["offsets"].astype(int))):
+            candidate = call["candidate_ids"][begin:end], call["candidate_dense"][begin:end]
+            parts.append(self.scores((ids[r : r + 1], dense[r : r + 1]), rows[begin:end], candidate))
+        scores, fused = zip(*parts, strict=True)
+        return np.concatenate(scores), np.concatenate(fused)
 
 
 def handmade_model(seed: int = 0, n_items: int = 100) -> HandmadeModel:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from handmade import seal
 
 from fastmtr import BundleError
 from fastmtr._native import Model
 
-__all__ = ["Plan", "put", "refused", "remove", "step"]
+__all__ = ["Plan", "put", "refused", "refused_plan", "remove", "step"]
 
 Plan = dict[str, Any]
 
@@ -21,19 +23,32 @@ def refused(path: Path, message: str = "") -> None:
         Model(path)
 
 
+def refused_plan(bundle: Path, change: Callable[[Plan], None], message: str) -> None:
+    """The bundle's plan is refused once it is changed so."""
+    plan = json.loads((bundle / "plan.json").read_text())
+    change(plan)
+    (bundle / "plan.json").write_text(json.dumps(plan))
+    refused(seal(bundle), message)
+
+
 def step(plan: Plan, name: str) -> dict[str, Any]:
     found: dict[str, Any] = next(s for s in plan["steps"] if s["name"] == name)
     return found
+
+
+def _walk(plan: Plan, way: list[str]) -> Any:
+    at: Any = plan
+    for part in way:
+        at = step(plan, part) if at is plan["steps"] else at[int(part) if isinstance(at, list) else part]
+    return at
 
 
 def put(path: str, value: Any) -> Callable[[Plan], None]:
     """Replace one value: ``steps/first.item/weights/w``; a step is found by its name."""
 
     def change(plan: Plan) -> None:
-        at: Any = plan
         *way, last = path.split("/")
-        for part in way:
-            at = step(plan, part) if at is plan["steps"] else at[int(part) if isinstance(at, list) else part]
+        at = _walk(plan, way)
         at[int(last) if isinstance(at, list) else last] = value
 
     return change
@@ -41,9 +56,6 @@ def put(path: str, value: Any) -> Callable[[Plan], None]:
 
 def remove(path: str, key: str) -> Callable[[Plan], None]:
     def change(plan: Plan) -> None:
-        at: Any = plan
-        for part in path.split("/") if path else []:
-            at = step(plan, part) if at is plan["steps"] else at[int(part) if isinstance(at, list) else part]
-        del at[key]
+        del _walk(plan, path.split("/") if path else [])[key]
 
     return change

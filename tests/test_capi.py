@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HandmadeModel, handmade_model
+from handmade import HandmadeModel
 from small_ranker import make_bundle
 
 import fastmtr
@@ -20,16 +20,6 @@ from fastmtr._native import Model, Session
 
 NATIVE = Path(__file__).parent / "native"
 OUTSIDE = Path(__file__).parent / "outside_cmake"
-
-
-@pytest.fixture(scope="module")
-def handmade() -> HandmadeModel:
-    return handmade_model()
-
-
-@pytest.fixture(scope="module")
-def bundle(handmade: HandmadeModel, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return handmade.maker.write(tmp_path_factory.mktemp("bundle") / "m", handmade.catalogue)
 
 
 def compiled(source: str, standard: str, variable: str, names: tuple[str, ...], folder: Path) -> Path:

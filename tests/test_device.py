@@ -5,13 +5,13 @@ a barrier.
 """
 
 import json
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HandmadeModel, PlanMaker, handmade_model
+from handmade import HandmadeModel, PlanMaker
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
@@ -149,38 +149,13 @@ def test_lists_are_those_of_the_cpu(kind: str, device: str, plain: Path, monkeyp
 # ---- the rest of what the CPU does -----------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="module")
-def handmade() -> HandmadeModel:
-    return handmade_model()
-
-
-@pytest.fixture(scope="module")
-def bundle(handmade: HandmadeModel, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(handmade.maker.write(tmp_path_factory.mktemp("handmade") / "m", handmade.catalogue))
-
-
-def call_of(handmade: HandmadeModel, counts: list[int]) -> dict[str, Any]:
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-    ids, dense = handmade.requests(len(counts))
-    candidate_ids, candidate_dense = handmade.candidates(int(offsets[-1]))
-    keys = handmade.rng.choice(handmade.catalogue["keys"], int(offsets[-1]))
-    return {
-        "request_ids": ids,
-        "request_dense": dense,
-        "offsets": offsets,
-        "items": keys,
-        "candidate_ids": candidate_ids,
-        "candidate_dense": candidate_dense,
-    }
-
-
 def assert_same(expected: Any, found: Any) -> None:
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7)
 
 
 @ON_DEVICES
-def test_items_come_change_and_go(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_items_come_change_and_go(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     models = [Model(bundle, device=d) for d in ("cpu", device)]
     sessions = [Session(model) for model in models]
     rng = np.random.default_rng(5)
@@ -193,74 +168,70 @@ def test_items_come_change_and_go(handmade: HandmadeModel, bundle: str, device: 
             model.upsert(new, ids, dense)
             model.delete(new[round_ : round_ + 10].copy())
         np.testing.assert_array_equal(*(model.keys() for model in models))
-        call = call_of(handmade, [])
+        call = handmade.call([])
         call |= {"request_ids": handmade.requests(2)[0], "request_dense": handmade.requests(2)[1]}
         n = models[0].n_items
         call["candidate_ids"], call["candidate_dense"] = handmade.candidates(2 * n)
         call["items"] = call["offsets"] = None
         assert_same(*(s.score(**call) for s in sessions))
         assert_same(*(s.rank(**call, k=30) for s in sessions))
-        call = call_of(handmade, [3, 40])
+        call = handmade.call([3, 40])
         call["items"][::5] = new[round_]
         assert_same(*(s.score(**call, skip_unknown=True) for s in sessions))
     with pytest.raises(fastmtr.StaleError):
-        sessions[1].score(**call_of(handmade, [3]), catalogue_version=1)
+        sessions[1].score(**handmade.call([3]), catalogue_version=1)
     for model in models:
         model.set_catalogue(np.empty(0, np.int64), np.empty((0, 1), np.int32), np.empty((0, 2), np.float32))
-    call = call_of(handmade, [3, 0])
+    call = handmade.call([3, 0])
     assert_same(*(s.score(**call, skip_unknown=True) for s in sessions))
     assert_same(*(s.rank(**call, k=2, skip_unknown=True) for s in sessions))
 
 
 @ON_DEVICES
-def test_a_catalogue_that_outgrows_its_place(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_a_catalogue_that_outgrows_its_place(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     models = [Model(bundle, device=d) for d in ("cpu", device)]
     n = 30_000
     rng = np.random.default_rng(5)
     new = (100_000 + np.arange(n), rng.integers(0, 40, (n, 1)).astype(np.int32), rng.normal(size=(n, 2)))
     for model in models:
         model.upsert(new[0], new[1], new[2].astype(np.float32))
-    call = call_of(handmade, [100])
+    call = handmade.call([100])
     call["items"] = rng.choice(models[0].keys(), 100)
     assert_same(*(Session(model).score(**call) for model in models))
 
 
 @ON_DEVICES
-def test_changes_while_others_score(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_changes_while_others_score(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     """Scores are always those of one version: each item's numbers are the same in all rounds but one."""
     model = Model(bundle, device=device)
     keys = handmade.catalogue["keys"]
-    call = call_of(handmade, [40])
+    call = handmade.call([40])
     versions = [handmade.catalogue["dense"] + np.float32(shift) for shift in (0, 1)]
     answers = []
     for dense in versions:
         model.upsert(keys, handmade.catalogue["ids"], dense)
         answers.append(Session(model).score(**call)[1].tobytes())
-    wrong: list[bytes] = []
-    going = threading.Event()
+
+    def change() -> None:
+        for i in range(10):
+            model.upsert(keys, handmade.catalogue["ids"], versions[i % 2])
 
     def score() -> None:
         session = Session(model)
-        while not going.is_set():
-            found = session.score(**call)[1].tobytes()
-            if found not in answers:
-                wrong.append(found)
+        while not changing.done():
+            assert session.score(**call)[1].tobytes() in answers
 
-    threads = [threading.Thread(target=score) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for i in range(10):
-        model.upsert(keys, handmade.catalogue["ids"], versions[i % 2])
-    going.set()
-    for thread in threads:
-        thread.join()
-    assert not wrong
+    with ThreadPoolExecutor(3) as pool:
+        changing = pool.submit(change)
+        scoring = [pool.submit(score) for _ in range(2)]
+    for each in (changing, *scoring):
+        each.result()
 
 
 @ON_DEVICES
-def test_mistakes_are_told_as_on_the_cpu(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_mistakes_are_told_as_on_the_cpu(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     sessions = [Session(Model(bundle, device=d)) for d in ("cpu", device)]
-    call = call_of(handmade, [4])
+    call = handmade.call([4])
     wrong = [
         {"items": call["items"] + 100_000},
         {"request_ids": call["request_ids"] + 1000},
@@ -275,26 +246,26 @@ def test_mistakes_are_told_as_on_the_cpu(handmade: HandmadeModel, bundle: str, d
                 session.score(**(call | change))
             messages.append(str(caught.value))
         assert messages[0] == messages[1]
-    empty = call_of(handmade, [0, 0])
+    empty = handmade.call([0, 0])
     assert_same(*(s.score(**empty) for s in sessions))
     assert_same(*(s.rank(**empty, k=3) for s in sessions))
 
 
 @ON_DEVICES
-def test_what_a_device_does_not_do(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_what_a_device_does_not_do(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     with pytest.raises(fastmtr.BackendError, match="int8"):
         Model(bundle, device=device, precision="int8")
     session = Session(Model(bundle, device=device))
     with pytest.raises(fastmtr.BackendError, match="profile"):
-        session.profile(**call_of(handmade, [4]))
-    call = call_of(handmade, [4])
+        session.profile(**handmade.call([4]))
+    call = handmade.call([4])
     *expected, rescored = session.rank_certified(**call, k=2, width=0.0)
     assert_same(expected, session.rank(**call, k=2))
     assert rescored.tolist() == [0]
     assert not session.precision_errors(**call).any()
 
 
-def test_devices_that_are_not_there(bundle: str) -> None:
+def test_devices_that_are_not_there(bundle: Path) -> None:
     with pytest.raises(fastmtr.BackendError, match="'tpu'"):
         Model(bundle, device="tpu")
     with pytest.raises(fastmtr.BackendError, match="tf32 is a GPU's"):

@@ -1,10 +1,11 @@
 """Arrays in the device's memory: candidates there, by key or by row, and results that stay there."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from handmade import HandmadeModel, handmade_model
+from handmade import HandmadeModel
 from numpy.typing import NDArray
 
 import fastmtr
@@ -12,16 +13,6 @@ from devices import DEVICES, HOST
 from fastmtr._native import DeviceArray, Model, Session
 
 ON_DEVICES = pytest.mark.parametrize("device", DEVICES)
-
-
-@pytest.fixture(scope="module")
-def handmade() -> HandmadeModel:
-    return handmade_model()
-
-
-@pytest.fixture(scope="module")
-def bundle(handmade: HandmadeModel, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(handmade.maker.write(tmp_path_factory.mktemp("handmade") / "m", handmade.catalogue))
 
 
 def on_device(array: NDArray[Any], device: str) -> Any:
@@ -51,21 +42,13 @@ def to_host(model: Model, array: DeviceArray, device: str) -> NDArray[Any]:
 
 
 def call_of(handmade: HandmadeModel, counts: list[int]) -> dict[str, Any]:
-    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-    ids, dense = handmade.requests(len(counts))
-    candidate_ids, candidate_dense = handmade.candidates(int(offsets[-1]))
-    return {
-        "request_ids": ids,
-        "request_dense": dense,
-        "offsets": offsets,
-        "candidate_ids": candidate_ids,
-        "candidate_dense": candidate_dense,
-    }
+    """Without the items, which each test gives as arrays of its own."""
+    return {name: value for name, value in handmade.call(counts).items() if name != "items"}
 
 
 @ON_DEVICES
 @pytest.mark.parametrize("by_row", [False, True])
-def test_candidates_that_lie_there(handmade: HandmadeModel, bundle: str, device: str, by_row: bool) -> None:
+def test_candidates_that_lie_there(handmade: HandmadeModel, bundle: Path, device: str, by_row: bool) -> None:
     models = cpu, model = Model(bundle), Model(bundle, device=device)
     rng = np.random.default_rng(0)
     for round_ in range(3):
@@ -97,7 +80,7 @@ def test_candidates_that_lie_there(handmade: HandmadeModel, bundle: str, device:
 
 
 @ON_DEVICES
-def test_no_candidates(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_no_candidates(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     session = Session(Model(bundle, device=device))
     for counts in ([0, 0], []):
         items = on_device(np.empty(0, np.int64), device)
@@ -107,7 +90,7 @@ def test_no_candidates(handmade: HandmadeModel, bundle: str, device: str) -> Non
 
 
 @ON_DEVICES
-def test_outputs_of_requests_that_stay_there(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_outputs_of_requests_that_stay_there(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     model = Model(bundle, device=device)
     session = Session(model)
     for n in (0, 1, 9):
@@ -117,7 +100,7 @@ def test_outputs_of_requests_that_stay_there(handmade: HandmadeModel, bundle: st
 
 
 @ON_DEVICES
-def test_arrays_outlive_the_session(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_arrays_outlive_the_session(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     model = Model(bundle, device=device)
     ids, dense = handmade.requests(2)
     expected = Session(model).request_output("user_vector", ids, dense)
@@ -131,7 +114,7 @@ def test_arrays_outlive_the_session(handmade: HandmadeModel, bundle: str, device
 
 
 @ON_DEVICES
-def test_arguments_that_do_not_fit(handmade: HandmadeModel, bundle: str, device: str) -> None:
+def test_arguments_that_do_not_fit(handmade: HandmadeModel, bundle: Path, device: str) -> None:
     session = Session(Model(bundle, device=device))
     call = call_of(handmade, [4])
     keys = handmade.catalogue["keys"]
@@ -152,7 +135,7 @@ def test_arguments_that_do_not_fit(handmade: HandmadeModel, bundle: str, device:
         other.rank_device_items(**call, items=on_device(keys[:4], device), k=1)
 
 
-def test_a_model_on_the_cpu_has_no_arrays_elsewhere(handmade: HandmadeModel, bundle: str) -> None:
+def test_a_model_on_the_cpu_has_no_arrays_elsewhere(handmade: HandmadeModel, bundle: Path) -> None:
     session = Session(Model(bundle))
     with pytest.raises(fastmtr.BackendError, match="on the CPU"):
         session.rank_device_items(**call_of(handmade, [4]), items=handmade.catalogue["keys"][:4].copy(), k=2)

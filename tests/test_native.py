@@ -6,13 +6,13 @@ import json
 import math
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from handmade import ISAS, HandmadeModel, PlanMaker, handmade_model
-from numpy.typing import NDArray
+from handmade import ISAS, HandmadeModel, PlanMaker
 
 import fastmtr
 from fastmtr import SchemaError, StaleError
@@ -21,17 +21,7 @@ from fastmtr.compiler.explain import explain
 
 
 @pytest.fixture(scope="module")
-def handmade() -> HandmadeModel:
-    return handmade_model()
-
-
-@pytest.fixture(scope="module")
-def bundle(handmade: HandmadeModel, tmp_path_factory: pytest.TempPathFactory) -> str:
-    return str(handmade.maker.write(tmp_path_factory.mktemp("bundle") / "m", handmade.catalogue))
-
-
-@pytest.fixture(scope="module")
-def model(bundle: str) -> Model:
+def model(bundle: Path) -> Model:
     return Model(bundle)
 
 
@@ -40,50 +30,17 @@ def session(model: Model) -> Session:
     return Session(model)
 
 
-class Batch:
-    """Requests with random candidates out of the catalogue, as the engine takes them."""
-
-    def __init__(self, handmade: HandmadeModel, counts: list[int]) -> None:
-        self.handmade = handmade
-        self.ids, self.dense = handmade.requests(len(counts))
-        self.offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.uint64)
-        self.rows = handmade.rng.integers(0, len(handmade.catalogue["keys"]), sum(counts))
-        self.items = handmade.catalogue["keys"][self.rows]
-        self.candidate_ids, self.candidate_dense = handmade.candidates(sum(counts))
-
-    @property
-    def arguments(self) -> dict[str, Any]:
-        return {
-            "request_ids": self.ids,
-            "request_dense": self.dense,
-            "offsets": self.offsets,
-            "items": self.items,
-            "candidate_ids": self.candidate_ids,
-            "candidate_dense": self.candidate_dense,
-        }
-
-    def expected(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-        parts = []
-        for r in range(len(self.ids)):
-            mine = slice(int(self.offsets[r]), int(self.offsets[r + 1]))
-            request = self.ids[r : r + 1], self.dense[r : r + 1]
-            parts.append(
-                self.handmade.scores(request, self.rows[mine], (self.candidate_ids[mine], self.candidate_dense[mine]))
-            )
-        return np.concatenate([p[0] for p in parts]), np.concatenate([p[1] for p in parts])
-
-
 @pytest.mark.parametrize("isa", ISAS)
-def test_scores_are_those_of_float64(handmade: HandmadeModel, bundle: str, isa: str) -> None:
-    batch = Batch(handmade, [1, 0, 37, 200])
-    scores, fused = Session(Model(bundle, isa=isa)).score(**batch.arguments)
-    expected_scores, expected_fused = batch.expected()
+def test_scores_are_those_of_float64(handmade: HandmadeModel, bundle: Path, isa: str) -> None:
+    call = handmade.call([1, 0, 37, 200])
+    scores, fused = Session(Model(bundle, isa=isa)).score(**call)
+    expected_scores, expected_fused = handmade.answers(call)
     np.testing.assert_allclose(scores, expected_scores, rtol=0, atol=1e-6)
     np.testing.assert_allclose(fused, expected_fused, rtol=2e-5)
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_vectors_are_those_of_float64(handmade: HandmadeModel, bundle: str, isa: str) -> None:
+def test_vectors_are_those_of_float64(handmade: HandmadeModel, bundle: Path, isa: str) -> None:
     model = Model(bundle, isa=isa)
     ids, dense = handmade.requests(40)
     vectors = Session(model).request_output("user_vector", ids, dense)
@@ -93,57 +50,56 @@ def test_vectors_are_those_of_float64(handmade: HandmadeModel, bundle: str, isa:
 
 
 @pytest.mark.parametrize("isa", ISAS)
-def test_bits_depend_on_nothing_but_the_inputs(handmade: HandmadeModel, bundle: str, isa: str) -> None:
+def test_bits_depend_on_nothing_but_the_inputs(handmade: HandmadeModel, bundle: Path, isa: str) -> None:
     model = Model(bundle, isa=isa)
-    batch = Batch(handmade, [5, 331, 1, 0, 64, 2, 90, 17, 33, 4])
-    scores, fused = Session(model).score(**batch.arguments)
-    ranked = Session(model).rank(**batch.arguments, k=12)
-    vectors = Session(model).request_output("user_vector", batch.ids, batch.dense)
+    call = handmade.call([5, 331, 1, 0, 64, 2, 90, 17, 33, 4])
+    scores, fused = Session(model).score(**call)
+    ranked = Session(model).rank(**call, k=12)
+    request = call["request_ids"], call["request_dense"]
+    vectors = Session(model).request_output("user_vector", *request)
     for threads, tile in [(1, 1), (1, 7), (1, 1000), (2, 0), (3, 5), (4, 16)]:
         other = Session(model, threads=threads, tile=tile)
         for _ in range(2):  # nothing of an earlier call is left over
-            again, fused_again = other.score(**batch.arguments)
+            again, fused_again = other.score(**call)
             assert scores.tobytes() == again.tobytes()
             assert fused.tobytes() == fused_again.tobytes()
-            assert all(
-                a.tobytes() == b.tobytes() for a, b in zip(ranked, other.rank(**batch.arguments, k=12), strict=True)
-            )
-            assert vectors.tobytes() == other.request_output("user_vector", batch.ids, batch.dense).tobytes()
+            assert all(a.tobytes() == b.tobytes() for a, b in zip(ranked, other.rank(**call, k=12), strict=True))
+            assert vectors.tobytes() == other.request_output("user_vector", *request).tobytes()
     # One request at a time, its candidates in another order.
     single = Session(model)
-    for r in range(len(batch.ids)):
-        mine = np.arange(int(batch.offsets[r]), int(batch.offsets[r + 1]))[::-1]
+    for r in range(len(call["request_ids"])):
+        mine = np.arange(int(call["offsets"][r]), int(call["offsets"][r + 1]))[::-1]
         one, _ = single.score(
-            batch.ids[r : r + 1],
-            batch.dense[r : r + 1],
+            call["request_ids"][r : r + 1],
+            call["request_dense"][r : r + 1],
             np.array([0, len(mine)]),
-            batch.items[mine],
-            candidate_ids=batch.candidate_ids[mine],
-            candidate_dense=batch.candidate_dense[mine],
+            call["items"][mine],
+            candidate_ids=call["candidate_ids"][mine],
+            candidate_dense=call["candidate_dense"][mine],
         )
         assert one.tobytes() == scores[mine].tobytes()
 
 
 def test_the_whole_catalogue_is_scored_in_row_order(handmade: HandmadeModel, model: Model, session: Session) -> None:
-    batch = Batch(handmade, [100, 100])
-    batch.items = np.concatenate([model.keys(), model.keys()])
-    scores, fused = session.score(**batch.arguments)
-    whole, whole_fused = session.score(**batch.arguments | {"offsets": None, "items": None})
+    call = handmade.call([100, 100])
+    call["items"] = np.concatenate([model.keys(), model.keys()])
+    scores, fused = session.score(**call)
+    whole, whole_fused = session.score(**call | {"offsets": None, "items": None})
     assert scores.tobytes() == whole.tobytes()
     assert fused.tobytes() == whole_fused.tobytes()
     for threads in (1, 3):
-        ranked = Session(model, threads=threads).rank(**batch.arguments | {"offsets": None, "items": None}, k=5)
+        ranked = Session(model, threads=threads).rank(**call | {"offsets": None, "items": None}, k=5)
         assert np.array_equal(ranked[0], np.argsort(-fused.reshape(2, 100), axis=1, kind="stable")[:, :5])
 
 
 def test_rank_agrees_with_score(handmade: HandmadeModel, session: Session) -> None:
     counts = [30, 0, 4, 100]
-    batch = Batch(handmade, counts)
-    scores, fused = session.score(**batch.arguments)
-    positions, best, best_scores, found = session.rank(**batch.arguments, k=6)
+    call = handmade.call(counts)
+    scores, fused = session.score(**call)
+    positions, best, best_scores, found = session.rank(**call, k=6)
     assert found.tolist() == [6, 0, 4, 6]
     for r, n in enumerate(counts):
-        mine = slice(int(batch.offsets[r]), int(batch.offsets[r + 1]))
+        mine = slice(int(call["offsets"][r]), int(call["offsets"][r + 1]))
         order = np.argsort(-fused[mine], kind="stable")[:6]
         assert positions[r].tolist() == [*order.tolist(), *[-1] * (6 - min(n, 6))]
         assert np.array_equal(best[r, : len(order)], fused[mine][order])
@@ -153,32 +109,31 @@ def test_rank_agrees_with_score(handmade: HandmadeModel, session: Session) -> No
 
 
 def test_rank_of_nothing(handmade: HandmadeModel, session: Session) -> None:
-    positions, fused, scores, counts = session.rank(**Batch(handmade, [3, 5]).arguments, k=0)
+    positions, fused, scores, counts = session.rank(**handmade.call([3, 5]), k=0)
     assert positions.shape == fused.shape == (2, 0)
     assert scores.shape == (2, 0, 2)
     assert counts.tolist() == [0, 0]
-    assert [len(a) for a in session.rank(**Batch(handmade, []).arguments, k=3)] == [0, 0, 0, 0]
-    assert session.score(**Batch(handmade, []).arguments)[0].shape == (0, 2)
-    assert session.score(**Batch(handmade, [0, 0]).arguments)[1].shape == (0,)
-    assert session.rank(**Batch(handmade, [0, 0]).arguments, k=3)[3].tolist() == [0, 0]
+    assert [len(a) for a in session.rank(**handmade.call([]), k=3)] == [0, 0, 0, 0]
+    assert session.score(**handmade.call([]))[0].shape == (0, 2)
+    assert session.score(**handmade.call([0, 0]))[1].shape == (0,)
+    assert session.rank(**handmade.call([0, 0]), k=3)[3].tolist() == [0, 0]
 
 
 def test_unknown_items(handmade: HandmadeModel, session: Session) -> None:
-    batch = Batch(handmade, [10, 5])
-    scores, fused = session.score(**batch.arguments)
-    batch.items = batch.items.copy()
-    batch.items[[2, 11, 12]] = [10**12, -999, 10**12]
+    call = handmade.call([10, 5])
+    scores, fused = session.score(**call)
+    call["items"][[2, 11, 12]] = [10**12, -999, 10**12]
     with pytest.raises(
         SchemaError, match=r"item 1000000000000 \(candidate 2\) is not in the catalogue of 100 items, nor are 2 others"
     ):
-        session.score(**batch.arguments)
-    skipped, skipped_fused = session.score(**batch.arguments, skip_unknown=True)
+        session.score(**call)
+    skipped, skipped_fused = session.score(**call, skip_unknown=True)
     known = np.ones(15, dtype=bool)
     known[[2, 11, 12]] = False
     assert np.isnan(skipped[~known]).all()
     assert np.isnan(skipped_fused[~known]).all()
     assert scores[known].tobytes() == skipped[known].tobytes()
-    positions, _, _, counts = session.rank(**batch.arguments, k=10, skip_unknown=True)
+    positions, _, _, counts = session.rank(**call, k=10, skip_unknown=True)
     assert counts.tolist() == [9, 3]
     assert 2 not in positions[0]
     assert sorted(positions[1].tolist()) == [-1] * 7 + [0, 3, 4]
@@ -186,36 +141,36 @@ def test_unknown_items(handmade: HandmadeModel, session: Session) -> None:
 
 
 def test_fusion_weights_of_one_call(handmade: HandmadeModel, session: Session) -> None:
-    batch = Batch(handmade, [20])
-    scores, fused = session.score(**batch.arguments)
+    call = handmade.call([20])
+    scores, fused = session.score(**call)
     weights = np.array([0.0, 1.0], dtype=np.float32)  # buy, click
-    _, clicks = session.score(**batch.arguments, fusion_weights=weights)
+    _, clicks = session.score(**call, fusion_weights=weights)
     np.testing.assert_allclose(clicks, scores[:, 0], rtol=1e-5)
-    assert session.score(**batch.arguments)[1].tobytes() == fused.tobytes()
+    assert session.score(**call)[1].tobytes() == fused.tobytes()
     with pytest.raises(ValueError, match="fusion_weights has 1 numbers, the model fuses 2 tasks"):
-        session.score(**batch.arguments, fusion_weights=weights[:1])
+        session.score(**call, fusion_weights=weights[:1])
     with pytest.raises(SchemaError, match="fusion weight 1 is not finite"):
-        session.score(**batch.arguments, fusion_weights=np.array([1, np.nan], dtype=np.float32))
+        session.score(**call, fusion_weights=np.array([1, np.nan], dtype=np.float32))
 
 
-def test_a_new_catalogue(handmade: HandmadeModel, bundle: str) -> None:
+def test_a_new_catalogue(handmade: HandmadeModel, bundle: Path) -> None:
     model = Model(bundle, without_catalogue=True)
     session = Session(model)
-    batch = Batch(handmade, [8])
-    nothing = batch.arguments | {"items": None, "offsets": None}
-    nothing |= {name: batch.arguments[name][:0] for name in ("candidate_ids", "candidate_dense")}
+    call = handmade.call([8])
+    nothing = call | {"items": None, "offsets": None}
+    nothing |= {name: call[name][:0] for name in ("candidate_ids", "candidate_dense")}
     assert model.n_items == 0
     assert model.keys().shape == (0,)
     with pytest.raises(ValueError, match="the model has no catalogue: set one first"):
-        session.score(**batch.arguments)
+        session.score(**call)
     with pytest.raises(ValueError, match="the model has none: set one first"):
         session.score(**nothing)
     with pytest.raises(ValueError, match="no catalogue"):
         model.item_output("item_vector")
     keys, ids, dense = (handmade.catalogue[name] for name in ("keys", "ids", "dense"))
     model.set_catalogue(keys, ids, dense)
-    scores, _ = session.score(**batch.arguments)
-    assert scores.tobytes() == Session(Model(bundle)).score(**batch.arguments)[0].tobytes()
+    scores, _ = session.score(**call)
+    assert scores.tobytes() == Session(Model(bundle)).score(**call)[0].tobytes()
     with pytest.raises(SchemaError, match="item key 3 stands twice, in rows 1 and 2"):
         model.set_catalogue(np.array([1, 3, 3]), ids[:3], dense[:3])
     with pytest.raises(
@@ -227,12 +182,12 @@ def test_a_new_catalogue(handmade: HandmadeModel, bundle: str) -> None:
     assert model.n_items == 100  # the old one stayed
     model.set_catalogue(keys[:0], ids[:0], dense[:0])
     assert model.n_items == 0
-    scores, _ = session.score(**batch.arguments, skip_unknown=True)
+    scores, _ = session.score(**call, skip_unknown=True)
     assert np.isnan(scores).all()
     assert session.score(**nothing)[0].shape == (0, 2)
 
 
-def test_a_catalogue_replaced_while_others_score(handmade: HandmadeModel, bundle: str) -> None:
+def test_a_catalogue_replaced_while_others_score(handmade: HandmadeModel, bundle: Path) -> None:
     """Each call sees one catalogue from beginning to end: the first half of the items, or all."""
     model = Model(bundle)
     keys, ids, dense = (handmade.catalogue[name] for name in ("keys", "ids", "dense"))
@@ -243,10 +198,9 @@ def test_a_catalogue_replaced_while_others_score(handmade: HandmadeModel, bundle
         model.set_catalogue(keys[:n], ids[:n], dense[:n])
         one = {"candidate_ids": np.repeat(place, n, axis=0), "candidate_dense": np.repeat(retrieved, n, axis=0)}
         expected[n] = Session(model).score(request_ids, request_dense, None, None, **one)[0].tobytes()
-    seen: list[bool] = []
 
-    def score_often() -> None:
-        session = Session(model)
+    def score_often() -> list[bool]:
+        session, seen = Session(model), []
         for i in range(200):
             n = 50 if i % 2 else 100
             one = {"candidate_ids": np.repeat(place, n, axis=0), "candidate_dense": np.repeat(retrieved, n, axis=0)}
@@ -255,19 +209,17 @@ def test_a_catalogue_replaced_while_others_score(handmade: HandmadeModel, bundle
             except SchemaError:  # the other catalogue was there: the number of candidate rows does not fit
                 continue
             seen.append(scores.tobytes() == expected[n])
+        return seen
 
-    threads = [threading.Thread(target=score_often) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for i in range(100):
-        n = 50 if i % 2 else 100
-        model.set_catalogue(keys[:n], ids[:n], dense[:n])
-    for thread in threads:
-        thread.join()
-    assert all(seen)
+    with ThreadPoolExecutor(3) as pool:
+        scoring = [pool.submit(score_often) for _ in range(3)]
+        for i in range(100):
+            n = 50 if i % 2 else 100
+            model.set_catalogue(keys[:n], ids[:n], dense[:n])
+    assert all(each for future in scoring for each in future.result())
 
 
-def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
+def test_upsert_and_delete(handmade: HandmadeModel, bundle: Path) -> None:
     """Replaced items keep their row, new ones come last, the others close up: as a catalogue made of these at once."""
     model, at_once = Model(bundle), Model(bundle)
     keys, ids, dense = (handmade.catalogue[name] for name in ("keys", "ids", "dense"))
@@ -317,8 +269,8 @@ def test_upsert_and_delete(handmade: HandmadeModel, bundle: str) -> None:
     assert empty.keys().tolist() == keys[:3].tolist()
 
 
-def test_describe_tells_which_weights(bundle: str, model: Model) -> None:
-    files = json.loads(Path(bundle, "manifest.json").read_text())["files"]
+def test_describe_tells_which_weights(bundle: Path, model: Model) -> None:
+    files = json.loads((bundle / "manifest.json").read_text())["files"]
     found = json.loads(model.describe())
     assert found["plan_sha256"] == files["plan.json"]["sha256"]
     assert found["weights_sha256"] == files["weights.safetensors"]["sha256"]
@@ -343,9 +295,9 @@ def test_explain_counts_as_the_compiler_does(handmade: HandmadeModel, model: Mod
 @pytest.mark.parametrize("threads", [1, 3])
 @pytest.mark.parametrize("k", [0, 7])
 def test_profile(handmade: HandmadeModel, model: Model, threads: int, k: int) -> None:
-    batch = Batch(handmade, [300, 0, 40])
+    call = handmade.call([300, 0, 40])
     session = Session(model, threads=threads, tile=64)
-    found = json.loads(session.profile(**batch.arguments, k=k, repeats=5))
+    found = json.loads(session.profile(**call, k=k, repeats=5))
     assert {name: found[name] for name in ("repeats", "requests", "candidates", "k", "threads", "precision")} == {
         "repeats": 5,
         "requests": 3,
@@ -371,34 +323,32 @@ def test_profile(handmade: HandmadeModel, model: Model, threads: int, k: int) ->
     # The steps that a task needs, each once; and afterwards the session is as it was.
     needed = [s["name"] for s in json.loads(model.explain())["steps"] if s["for_tasks"] and s["domain"] != "item"]
     assert [s["name"] for s in found["steps"]] == needed
-    scores, _ = session.score(**batch.arguments)
-    assert scores.tobytes() == Session(model).score(**batch.arguments)[0].tobytes()
+    scores, _ = session.score(**call)
+    assert scores.tobytes() == Session(model).score(**call)[0].tobytes()
     with pytest.raises(ValueError, match="repeats is 0"):
-        session.profile(**batch.arguments, repeats=0)
+        session.profile(**call, repeats=0)
 
 
 def test_one_session_is_of_one_thread(handmade: HandmadeModel, model: Model) -> None:
-    batch = Batch(handmade, [400] * 20)
+    call = handmade.call([400] * 20)
     session = Session(model)
-    expected = session.score(**batch.arguments)[0].tobytes()
-    answers: list[str] = []
+    expected = session.score(**call)[0].tobytes()
     barrier = threading.Barrier(3)
 
-    def score() -> None:
+    def score(_: int) -> set[str]:
+        answers = set()
         barrier.wait()
         for _ in range(20):
             try:
-                scores, _ = session.score(**batch.arguments)
-                answers.append("right" if scores.tobytes() == expected else "wrong")
+                scores, _ = session.score(**call)
+                answers.add("right" if scores.tobytes() == expected else "wrong")
             except ValueError as error:
-                answers.append("refused" if "in use by another thread" in str(error) else str(error))
+                answers.add("refused" if "in use by another thread" in str(error) else str(error))
+        return answers
 
-    threads = [threading.Thread(target=score) for _ in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert set(answers) <= {"right", "refused"}
+    with ThreadPoolExecutor(3) as pool:
+        answers = set().union(*pool.map(score, range(3)))
+    assert answers <= {"right", "refused"}
     assert "right" in answers
 
 
@@ -431,14 +381,14 @@ REFUSED: dict[str, tuple[dict[str, Any], type[Exception], str]] = {
 @pytest.mark.parametrize("case", REFUSED)
 def test_bad_values_are_refused(handmade: HandmadeModel, session: Session, case: str) -> None:
     changes, error, message = REFUSED[case]
-    arguments = Batch(handmade, [3, 4]).arguments
+    call = handmade.call([3, 4])
     for name, (row, column, value) in changes.items():
-        arguments[name] = arguments[name].copy()
-        arguments[name][row, column] = value
+        call[name] = call[name].copy()
+        call[name][row, column] = value
     with pytest.raises(error, match=message):
-        session.score(**arguments)
+        session.score(**call)
     with pytest.raises(error, match=message):
-        session.rank(**arguments, k=2)
+        session.rank(**call, k=2)
 
 
 MALFORMED: dict[str, tuple[str, Callable[[Any], Any], type[Exception], str]] = {
@@ -482,10 +432,10 @@ MALFORMED: dict[str, tuple[str, Callable[[Any], Any], type[Exception], str]] = {
 @pytest.mark.parametrize("case", MALFORMED)
 def test_malformed_arguments_are_refused(handmade: HandmadeModel, session: Session, case: str) -> None:
     name, change, error, message = MALFORMED[case]
-    arguments = Batch(handmade, [3, 4]).arguments
-    arguments[name] = change(arguments[name])
+    call = handmade.call([3, 4])
+    call[name] = change(call[name])
     with pytest.raises(error, match=message):
-        session.score(**arguments)
+        session.score(**call)
 
 
 def test_names_that_are_not_there(handmade: HandmadeModel, model: Model, session: Session) -> None:
@@ -530,7 +480,7 @@ def test_describe(model: Model) -> None:
     assert {o["name"]: (o["role"], o["width"]) for o in about["outputs"]}["user_vector"] == ("request", 4)
 
 
-def test_the_instruction_set_is_chosen(bundle: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_instruction_set_is_chosen(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     found = fastmtr.info()
     assert found["abi"] == 1
     assert found["version"] == fastmtr.__version__

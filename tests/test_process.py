@@ -5,7 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 import sysconfig
-import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -14,26 +14,6 @@ import pytest
 from handmade import HandmadeModel, handmade_model
 
 from fastmtr._native import Model, Session
-
-
-def batch_of(handmade: HandmadeModel, n: int) -> dict[str, Any]:
-    ids, dense = handmade.requests(2)
-    place, retrieved = handmade.candidates(n)
-    return {
-        "request_ids": ids,
-        "request_dense": dense,
-        "offsets": np.array([0, n // 3, n]),
-        "items": np.resize(handmade.catalogue["keys"], n),
-        "candidate_ids": place,
-        "candidate_dense": retrieved,
-    }
-
-
-@pytest.fixture(scope="module")
-def bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    handmade = handmade_model()
-    return handmade.maker.write(tmp_path_factory.mktemp("process") / "m", handmade.catalogue)
-
 
 # Run in a process of its own; {path} is the bundle's, and load() then loads it, scores and gives what there is.
 _BESIDE = """
@@ -115,57 +95,43 @@ def test_free_threaded_python_stays_so() -> None:
     assert not sys._is_gil_enabled()
 
 
-def test_several_models_in_one_process(bundle: Path, tmp_path: Path) -> None:
+def test_several_models_in_one_process(handmade: HandmadeModel, bundle: Path, tmp_path: Path) -> None:
     """Models of other weights, with catalogues that change, do not see one another."""
-    first = handmade_model()
     second = handmade_model()
     for name, weight in second.maker.weights.items():
         second.maker.weights[name] = weight[::-1].copy()
     other = second.maker.write(tmp_path / "other", second.catalogue)
-    batch = batch_of(first, 90)
-    expected = [Session(Model(path)).score(**batch)[0].tobytes() for path in (bundle, other)]
+    call = handmade.call([30, 60])
+    expected = [Session(Model(path)).score(**call)[0].tobytes() for path in (bundle, other)]
     assert expected[0] != expected[1]
     models = [Model(bundle), Model(other), Model(bundle)]
-    parts = [[np.ascontiguousarray(first.catalogue[n][i::3]) for n in ("keys", "ids", "dense")] for i in range(3)]
-    wrong: list[int] = []
+    parts = [[np.ascontiguousarray(handmade.catalogue[n][i::3]) for n in ("keys", "ids", "dense")] for i in range(3)]
 
     def score(which: int) -> None:
         session = Session(models[which], threads=1 + which)
         for _ in range(30):
             models[which].upsert(*parts[which])  # as they were
-            if session.score(**batch)[0].tobytes() != expected[which % 2]:
-                wrong.append(which)
+            assert session.score(**call)[0].tobytes() == expected[which % 2]
 
-    threads = [threading.Thread(target=score, args=(which,)) for which in (0, 1, 2, 0, 1, 2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(6) as pool:
+        list(pool.map(score, (0, 1, 2, 0, 1, 2)))
 
 
-def test_many_threads_with_a_session_each(bundle: Path) -> None:
-    handmade = handmade_model()
+def test_many_threads_with_a_session_each(handmade: HandmadeModel, bundle: Path) -> None:
     model = Model(bundle)
-    batches = [batch_of(handmade, n) for n in (1, 40, 300)]
+    calls = [handmade.call([n // 3, n - n // 3]) for n in (1, 40, 300)]
     alone = Session(model)
-    expected = [_answers(alone, batch) for batch in batches]
-    wrong: list[int] = []
+    expected = [_answers(alone, call) for call in calls]
 
     def work(start: int) -> None:
         session = Session(model, threads=1 + start % 2)
         for i in range(start, start + 30):
-            if _answers(session, batches[i % 3]) != expected[i % 3]:
-                wrong.append(i)
+            assert _answers(session, calls[i % 3]) == expected[i % 3]
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(12)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(12) as pool:
+        list(pool.map(work, range(12)))
 
 
-def _answers(session: Session, batch: dict[str, Any]) -> list[bytes]:
-    found = [*session.score(**batch), *session.rank(**batch, k=7)]
+def _answers(session: Session, call: dict[str, Any]) -> list[bytes]:
+    found = [*session.score(**call), *session.rank(**call, k=7)]
     return [array.tobytes() for array in found]

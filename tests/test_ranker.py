@@ -1,7 +1,7 @@
 """fastmtr.ranker: what users, items and k may be, and that the scores are those of the reference."""
 
 import io
-import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -281,21 +281,16 @@ def test_superfluous_candidate_features(ranker):
 
 def test_shared_by_threads(ranker):
     want = [ranker.rank(100 + i, None, k=10) for i in range(N_USERS)]
-    wrong = []
 
     def work(start):
         for step in range(100):
             i = (start + step) % N_USERS
             found = ranker.rank(100 + i, None, k=10)
-            if not (np.array_equal(found.items, want[i].items) and np.array_equal(found.values, want[i].values)):
-                wrong.append(i)
+            np.testing.assert_array_equal(found.items, want[i].items)
+            np.testing.assert_array_equal(found.values, want[i].values)
 
-    threads = [threading.Thread(target=work, args=(i,)) for i in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert wrong == []
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(work, range(4)))
 
 
 def test_load(bundle):

@@ -13,7 +13,7 @@ import pytest
 from handmade import HandmadeModel, handmade_model, seal
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from malformed import Plan, put, refused, remove, step
+from malformed import Plan, put, refused, refused_plan, remove, step
 from safetensors.numpy import save_file
 
 from fastmtr import BundleError
@@ -263,11 +263,7 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
 
 @pytest.mark.parametrize("case", PLANS)
 def test_plan(bundle: Path, case: str) -> None:
-    change, message = PLANS[case]
-    plan = json.loads((bundle / "plan.json").read_text())
-    change(plan)
-    (bundle / "plan.json").write_text(json.dumps(plan))
-    refused(seal(bundle), message)
+    refused_plan(bundle, *PLANS[case])
 
 
 # ---- JSON text -------------------------------------------------------------------------------------------------------

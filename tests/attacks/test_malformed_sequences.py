@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from handmade import PlanMaker, seal
-from malformed import Plan, put, refused, remove, step
+from malformed import Plan, put, refused_plan, remove, step
 
 from fastmtr._native import Model
 
@@ -110,8 +110,4 @@ PLANS: dict[str, tuple[Callable[[Plan], None], str]] = {
 
 @pytest.mark.parametrize("case", PLANS)
 def test_plan(bundle: Path, case: str) -> None:
-    change, message = PLANS[case]
-    plan = json.loads((bundle / "plan.json").read_text())
-    change(plan)
-    (bundle / "plan.json").write_text(json.dumps(plan))
-    refused(seal(bundle), message)
+    refused_plan(bundle, *PLANS[case])

@@ -234,7 +234,6 @@ void test_threads(TemporaryBundle& bundle) {
       states[s].upsert(step[s]);
     }
   }
-  states[3].upsert(step[3]);
   std::vector<View> views;
   for (const Items& state : states) {
     const auto fresh = load(bundle);
