@@ -19,6 +19,7 @@ from feature_columns import (
     columns_of,
     schema_of,
 )
+from feature_engines import assert_same, both
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,33 +27,14 @@ pytest.importorskip("numba")
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import FeaturePipeline, hashing, warm_up
-from fastmtr.features.numba_batch import Index, divider, hash_integers, hash_texts
+from fastmtr.features.numba_batch import Index, hash_integers, hash_texts
+from fastmtr.features.numba_features import divider
 from fastmtr.schema import Feature, Schema, Task
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled():
     warm_up()
-
-
-def both(schema, fitted, given_table, **options):
-    pipeline = FeaturePipeline(schema).fit(interactions=fitted)
-    results = []
-    for engine in ("arrays", "numba"):
-        try:
-            results.append(pipeline.transform("candidate", given_table, engine=engine, **options))
-        except SchemaError as error:
-            results.append(str(error))
-    return results
-
-
-def assert_same(results):
-    arrays, compiled = results
-    if isinstance(arrays, str) or isinstance(compiled, str):
-        assert arrays == compiled
-        return
-    np.testing.assert_array_equal(arrays.ids, compiled.ids)
-    np.testing.assert_array_equal(arrays.dense.view(np.uint32), compiled.dense.view(np.uint32))
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------------------
@@ -227,9 +209,9 @@ def test_automatic_once_it_is_compiled():
         "pipeline.transform('candidate', table)\n"
         "assert 'numba' not in sys.modules\n"
         "warm_up()\n"
-        "from fastmtr.features import numba_kernels\n"
-        "compiled = len(numba_kernels.run.signatures)\n"
+        "from fastmtr.features import numba_run\n"
+        "compiled = len(numba_run.run.signatures)\n"
         "pipeline.transform('candidate', table)\n"
-        "assert compiled == len(numba_kernels.run.signatures) == 1\n"
+        "assert compiled == len(numba_run.run.signatures) == 1\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ, cwd="/")

@@ -243,14 +243,14 @@ def split_lists(
 ) -> tuple[pa.Array, NDArray[np.int64], NDArray[np.int64] | None]:
     """The values of a many-valued column and the row of each; for text, also which of these rows each one of it is."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     array = column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
     kind = array.type
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
         if feature.kind == "text":
             raise SchemaError(f"column {feature.column!r} should hold text, found a column of type {kind}")
-        return pc.list_flatten(array), pc.list_parent_indices(array).to_numpy().astype(np.int64), None
+        elements, offsets = values.list_elements(array)
+        return elements, np.repeat(np.arange(len(array)), np.diff(offsets)), None
     if array.null_count == len(array):
         nothing = pa.large_string() if values.is_text(kind) else pa.null()
         return pa.nulls(0, nothing), np.zeros(0, np.int64), None

@@ -106,11 +106,11 @@ class Reader(NamedTuple):
             return self._ticks(array)
         if self.kind == "texts":
             return self._texts(array)
-        elements, counts = self._lists(array)
+        elements, offsets = self._lists(array)
         if self.kind == "tick_lists":
-            return TickLists(self._ticks(elements), _offsets(counts))
+            return TickLists(self._ticks(elements), offsets)
         valid = array.is_valid().to_numpy(zero_copy_only=False)
-        self._check_widths(counts[valid])
+        self._check_widths(np.diff(offsets)[valid])
         numbers = values.number_column(elements, name=self.column).reshape(-1, self.width)
         found = np.full((len(array), self.width), np.nan)
         found[valid] = numbers
@@ -136,24 +136,17 @@ class Reader(NamedTuple):
         return Texts(data, offsets, array.is_valid().to_numpy(zero_copy_only=False))
 
     def _lists(self, array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
-        """The elements of all lists, and how many each has; a null list has none."""
+        """The elements of all lists, and where each row's begin; a null list has none."""
         import pyarrow as pa
-        import pyarrow.compute as pc
 
         kind = array.type
         if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-            counts = pc.list_value_length(array).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-            counts[array.is_null().to_numpy(zero_copy_only=False)] = 0
-            return pc.list_flatten(array), counts
+            return values.list_elements(array)
         if array.null_count < len(array):
             raise SchemaError(f"column {self.column!r} should hold {self._what}, found a column of type {kind}")
-        return pa.nulls(0), np.zeros(len(array), np.int64)
+        return pa.nulls(0), np.zeros(len(array) + 1, np.int64)
 
     def _check_widths(self, counts: NDArray[np.int64]) -> None:
         wrong = counts[counts != self.width]
         if len(wrong):
             raise SchemaError(f"column {self.column!r} should hold {self._what}, found a list of {wrong[0]}")
-
-
-def _offsets(counts: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])

@@ -27,7 +27,7 @@ def warm_up() -> None:
     """
     global _warm
     need_numba()
-    from fastmtr.features.numba_kernels import compile_kernels
+    from fastmtr.features.numba_run import compile_kernels
 
     compile_kernels()
     _warm = True

@@ -9,9 +9,8 @@ and sum is fused.
 
 from __future__ import annotations
 
-import numba
 import numpy as np
-from numba import njit, types
+from numba import njit
 
 from fastmtr.features.numba_memory import (
     bits_of,
@@ -39,12 +38,13 @@ __all__ = [
     "STEP",
     "TEXT_IDS",
     "UNKNOWN",
-    "compile_kernels",
     "run",
 ]
 
 # What a step does.
 TEXT_IDS, INT_IDS, NUMBER, BUCKET, HASH_TEXTS, HASH_INTS, INDEX_TEXTS, INDEX_INTS = range(8)
+# Those of numba_lists, numba_text and numba_times.
+GATHER, LIST, VECTOR, TEXT_LIST, WORDS, TFIDF, CLOCK_PART, CYCLE, SINCE, GAPS = range(8, 18)
 
 # The rank of an empty place of an index.
 UNKNOWN = 0xFFFFFFFF
@@ -76,6 +76,28 @@ STEP = np.dtype(
             "n_knots",
             "knots",
             "levels",
+            # Of the steps of numba_lists, numba_text and numba_times.
+            "elements",  # address of where each row's elements begin: the step goes through these; 0: through rows
+            "length",
+            "as_set",
+            "keep_last",
+            "refuses",  # unseen values are counted
+            "table",  # what an id becomes; the lower case of each code point; weights
+            "word",  # which code points are of words
+            "space",  # which of the first code points are white space
+            "separator",
+            "separator_size",
+            "ngrams",
+            "most_words",  # as many are read
+            "second",  # where the second and the third part of the scratch memory begin
+            "third",
+            "now",  # address of the clock's ticks
+            "now_valid",
+            "now_bit",
+            "ticks_per_second",
+            "period",  # seconds
+            "ahead",  # seconds from the beginning of the period to 1970
+            "unit",  # seconds of a part of the period
         )
     ]
     + [("seed", np.uint64)]
@@ -100,8 +122,9 @@ _ATANH = tuple(1.0 / (2 * i + 1) for i in range(12))
 # so that the look-ups of all are under way together.
 _ROWS, _TOGETHER = 2048, 64
 
-_kernel = njit(nogil=True, cache=True, error_model="numpy")
-_inline = njit(nogil=True, cache=True, error_model="numpy", inline="never")
+_entry = njit(nogil=True, cache=True, error_model="numpy")
+_kernel = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+_inline = _kernel
 
 
 # ---- hashes ----------------------------------------------------------------------------------------------------------
@@ -564,7 +587,7 @@ def run(steps, begin, end, counts):
                 _hashes(step, low, high)
 
 
-@_kernel
+@_entry
 def fill_index(steps):
     """Fill the index of each step of INDEX_TEXTS or INDEX_INTS, whose `rows` are values; how many stand twice."""
     twice = 0
@@ -572,12 +595,3 @@ def fill_index(steps):
         step = steps[s]
         twice += _index_texts(step, step.rows) if step.op == INDEX_TEXTS else _index_ints(step, step.rows)
     return twice
-
-
-def compile_kernels() -> None:
-    """Compile what this module offers, or take it from Numba's cache."""
-    steps = numba.from_dtype(STEP)[::1]
-    if not run.signatures:
-        run.compile((steps, types.int64, types.int64, types.int64[:, ::1]))
-    if not fill_index.signatures:
-        fill_index.compile((steps,))

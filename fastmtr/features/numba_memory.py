@@ -21,7 +21,10 @@ __all__ = [
     "number_of",
     "prefetch",
     "store_f32",
+    "store_f64",
     "store_i32",
+    "store_i64",
+    "store_u8",
     "store_u64",
     "upper_product",
 ]
@@ -58,7 +61,8 @@ def _storing(kind):
 
 load_u8, load_i32, load_i64 = _loading(types.uint8), _loading(types.int32), _loading(types.int64)
 load_u64, load_f32, load_f64 = _loading(types.uint64), _loading(types.float32), _loading(types.float64)
-store_i32, store_f32, store_u64 = _storing(types.int32), _storing(types.float32), _storing(types.uint64)
+store_u8, store_i32, store_i64 = _storing(types.uint8), _storing(types.int32), _storing(types.int64)
+store_u64, store_f32, store_f64 = _storing(types.uint64), _storing(types.float32), _storing(types.float64)
 
 
 @intrinsic

@@ -565,6 +565,8 @@ def _encode_many(
 ) -> NDArray[np.int32]:
     parts, parents, take = split_lists(feature, column, encoder.type)
     n_rows = len(column) if take is None else int(take.max(initial=-1)) + 1
+    keys = encoder.keys if isinstance(encoder, Attributes) else encoder
+    _, parts = values.category_column(parts, name=keys.name, expected=keys.type)  # NaN is null
     if parts.null_count:  # nulls are left out, whatever the rule of the feature whose vocabulary it is
         parents = parents[parts.is_valid().to_numpy(zero_copy_only=False)]
         parts = parts.drop_null()

@@ -28,6 +28,7 @@ __all__ = [
     "check_utf8",
     "combined",
     "is_text",
+    "list_elements",
     "number",
     "number_column",
     "text_buffers",
@@ -217,6 +218,24 @@ def combined(column: pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(column, pa.ChunkedArray):
         return column.combine_chunks() if column.num_chunks != 1 else column.chunk(0)
     return column
+
+
+def list_elements(array: pa.Array) -> tuple[pa.Array, NDArray[np.int64]]:
+    """The elements of all lists of a column, and where each row's begin (one more than rows); a null list has none."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    array = array.cast(pa.large_list(array.type.value_type))
+    if not len(array):
+        return array.values[:0], np.zeros(1, np.int64)
+    offsets = np.frombuffer(array.buffers()[1], np.int64)[array.offset : array.offset + len(array) + 1]
+    if array.null_count:
+        counts = np.diff(offsets)
+        absent = array.is_null().to_numpy(zero_copy_only=False)
+        if counts[absent].any():
+            counts[absent] = 0
+            return pc.list_flatten(array), np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+    return array.values.slice(offsets[0], offsets[-1] - offsets[0]), offsets - offsets[0]
 
 
 def _example(array: pa.Array) -> Any:
