@@ -62,6 +62,7 @@ struct Rows {
   const uint32_t* gather;  // NULL: row r itself
   Encoding encoding = Encoding::f32;
   const float* scales = nullptr;  // i8: the scale of row 0; those of other rows are as many bytes apart as the rows
+  size_t gather_step = 1;         // row r is that of gather[r * gather_step]: a column of a matrix of ids
 };
 
 // Where rows are encoded to: as Rows.

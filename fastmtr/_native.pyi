@@ -131,7 +131,8 @@ class Session:
     threads : int
         1: the caller's thread alone.
     tile : int
-        Candidates a tile; 0: chosen for the cache. The bits of a score do not depend on it.
+        Candidates a tile, and at most so many requests; 0: chosen for the cache. The bits of a score do not depend on
+        it.
     """
 
     def __init__(self, model: Model, *, threads: int = 1, tile: int = 0) -> None: ...

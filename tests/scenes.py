@@ -71,8 +71,8 @@ class Scene:
         assert not far.any(), f"{name}: {found[far]} is not within {bound[far]} of {expected[far]}"
 
     @contextmanager
-    def bundle(self, *, item_memory: Any = "auto") -> Iterator[str]:
-        """The path of a bundle of the graph; the tasks are fused by :attr:`fusion`."""
+    def bundle(self, **options: Any) -> Iterator[str]:
+        """The path of a bundle of the graph, compiled so; the tasks are fused by :attr:`fusion`."""
         features = (Feature(name="any", entity="user", kind="numeric"),)
         tasks = tuple(Task(name=t) for t in self.graph.tasks)
         with tempfile.TemporaryDirectory() as folder:
@@ -82,7 +82,7 @@ class Scene:
                 graph=self.graph,
                 catalogue=Catalogue(self.keys, self.packed["item"]),
                 fusion=self.fusion,
-                item_memory=item_memory,
+                **options,
             )
             yield str(path)
 

@@ -3,12 +3,14 @@
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from handmade import ISAS
 
 from cases import CASES, MODELS, model_graph
 from fastmtr._native import Model, Session
 from fastmtr.bundle import open_bundle
+from fastmtr.graph import Domain, GraphBuilder, Input
 from scenes import Scene
 
 
@@ -28,6 +30,29 @@ def test_requests_that_share_tiles_have_the_bits_of_each_alone(name: str) -> Non
     with scene.bundle() as path:
         model = Model(path)
         scene.check_together(Session(model, tile=4), Session(model), counts)
+
+
+@pytest.mark.parametrize("item_memory", ["auto", 0])
+@pytest.mark.parametrize("embedding_precision", ["fp32", "fp16"])
+@pytest.mark.parametrize("domain", ["request", "item", "candidate"])
+def test_a_lookup_that_is_only_added_is_read_where_it_lies(
+    domain: Domain, embedding_precision: Any, item_memory: Any
+) -> None:
+    rng = np.random.default_rng(0)
+    ids = [Input(f"id{i}", domain, "ids", i, 1, rows=9) for i in range(3)]
+    g = GraphBuilder([*ids, Input("x", "candidate", "dense", 0, 4)])
+    tables = rng.normal(size=(3, 9, 200)).astype(np.float16)  # exact in either precision
+    parts = [g.embedding(f"id{i}", g.weight(f"table{i}", table)) for i, table in enumerate(tables)]
+    w = g.weight("w", rng.normal(size=(200, 4)))
+    added = g.affine("x", w=w, addends=parts) if domain == "candidate" else g.affine(addends=parts)
+    g.output("click", g.reduce(g.activation(added, "tanh"), "mean"))
+    scene = Scene.of(g.build())
+    with scene.bundle(item_memory=item_memory, embedding_precision=embedding_precision) as path:
+        for isa in ISAS:
+            scene.check_engine(path, isa=isa, tile=3)
+        model = Model(path)
+        scene.check_together(Session(model, tile=4), Session(model), [2, 1, 3] * 5)
+        assert json.loads(model.describe())["workspace_floats_a_candidate"] < 3 * 200
 
 
 def assert_costs_are_those_of_the_compiler(path: str) -> None:

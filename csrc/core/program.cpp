@@ -50,7 +50,7 @@ Rows from_column(Rows x, size_t columns) {
 
 // What one row (of f32) holds, as rows so many columns apart.
 Rows within_row(const Rows& x, size_t r, size_t stride) {
-  return {x.data + (x.gather == nullptr ? r : x.gather[r]) * x.stride, stride, nullptr};
+  return {x.data + (x.gather == nullptr ? r : x.gather[r * x.gather_step]) * x.stride, stride, nullptr};
 }
 
 bool overlap(const Operand& a, const Operand& b) {
@@ -78,13 +78,15 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
       products_(precision == Precision::fp16 ? kernels.fp16 : kernels.fp32),
       place_(plan.buffers.size()),
       stride_(plan.buffers.size()),
-      table_of_(plan.buffers.size(), -1) {
+      table_of_(plan.buffers.size(), -1),
+      looked_up_by_(plan.buffers.size(), -1) {
   std::vector<Operand> roots;
   for (const PlanOutput& output : plan.outputs)
     if (output.role != Role::request) roots.push_back(output.operand);
   for (uint32_t b = 0; b < plan.buffers.size(); ++b)  // rows are encoded as a whole
     if (plan.buffers[b].encoding != Encoding::f32) roots.push_back({b, 0, plan.buffers[b].width});
   const std::vector<bool> needed = needed_steps(plan, roots);
+  find_read_in_place();
   lay_out(needed);
   for (size_t i = 0; i < plan.steps.size(); ++i) {
     const PlanStep& from = plan.steps[i];
@@ -114,6 +116,26 @@ Program::Program(const Plan& plan, const Kernels& kernels, Precision precision)
   if (precision == Precision::int8) choose_int8(needed);
 }
 
+// The product of an embedding is a wide row of a table, looked up only to be added: an affine adds it from where it
+// lies.
+void Program::find_read_in_place() {
+  for (uint32_t i = 0; i < plan_.steps.size(); ++i) {
+    const PlanStep& step = plan_.steps[i];
+    const uint32_t b = step.output.buffer;
+    const bool as_it_is = step.table.encoding == TableEncoding::f32 || step.table.encoding == TableEncoding::f16;
+    if (step.op == Op::embedding && as_it_is && step.padding < 0 && step.inputs[0].width == 1 &&
+        step.output.width == plan_.buffers[b].width && !plan_.buffers[b].stored)
+      looked_up_by_[b] = i;
+  }
+  const auto copied = [&](const Operand& operand) { looked_up_by_[operand.buffer] = -1; };
+  for (const PlanOutput& output : plan_.outputs) copied(output.operand);
+  for (const PlanStep& step : plan_.steps)
+    for (size_t i = 0; i < step.inputs.size(); ++i)
+      if (step.op != Op::affine || step.steps > 1 || i < step.has_x ||
+          step.domain != plan_.buffers[step.inputs[i].buffer].domain)
+        copied(step.inputs[i]);
+}
+
 void Program::lay_out(const std::vector<bool>& needed) {
   const size_t n = plan_.buffers.size();
   std::vector<Life> lives(n);
@@ -125,9 +147,11 @@ void Program::lay_out(const std::vector<bool>& needed) {
     life.last = std::max(life.last, i);
     table[step.output.buffer] = table[step.output.buffer] || needed[i];
     for (const Operand& input : step.inputs) {
+      const int64_t lookup = looked_up_by_[input.buffer];
+      const uint32_t buffer = lookup < 0 ? input.buffer : plan_.steps[static_cast<size_t>(lookup)].inputs[0].buffer;
       // What candidates read of a request must outlive the request phase.
-      Life& read = lives[input.buffer];
-      read.last = step.domain == plan_.buffers[input.buffer].domain ? std::max(read.last, i) : kForever;
+      Life& read = lives[buffer];
+      read.last = step.domain == plan_.buffers[buffer].domain ? std::max(read.last, i) : kForever;
     }
   }
   for (const PlanOutput& output : plan_.outputs) lives[output.operand.buffer].last = kForever;
@@ -135,7 +159,7 @@ void Program::lay_out(const std::vector<bool>& needed) {
   std::vector<uint32_t> order;
   for (uint32_t b = 0; b < n; ++b) {
     const Buffer& buffer = plan_.buffers[b];
-    if (buffer.input >= 0 || lives[b].first == kForever) continue;
+    if (buffer.input >= 0 || lives[b].first == kForever || looked_up_by_[b] >= 0) continue;
     if (buffer.domain == Domain::item && buffer.stored) {
       if (!table[b]) continue;
       table_of_[b] = static_cast<int64_t>(tables_.size());
@@ -242,8 +266,11 @@ int64_t Program::source_of(size_t step) const {
   if (source < 0) return -1;
   if (plan_.steps[step].k > kernels_.int8.most_source_k) return -1;
   const Step& found = steps_[static_cast<size_t>(source)];
-  for (size_t j = 0; j < found.n_inputs; ++j)
-    if (ports_[found.first_input + j].space == Space::tile) return -1;  // its memory may be another's by then
+  for (size_t j = 0; j < found.n_inputs; ++j) {
+    const Space space = ports_[found.first_input + j].space;
+    // Its memory, or that of its ids, may be another's by then.
+    if (space == Space::tile || space == Space::embedding_table) return -1;
+  }
   return source;
 }
 
@@ -268,6 +295,11 @@ Port Program::port(const Operand& operand, Domain phase) const {
     port.stride = buffer.ids ? plan_.ids_width[domain] : plan_.dense_width[domain];
     return port;
   }
+  if (looked_up_by_[operand.buffer] >= 0) {
+    port.space = Space::embedding_table;
+    port.table = static_cast<uint32_t>(looked_up_by_[operand.buffer]);
+    return port;
+  }
   const int64_t table = table_of_[operand.buffer];
   if (table >= 0 && (phase == Domain::candidate || buffer.encoding == Encoding::f32)) {
     port.space = Space::item_table;
@@ -282,6 +314,15 @@ Port Program::port(const Operand& operand, Domain phase) const {
 }
 
 Rows Program::rows(const Port& port, Domain phase, const Context& context) const {
+  if (port.space == Space::embedding_table) {
+    const PlanStep& lookup = plan_.steps[port.table];
+    const IdRows ids = id_rows(this->port(lookup.inputs[0], phase), phase, context);
+    const bool halves = lookup.table.encoding == TableEncoding::f16;
+    const Rows table{
+        static_cast<const float*>(lookup.table.data), lookup.table.dim, reinterpret_cast<const uint32_t*>(ids.data),
+        halves ? Encoding::f16 : Encoding::f32,       nullptr,          ids.stride};
+    return from_column(table, port.column);
+  }
   const auto as_float = [](const int32_t* ids) { return reinterpret_cast<const float*>(ids); };
   const float* base = nullptr;
   size_t first = 0;
@@ -306,6 +347,7 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
     case Space::item_table:
       of_item = true;
       break;
+    case Space::embedding_table:  // has returned
     case Space::candidate_ids:
       base = as_float(context.candidate_ids), first = context.candidate_row;
       break;
@@ -335,6 +377,11 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
   return {base + first * port.stride + port.column, stride, gather};
 }
 
+IdRows Program::id_rows(const Port& port, Domain phase, const Context& context) const {
+  const Rows found = rows(port, phase, context);
+  return {reinterpret_cast<const int32_t*>(found.data), found.stride};
+}
+
 void Program::run(Domain domain, size_t rows, const Context& context) const {
   const bool in_int8 = precision_ == Precision::int8 && domain == Domain::candidate && !context.exact;
   run(in_int8 ? active_int8_ : active_[static_cast<int>(domain)], domain, rows, context);
@@ -362,11 +409,12 @@ void Program::encode(size_t n, const Context& context) const {
 }
 
 void Program::run(const std::vector<uint32_t>& only, Domain domain, size_t rows, const Context& context) const {
-  if (context.profile == nullptr) {
-    for (const uint32_t i : only) run_step(steps_[i], domain, rows, context);
-    return;
-  }
   for (const uint32_t i : only) {
+    if (steps_[i].out.space == Space::embedding_table) continue;  // read in place
+    if (context.profile == nullptr) {
+      run_step(steps_[i], domain, rows, context);
+      continue;
+    }
     Profile::Times& times = context.profile->steps[i];
     const Stopwatch watch(&times.nanoseconds);
     run_step(steps_[i], domain, rows, context);
@@ -451,10 +499,7 @@ void Program::run_gru(const Step& step, Domain domain, size_t n, const Context& 
   from_x.out.data = of_x;
 
   IdRows ids{};
-  if (step.n_inputs > 1) {
-    const Rows found = rows(ports_[step.first_input + 1], domain, context);
-    ids = {reinterpret_cast<const int32_t*>(found.data), found.stride};
-  }
+  if (step.n_inputs > 1) ids = id_rows(ports_[step.first_input + 1], domain, context);
   Out out{const_cast<float*>(place.data), step.out.stride};
   for (size_t t = 0; t < plan.steps; ++t) {
     const size_t at = t % plan.steps_at_once();
@@ -494,10 +539,7 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
   const PlanStep& plan = *step.plan;
   const Kernels& k = kernels_;
   const auto in = [&](size_t i) { return rows(ports_[step.first_input + i], domain, context); };
-  const auto ids = [&](size_t i) {
-    const Rows found = in(i);
-    return IdRows{reinterpret_cast<const int32_t*>(found.data), found.stride};
-  };
+  const auto ids = [&](size_t i) { return id_rows(ports_[step.first_input + i], domain, context); };
   const auto in_width = [&](size_t i) { return ports_[step.first_input + i].width; };
   const auto all_from = [&](size_t first) {
     for (size_t i = first; i < step.n_inputs; ++i) context.scratch[i - first] = in(i);

@@ -33,6 +33,7 @@ enum class Space : uint8_t {
   candidate_ids,
   candidate_dense,  // the caller's
   item_table,       // a stored item buffer that a step wrote
+  embedding_table,  // rows of the table of an embedding, where they lie
   request_tile,     // workspace of the request phase, read by candidates too
   tile              // workspace of the item phase or of the candidate phase
 };
@@ -41,7 +42,7 @@ enum class Space : uint8_t {
 // table for the candidates.
 struct Port {
   Space space;
-  uint32_t table = 0;  // item_table: which
+  uint32_t table = 0;  // item_table: which; embedding_table: that of which step
   size_t place = 0;    // tiles: floats a row that lie before the buffer
   size_t column = 0;
   size_t stride = 0;  // elements from row to row; item_table: see Table
@@ -114,6 +115,7 @@ class Program {
   // For steps of that domain.
   Port port(const Operand& operand, Domain phase) const;
   Rows rows(const Port& port, Domain phase, const Context& context) const;
+  IdRows id_rows(const Port& port, Domain phase, const Context& context) const;
 
   // The steps that this output of the plan needs, for run(); kept for outputs of role request.
   const std::vector<uint32_t>& steps_for(size_t output) const { return output_steps_[output]; }
@@ -131,6 +133,7 @@ class Program {
   bool runs_in_int8(size_t step) const { return steps_[step].packed_int8 != nullptr; }
 
  private:
+  void find_read_in_place();
   void lay_out(const std::vector<bool>& needed);
   void pack();
   void choose_int8(const std::vector<bool>& needed);
@@ -148,6 +151,7 @@ class Program {
   const ProductKernels& products_;      // of the precision's weights
   std::vector<size_t> place_, stride_;  // a buffer of the plan
   std::vector<int64_t> table_of_;       // a buffer of the plan: its table, -1 for none
+  std::vector<int64_t> looked_up_by_;   // a buffer of the plan that is read in place: its step, -1 for all others
   std::vector<Table> tables_;
   std::vector<Step> steps_;  // one a step of the plan, same order
   std::vector<Port> ports_;

@@ -15,8 +15,6 @@ namespace {
 
 constexpr uint32_t kMaxThreads = 1024;
 constexpr uint32_t kMaxTile = 1 << 16;
-constexpr size_t kRequestTile =
-    16;  // requests whose request phase runs together: they share the reading of the weights
 constexpr float kNaN = std::numeric_limits<float>::quiet_NaN();
 
 class InUse {
@@ -49,9 +47,11 @@ Session::Session(std::shared_ptr<const Model> model, uint32_t threads, uint32_t 
     return;
   }
   tile_ = tile_rows(program.busy_floats_a_candidate(), tile);
+  const size_t floats_a_request = program.floats_a_row(Domain::request);
+  request_tile_ = std::min(tile_rows(floats_a_request, 0), tile_rows(floats_a_request, tile));
   workers_.resize(std::max<uint32_t>(threads, 1));
   for (Worker& worker : workers_) {
-    worker.request_tile = Aligned<float>(program.tile_floats(Domain::request, kRequestTile));
+    worker.request_tile = Aligned<float>(program.tile_floats(Domain::request, request_tile_));
     worker.tile = Aligned<float>(program.tile_floats(Domain::candidate, tile_));
     worker.tile_scores = Aligned<float>(tile_ * tasks_.size());
     worker.gather = Aligned<uint32_t>(tile_);
@@ -233,7 +233,8 @@ void Session::for_each_block(const Call& call, const Each& each) {
   const uint64_t n_requests = call.batch->n_requests;
   const size_t threads = workers_.size();
   const bool by_request = this->by_request(call);
-  const uint64_t block = by_request ? std::clamp<uint64_t>(n_requests / (4 * threads), 1, kRequestTile) : kRequestTile;
+  const uint64_t block =
+      by_request ? std::clamp<uint64_t>(n_requests / (4 * threads), 1, request_tile_) : request_tile_;
   const uint64_t n_blocks = (n_requests + block - 1) / block;
 
   const auto run_block = [&](size_t part, size_t who) {
@@ -615,13 +616,13 @@ void Session::request_output(const fmtr_batch& batch, std::string_view name, flo
   const auto run_block = [&](size_t part, size_t who) {
     Worker& worker = workers_[who];
     Context here = context(call, worker);
-    here.request_row = part * kRequestTile;
-    here.request_tile_rows = std::min<uint64_t>(kRequestTile, n_requests - here.request_row);
+    here.request_row = part * request_tile_;
+    here.request_tile_rows = std::min<uint64_t>(request_tile_, n_requests - here.request_row);
     program.run(steps, Domain::request, here.request_tile_rows, here);
     program.kernels().copy(here.request_tile_rows, width, program.rows(port, Domain::request, here),
                            {values + here.request_row * width, width});
   };
-  const uint64_t n_blocks = (n_requests + kRequestTile - 1) / kRequestTile;
+  const uint64_t n_blocks = (n_requests + request_tile_ - 1) / request_tile_;
   if (pool_ && n_blocks > 1) {
     pool_->run(n_blocks, run_block);
   } else {

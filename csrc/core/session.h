@@ -135,6 +135,7 @@ class Session {
   std::shared_ptr<const Model> model_;
   std::vector<Port> tasks_;
   size_t tile_;
+  size_t request_tile_ = 0;  // requests whose request phase runs together, and shares the reading of the weights
   std::vector<Worker> workers_;
   std::optional<ThreadPool> pool_;
   std::optional<DeviceRunner> device_;  // of a model that is on one; then there are no workers but for checks

@@ -107,6 +107,9 @@ struct Columns {
   size_t first, n, ahead;
 };
 
+// A few KiB.
+FASTMTR_INLINE size_t rows_ahead(size_t columns) { return 1 + 1024 / columns; }
+
 // to = from + bias + addends (from and bias may be NULL), then relu if asked.
 template <class... Addends>
 inline void add_row(const float* from, const float* bias, const Columns& c, bool relu, float* to,
@@ -173,15 +176,13 @@ FASTMTR_INLINE void product(const AffineArgs& args, const Block<Weight>& b, cons
   const Columns columns = {first, n, MR};
   const Weight* panels = b.panels + column * args.k + done * NV * W;
   const size_t panel_floats = args.k * NV * W;
-  const bool last = done + k == args.k;
+  const bool ends = done + k == args.k && args.n_addends == 0;  // else sums rest in `out`
   float* to = row(args.out, b.row) + first;
 
   if (n == width) {
-    const bool ends = last && args.n_addends == 0;
     micro<MR, NV, NP>(x, panels, panel_floats, k,
                       {to, args.out.stride, ends && args.bias ? args.bias + first : nullptr, done == 0,
                        ends && args.activation == Activation::relu});
-    if (last && !ends) return finish(args, b.row, MR, {to, args.out.stride, nullptr}, columns);
     if (ends && !is_simple(args.activation)) activate_columns(args, b.row, MR, columns);
     return;
   }
@@ -189,7 +190,7 @@ FASTMTR_INLINE void product(const AffineArgs& args, const Block<Weight>& b, cons
   if (done > 0)
     for (size_t r = 0; r < MR; ++r) copy_floats(tile + r * width, to + r * args.out.stride, n);
   micro<MR, NV, NP>(x, panels, panel_floats, k, {tile, width, nullptr, done == 0, false});
-  if (last) return finish(args, b.row, MR, {tile, width, nullptr}, columns);
+  if (ends) return finish(args, b.row, MR, {tile, width, nullptr}, columns);
   for (size_t r = 0; r < MR; ++r) copy_floats(to + r * args.out.stride, tile + r * width, n);
 }
 
@@ -209,6 +210,10 @@ __attribute__((noinline)) void multiply(const AffineArgs& args, const Block<Weig
         product<MR, 2, 1>(args, b, x, done, k, column, less(kPanel, b.columns - column));
     if (column < b.columns) product<MR, 1, 1>(args, b, x, done, k, column, b.columns - column);
   }
+  if (args.n_addends == 0) return;
+  // Row by row, so that addends are read as they lie: panel by panel, many rows' would be read in turn.
+  const Columns columns = {b.group * args.n + b.column, b.columns, rows_ahead(b.columns)};
+  finish(args, b.row, MR, {row(args.out, b.row) + columns.first, args.out.stride, nullptr}, columns);
 }
 
 template <size_t MR = kBlockRows, class Weight>
@@ -346,9 +351,8 @@ inline void add_only(const AffineArgs& args) {
   const size_t width = args.groups * args.n;
   if (width == 0) return;
   constexpr size_t block = 16;
-  const size_t ahead = 1 + 1024 / width;  // a few KiB
   for (size_t r = 0; r < args.rows; r += block)
-    finish(args, r, less(block, args.rows - r), {nullptr, 0, nullptr}, {0, width, ahead});
+    finish(args, r, less(block, args.rows - r), {nullptr, 0, nullptr}, {0, width, rows_ahead(width)});
 }
 
 template <class Weight>

@@ -72,7 +72,6 @@ struct Reader {
   }
 
  private:
-  static size_t place(const Rows& x, size_t r) { return (x.gather ? x.gather[r] : r) * x.stride; }
   static const T* row_of(const Rows& x, size_t r) { return (const T*)x.data + place(x, r); }
   static const float* scale_of(const Rows& x, size_t r) {
     return (const float*)((const char*)x.scales + place(x, r) * sizeof(T));

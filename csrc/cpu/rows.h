@@ -8,7 +8,9 @@
 namespace fastmtr {
 namespace {
 
-FASTMTR_INLINE const float* row(const Rows& x, size_t r) { return x.data + (x.gather ? x.gather[r] : r) * x.stride; }
+// Numbers that lie before row r.
+FASTMTR_INLINE size_t place(const Rows& x, size_t r) { return (x.gather ? x.gather[r * x.gather_step] : r) * x.stride; }
+FASTMTR_INLINE const float* row(const Rows& x, size_t r) { return x.data + place(x, r); }
 FASTMTR_INLINE const int32_t* row(const IdRows& x, size_t r) { return x.data + r * x.stride; }
 FASTMTR_INLINE float* row(const Out& x, size_t r) { return x.data + r * x.stride; }
 

@@ -134,7 +134,7 @@ FMTR_API fmtr_status fmtr_model_item_output_of(const fmtr_model* model, const ch
 typedef struct fmtr_session_options {
   size_t struct_size;
   uint32_t threads; /* 0 or 1: the caller's thread alone; more: a pool of threads - 1 helpers, owned by the session */
-  uint32_t tile;    /* candidates a tile; 0: chosen for the cache */
+  uint32_t tile;    /* candidates a tile, and at most so many requests; 0: chosen for the cache */
 } fmtr_session_options;
 
 FMTR_API fmtr_status fmtr_session_create(fmtr_model* model, const fmtr_session_options* options, fmtr_session** session);

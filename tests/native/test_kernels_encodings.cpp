@@ -159,14 +159,16 @@ void test_refusals(const Kernels& k) {
 
 // Addends of any encoding, in any order, are what adding the decoded numbers would be.
 void test_addends(const Kernels& k) {
-  constexpr size_t kItems = 40, kRows = 37, kColumnsOfX = 20;
+  constexpr size_t kItems = 40, kRows = 37, kColumnsOfX = 20, kIdColumns = 3;
   const Encoding all[] = {Encoding::f32, Encoding::f16, Encoding::i8};
   for (size_t width : {1, 5, 16, 40, 130, 2048})
     for (size_t n_addends = 1; n_addends <= 4; ++n_addends)
       for (size_t variant = 0; variant < (n_addends <= 2 ? 9 : 3); ++variant)
         for (const bool has_x : {false, true}) {
           if (has_x && width > 130) continue;
-          const std::vector<uint32_t> pick = picks(kRows, kItems);
+          const std::vector<uint32_t> ids = picks(kRows * kIdColumns, kItems);  // a matrix; one of its columns picks
+          std::vector<uint32_t> pick;
+          for (size_t r = 0; r < kRows; ++r) pick.push_back(ids[r * kIdColumns + 1]);
           std::vector<Matrix> plain;
           std::vector<Encoded> tables;
           std::vector<Rows> addends, decoded;
@@ -181,6 +183,7 @@ void test_addends(const Kernels& k) {
             }
             decoded.push_back(plain[a].gathered(pick));
             addends.push_back(encoding == Encoding::f32 ? decoded[a] : tables[a].gathered(pick));
+            if (a % 2 == 0) addends.back().gather = ids.data() + 1, addends.back().gather_step = kIdColumns;
           }
           const Matrix x(kRows, kColumnsOfX), w(1, width * kColumnsOfX);
           Aligned<uint8_t> memory(k.fp32.packed_bytes(1, width, kColumnsOfX));
