@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import pickle
 import struct
 from typing import Any
 
@@ -226,11 +225,6 @@ def test_names_of_the_packed_columns_and_whatever_table() -> None:
             assert again.dense.tobytes() == packed.dense.tobytes()
     assert packed.ids.flags.c_contiguous
     assert packed.dense.flags.c_contiguous
-
-
-def test_a_pipeline_is_not_pickled() -> None:
-    with pytest.raises(TypeError, match=r"not pickled: .*Save state\(\)"):
-        pickle.dumps(_fitted(_number(), {"x": [1.0]}))
 
 
 def test_a_cross_of_stored_and_new_values_is_not_made_of_half() -> None:
