@@ -55,7 +55,7 @@ def test_slices(at: int, width: Any) -> None:
     )
     columns = Columns({name: table.column(name).chunk(0) for name in table.column_names}, xp=np)
     assert (columns.n_rows, columns.names) == (12 - at, table.column_names)
-    assert columns.on_host() == table
+    assert columns.on_host == table
     bits, small, text, lists, fixed, null = map(columns.get, columns.names)
     assert bits is not None
     assert small is not None
@@ -103,7 +103,7 @@ def test_types_that_the_kernels_do_not_read() -> None:
     ):  # fmt: skip
         columns = Columns({"x": array}, xp=np)
         assert columns.get("x") is None
-        assert columns.on_host().column("x").combine_chunks() == array
+        assert columns.on_host.column("x").combine_chunks() == array
 
 
 @pytest.mark.parametrize("domain", sorted(ROWS))

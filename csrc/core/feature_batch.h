@@ -293,8 +293,12 @@ FMTR_HD void write_many(const Step& step, const Column* columns, uint64_t row, i
   const Span span = is_list(column) || column.type == ColumnType::text ? span_at(column, row) : Span{0, 0};
   Ids ids(step, out, span.begin + row, span.size() + 1);
   if (is_list(column)) {
-    for (uint64_t i = span.begin; i < span.end; ++i)
-      ids.add(element_id(step, category_at((&column)[1], i, step.categories.type, refused), refused));
+    const Column& elements = (&column)[1];
+    for (uint64_t i = span.begin; i < span.end; ++i) {
+      const Category value = category_at(elements, i, step.categories.type, refused);
+      // Nulls are left out, whatever the rule of the feature whose vocabulary it is.
+      if (value.kind != Category::Kind::null) ids.add(element_id(step, value, refused));
+    }
   } else if (column.type == ColumnType::text && step.separator_size > 0) {
     const unsigned char* at = column.values + span.begin;
     const unsigned char* const end = column.values + span.end;

@@ -7,7 +7,7 @@ table, and has the kernels write the packed rows where those then stay. With Num
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +19,7 @@ from fastmtr.features.device_columns import COLUMN, Column, Columns, address
 from fastmtr.features.kinds import is_operator, operation
 from fastmtr.features.made_categories import Buckets, Cross
 from fastmtr.features.operators import clock_of, readers
+from fastmtr.features.pipeline import FeaturePipeline, unset_rows
 from fastmtr.features.scales import Scale
 from fastmtr.features.target_encoding import TargetTable
 from fastmtr.features.text import Tfidf
@@ -26,9 +27,6 @@ from fastmtr.features.times import Cyclic, Gaps, Recency
 from fastmtr.features.unicode_tables import code_points
 from fastmtr.graph import Domain, Input, Packed
 from fastmtr.schema import Feature
-
-if TYPE_CHECKING:
-    from fastmtr.features.pipeline import FeaturePipeline
 
 __all__ = ["STEP", "transform"]
 
@@ -104,21 +102,21 @@ def transform(
     """
     columns = Columns(table, xp=xp)
     inputs = [each for each in pipeline.inputs if each.domain == domain]
-    n = columns.n_rows
-    widths = {kind: sum(each.width for each in inputs if each.kind == kind) for kind in ("ids", "dense")}
-    packed = Packed(xp.empty((n, widths["ids"]), np.int32), xp.empty((n, widths["dense"]), np.float32))
+    packed = unset_rows(inputs, columns.n_rows, xp=xp)
     batch = _Batch(columns, xp)
     by_step: list[Input] = []
     others: list[Input] = []
     for place in inputs:
         step = batch.step(pipeline, pipeline.schema.feature(place.name), _block(packed, place))
         (others if step is None else by_step).append(place)
-    others += [place for place, refused in zip(by_step, batch.run(n).tolist(), strict=True) if refused]
+    others += [place for place, refused in zip(by_step, batch.run().tolist(), strict=True) if refused]
     # What the kernels do not take, and what they refused: the host says why, or does it.
     for place in others:
         feature = pipeline.schema.feature(place.name)
-        blocks = pipeline.transform_blocks((feature,), columns.on_host(), missing=missing)
-        _block(packed, place)[:] = xp.asarray(blocks.get(feature.name, pipeline.null(feature)))
+        block = pipeline.null(feature)
+        if missing == "error" or pipeline.has_column(feature, columns.names):
+            block = pipeline.transform_blocks((feature,), columns.on_host)[feature.name]
+        _block(packed, place)[:] = xp.asarray(block)
     return packed
 
 
@@ -150,8 +148,9 @@ class _Batch:
         self._steps.append(step)
         return step
 
-    def run(self, rows: int) -> NDArray[np.uint32]:
+    def run(self) -> NDArray[np.uint32]:
         """Write all rows; of each step, whether one was refused."""
+        rows = self._columns.n_rows
         steps, columns = _filled(STEP, self._steps), _filled(COLUMN, self._records)
         if not len(steps) or not rows:
             return np.zeros(len(steps), np.uint32)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Mapping
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -131,6 +132,7 @@ class Columns:
                 self._found[key] = _Importer(self._xp, there=True).column(exported(there), unit)
         return self._found[key]
 
+    @cached_property
     def on_host(self) -> pa.Table:
         """All of the table, as Arrow's."""
         import pyarrow as pa

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from fastmtr.features.quality import FeatureCheck, Limits
     from fastmtr.features.shards import FeatureFiles
 
-__all__ = ["STATE_VERSION", "FeaturePipeline"]
+__all__ = ["STATE_VERSION", "FeaturePipeline", "unset_rows"]
 
 STATE_VERSION = 2
 
@@ -209,7 +209,7 @@ class FeaturePipeline:
 
         given = read_table(table)
         places = {i.name: i for i in self.inputs if i.domain == domain}
-        packed = _unset(places.values(), given.num_rows)
+        packed = unset_rows(places.values(), given.num_rows)
         packed_already: Container[str] = ()
         if engine == "numba":
             need_numba()
@@ -340,7 +340,7 @@ class FeaturePipeline:
     def assemble(self, domain: Domain, blocks: Mapping[str, NDArray[Any]], *, n_rows: int) -> Packed:
         """Put blocks of :meth:`transform_blocks` side by side; a feature without a block counts as null."""
         inputs = [each for each in self.inputs if each.domain == domain]
-        packed = _unset(inputs, n_rows)
+        packed = unset_rows(inputs, n_rows)
         for each in inputs:
             block = blocks.get(each.name, self.null(self.schema.feature(each.name)))
             getattr(packed, each.kind)[:, each.offset : each.offset + each.width] = block
@@ -552,12 +552,12 @@ class FeaturePipeline:
         return clock_part(ticks, feature.derive, clock_of(self.schema))  # type: ignore[arg-type, no-any-return]
 
 
-def _unset(inputs: Iterable[Input], n_rows: int) -> Packed:
-    """Room for so many rows of a domain."""
+def unset_rows(inputs: Iterable[Input], n_rows: int, *, xp: Any = np) -> Packed:
+    """Room for so many rows of a domain, of arrays of a namespace like NumPy's."""
     widths = {"ids": 0, "dense": 0}
     for each in inputs:
         widths[each.kind] += each.width
-    return Packed(np.empty((n_rows, widths["ids"]), np.int32), np.empty((n_rows, widths["dense"]), np.float32))
+    return Packed(xp.empty((n_rows, widths["ids"]), np.int32), xp.empty((n_rows, widths["dense"]), np.float32))
 
 
 def _encode_many(
