@@ -118,6 +118,7 @@ std::unique_ptr<Catalogue> Catalogue::with(const fmtr_catalogue_data& data) cons
         if (is_replaced[next->slots_[row]]) next->slots_[row] = (*slots)[given.find(inputs_.keys[next->slots_[row]])];
     next->forget_plain_order();
     next->index_keys(index_, data.keys, slots->data(), n);
+    next->gone_ = *slots;
     return next;
   } catch (...) {
     store_->give_back(*slots);
@@ -182,6 +183,7 @@ void Catalogue::put_on(const std::shared_ptr<const OnDevice>& device) {
 void Catalogue::publish(uint64_t version, Catalogue* previous) noexcept {
   version_ = version;
   bytes_ = store_->bytes() + slots_.size() * sizeof(uint32_t) + index_.bytes();
+  gone_.clear();
   if (previous != nullptr) previous->gone_.swap(replaced_);
 }
 

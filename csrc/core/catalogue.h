@@ -76,7 +76,8 @@ class Catalogue {
   std::unique_ptr<const DeviceRows> rows_;
   uint64_t version_ = 0, bytes_ = 0;
   std::vector<uint32_t> replaced_;  // slots that the version before has and this one has not
-  std::vector<uint32_t> gone_;      // slots that this version has and the next one has not
+  // Slots that this version has and the next one has not; until it is published, those that it took.
+  std::vector<uint32_t> gone_;
 };
 
 // Refuses, with FMTR_ERROR_ARGUMENT, items that are not there or too many, and with `status` what is wrong in them.

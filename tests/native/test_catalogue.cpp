@@ -202,6 +202,12 @@ void test_refusals(TemporaryBundle& bundle) {
   check(View(model, request, TemporaryBundle::kItems) == before && version_of(*model) == 1,
         "a refused change changes nothing");
   Session session(model, 1, 0);
+  // A version that is made but not published, as where its rows do not reach a device, gives its slots back.
+  items.dense[kWidth * 2 + 5] = 0.0f;
+  const Catalogue& current = *model->catalogues().current();
+  for (int i = 0; i < 10000; ++i) current.with(items.data());
+  check(View(model, request, TemporaryBundle::kItems) == before && current.has_room(items.keys.size()),
+        "versions that nobody saw take no room");
   refuses(FMTR_ERROR_STALE, "the catalogue is version 1, the call expects version 2",
           [&] { request.whole(session, TemporaryBundle::kItems, 2); });
 }
