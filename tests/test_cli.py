@@ -13,6 +13,7 @@ pytest.importorskip("torch", reason="the commands are tested on a bundle that is
 from small_project import CONFIG, write_project
 
 from fastmtr import _native, cli
+from fastmtr.command_line import command_line
 from fastmtr.features import FeaturePipeline, read_features
 from fastmtr.ranker import Ranker
 from fastmtr.tables import read_table
@@ -303,5 +304,5 @@ def test_closed_pipe(trained):
     ("text", "value"), [("auto", "auto"), ("0", 0), ("512", 512), ("64K", 65536), ("2m", 2 << 20), ("1G", 1 << 30)]
 )
 def test_item_memory(text, value):
-    options = cli._parser().parse_args(["compile", "a", "--out", "b", "--item-memory", text])
+    options = command_line().parse_args(["compile", "a", "--out", "b", "--item-memory", text])
     assert options.item_memory == value

@@ -19,9 +19,9 @@ def test_python_examples_run(capsys):
 
 
 def test_commands_exist():
-    from fastmtr.cli import _parser
+    from fastmtr.command_line import command_line
 
-    parser = _parser()
+    parser = command_line()
     (commands,) = (block for block in blocks("sh") if block.startswith("fastmtr "))
     for line in commands.splitlines():
         parser.parse_args(line.split()[1:])
