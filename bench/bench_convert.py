@@ -25,17 +25,17 @@ from typing import Any
 
 import numpy as np
 import torch
+from markdown_table import markdown_table
 from numpy.typing import NDArray
 
 from fastmtr import _native
 from fastmtr.bundle import Catalogue, open_bundle, write_bundle
-from fastmtr.compiler.costs import flops
+from fastmtr.compiler.costs import model_flops
 from fastmtr.convert import Conversion
+from fastmtr.convert.schemas import schema_of
 from fastmtr.convert.torch_export import ModuleCall
 from fastmtr.convert.torch_source import TorchSource
-from fastmtr.graph import Domain, Graph, Packed
-from fastmtr.operators import OPS
-from fastmtr.schema import Feature, Schema, Task
+from fastmtr.graph import Domain, Packed
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
@@ -99,7 +99,7 @@ def measured(library: str, name: str, *, n: int, rounds: int) -> Row:
         library,
         name,
         difference,
-        flops=n * _flops(conversion.graph),
+        flops=n * model_flops(conversion.graph),
         factored=costs.flops("request") + n * costs.flops("candidate"),
         engine=times[0],
         own=times[1],
@@ -115,13 +115,10 @@ def _items(sample: Mapping[Domain, Packed], n: int) -> dict[Domain, Packed]:
 
 def _bundle(conversion: Conversion, path: Path, n: int) -> Path:
     graph = conversion.graph
-    entities = {"request": "user", "item": "item", "candidate": "candidate"}
-    features = tuple(Feature(name=i.name, entity=entities[i.domain], kind="numeric") for i in graph.inputs)  # type: ignore[arg-type]
-    schema = Schema(user="user", item="item", features=features, tasks=tuple(Task(name=t) for t in graph.tasks))
     assert conversion.sample is not None
     nothing = Packed(np.zeros((n, 0), np.int32), np.zeros((n, 0), np.float32))
     items = _items(conversion.sample, n).get("item", nothing)
-    return write_bundle(path, schema=schema, graph=graph, catalogue=Catalogue(np.arange(n), items))
+    return write_bundle(path, schema=schema_of(graph), graph=graph, catalogue=Catalogue(np.arange(n), items))
 
 
 def _engine(session: _native.Session, rows: Mapping[Domain, Packed], n: int) -> Callable[[], NDArray[np.float32]]:
@@ -184,20 +181,6 @@ def _in_turns(calls: Sequence[Callable[[], Any]], rounds: int) -> list[float]:
     return [statistics.median(own) for own in times]
 
 
-def _flops(graph: Graph) -> int:
-    """Of one row through the graph as it was converted."""
-    return sum(
-        flops(
-            node.op,
-            [graph.width(v) for v in node.inputs],
-            graph.width(node.output),
-            {role: graph.weights[w].shape for role, w in node.weights.items()},
-            {name: node.attr(name) for name in OPS[node.op].attrs},
-        )
-        for node in graph.nodes
-    )
-
-
 PAGE = """# Models of other libraries, converted
 
 Made by `python bench/bench_convert.py --markdown docs/converters.md`: {machine}, torch {torch}, ONNX Runtime {onnx}.
@@ -233,10 +216,9 @@ def _processor() -> str:
 
 def table(rows: Sequence[Row], *, n: int) -> str:
     """In Markdown."""
-    lines = [" | ".join(HEAD), " | ".join(["---", "---", *["---:"] * (len(HEAD) - 2)])]
-    lines += [" | ".join(row.cells()) for row in rows]
+    lines = markdown_table(HEAD, [row.cells() for row in rows], right_from=2)
     note = f"N = {n} candidates a request, one thread; the last two columns: how often quicker the engine is."
-    return "\n".join([*[f"| {line} |" for line in lines], "", note])
+    return "\n".join([*lines, "", note])
 
 
 def main() -> None:

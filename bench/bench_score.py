@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from markdown_table import markdown_table
 from numpy.typing import NDArray
 from peers import (
     CertifiedFastMTR,
@@ -38,7 +39,6 @@ from peers import (
 from program import Program, lower
 from workload import MODELS, Request, Workload, make_workload
 
-from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.compiler.split_by_domain import split_by_domain
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.reference import evaluate
@@ -106,15 +106,12 @@ def prepare(name: str, workload: Workload, settings: Settings, folder: Path) -> 
         "hand-split": lower(split, repeated=False, stacked=False),
         "hand-split, stacked": lower(split, repeated=False, stacked=True),
     }
-    catalogue = Catalogue(keys=workload.keys, packed=workload.items, labels=None)
     bundles = {OURS: settings.item_memory, OURS_UNSTORED: 0}
     for item_memory in bundles.values():
-        write_bundle(
+        workload.bundle(
             folder / f"{name}-{item_memory}",
-            schema=workload.schema_of(name),
-            graph=graph,
-            catalogue=catalogue,
-            users=None,
+            name,
+            graph,
             fusion={"kind": "sum", "tasks": list(graph.tasks), "weights": [1.0] * len(graph.tasks)},
             item_memory=item_memory,
         )
@@ -381,7 +378,7 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any], made_with: d
     for threads in dict.fromkeys(t for t, _, _ in cells):
         here = [(m, n) for t, m, n in cells if t == threads]
         lines += ["", f"### {threads} thread{'s' if threads > 1 else ''}: fastmtr against the best peer", ""]
-        lines += _table(
+        lines += markdown_table(
             [
                 "model",
                 "N",
@@ -402,7 +399,7 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any], made_with: d
         for m, n in here:
             found = {r["contestant"]: r for r in _of(rows, m, n, threads)}
             body.append([m, str(n), *(ratio_text(found[c]) if c in found else "" for c in others)])
-        lines += _table(["model", "N", *others], body)
+        lines += markdown_table(["model", "N", *others], body)
     if any(r["contestant"] == OURS_INT8 for r in rows):
         lines += _int8_tables(rows, cells)
     lines += ["", "### Largest difference of a probability from the float64 reference", ""]
@@ -417,7 +414,7 @@ def markdown(rows: Sequence[dict[str, Any]], about: dict[str, Any], made_with: d
         ]
         for c in order
     ]
-    lines += _table(["contestant", *models], body)
+    lines += markdown_table(["contestant", *models], body)
     return "\n".join(lines) + "\n"
 
 
@@ -440,7 +437,7 @@ def _int8_tables(rows: Sequence[dict[str, Any]], cells: Sequence[tuple[int, str,
             share = "" if mine["rescored"] is None else f"{mine['rescored']:.1%}"
             ratios = (ratio_text(found[c], key) if c in found else "" for c in (OURS, *against))
             body.append([str(threads), model, str(n), time_text(mine["p50_us"]), share, *ratios])
-        lines += _table(["threads", "model", "N", "its p50", "rescored", OURS, *against], body)
+        lines += markdown_table(["threads", "model", "N", "its p50", "rescored", OURS, *against], body)
     return lines
 
 
@@ -462,10 +459,6 @@ def _summary(rows: Sequence[dict[str, Any]], cells: Sequence[tuple[str, int]], t
         return []
     mean, worst = np.exp(np.mean(np.log(list(ratios.values())))), min(ratios, key=lambda name: ratios[name])
     return [f"Best peer / fastmtr: geometric mean {mean:.2f}, smallest {ratios[worst]:.2f} ({worst})."]
-
-
-def _table(head: Sequence[str], body: Sequence[Sequence[str]]) -> list[str]:
-    return ["| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body)]
 
 
 def save(

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from bench_score import machine, versions
+from markdown_table import markdown_table
 from numpy.typing import NDArray
 from peers import Contestant, FastMTR, OnnxRuntime, OpenVINO, onnx_session, to_onnx
 from program import lower
@@ -32,16 +33,8 @@ from fastmtr.schema import Feature, Schema, Task
 def bundle_of(workload: Workload, name: str, folder: Path) -> tuple[Graph, Path]:
     """The model's graph and bundle, item parts stored."""
     _, graph = workload.build(name)
-    path = write_bundle(
-        folder / name,
-        schema=workload.schema_of(name),
-        graph=graph,
-        catalogue=Catalogue(keys=workload.keys, packed=workload.items, labels=None),
-        users=None,
-        fusion={"kind": "sum", "tasks": list(graph.tasks)},
-        item_memory=4 << 30,
-    )
-    return graph, path
+    fusion = {"kind": "sum", "tasks": list(graph.tasks)}
+    return graph, workload.bundle(folder / name, name, graph, fusion=fusion, item_memory=4 << 30)
 
 
 def alternate(contestants: Sequence[Callable[[], object]], rounds: int) -> NDArray[np.float64]:
@@ -144,11 +137,6 @@ def large_bundle(folder: Path, gigabytes: float) -> list[str]:
     return [f"{size / 1e9:.2f} GB", f"{1000 * np.median(times):.1f} ms", f"{1000 * times.max():.1f} ms"]
 
 
-def table(head: Sequence[str], body: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
-    return "\n".join("| " + " | ".join(line) + " |" for line in (head, ["---"] * len(head), *body))
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -175,11 +163,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"{datetime.now(UTC):%Y-%m-%d}: {about['cpu']} ({', '.join(about['instruction_sets'])}), {about['cores']} cores"
         + f"; load when it ended {about['load_before']}; {made_with}",
         f"### {given.rows} independent rows, one thread: peer time / fastmtr time, medians [least, most]",
-        table(["model", "fastmtr", "ONNX Runtime", "OpenVINO", "largest difference"], independent),
+        "\n".join(markdown_table(["model", "fastmtr", "ONNX Runtime", "OpenVINO", "largest difference"], independent)),
         "### Two threads, each with a session, over one: throughput",
-        table(["model", "N", "requests a second, one thread", "two threads / one"], at_once),
+        "\n".join(markdown_table(["model", "N", "requests a second, one thread", "two threads / one"], at_once)),
         "### Loading to the first score, files in the page cache",
-        table(["bundle", "median", "slowest"], [loading]),
+        "\n".join(markdown_table(["bundle", "median", "slowest"], [loading])),
     ]
     text = "\n\n".join(lines) + "\n"
     print(text)

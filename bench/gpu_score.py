@@ -24,7 +24,6 @@ from gpu_peers import Batch, Contestant, FastMTR, OnnxRuntime, TorchRows, make_b
 from numpy.typing import NDArray
 from workload import Workload, make_workload
 
-from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.compiler import compile_graph, explain
 from fastmtr.reference import evaluate
 
@@ -368,13 +367,12 @@ def run(results: Results, clock: Clock, ceilings: dict[str, Any], *, tiny: bool)
     with tempfile.TemporaryDirectory(prefix="fastmtr-gpu-") as folder:
         bundles = {}
         for stored in dict.fromkeys(STORED.values()):
-            bundles[stored] = write_bundle(
+            bundles[stored] = workload.bundle(
                 Path(folder) / stored,
-                schema=workload.schema_of(MODEL),
-                graph=graph,
-                catalogue=Catalogue(keys=workload.keys, packed=workload.items, labels=None),
+                MODEL,
+                graph,
                 fusion={"kind": "sum", "tasks": list(graph.tasks), "weights": [1.0] * len(graph.tasks)},
-                item_precision=stored,  # type: ignore[arg-type]
+                item_precision=stored,
             )
         ours = []
         for precision in ("fp32", "fp16") if tiny else PRECISIONS:

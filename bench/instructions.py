@@ -23,8 +23,6 @@ from pathlib import Path
 import numpy as np
 from workload import MODELS, make_workload
 
-from fastmtr.bundle import Catalogue, write_bundle
-
 ROOT = Path(__file__).parent.parent
 BASELINE = Path(__file__).with_suffix(".json")
 MOST = 1.05
@@ -59,12 +57,7 @@ def requests(folder: Path) -> dict[str, list[Path]]:
     found = {}
     for name in MODELS:
         _, graph = workload.build(name)
-        bundle = write_bundle(
-            folder / name,
-            schema=workload.schema_of(name),
-            graph=graph,
-            catalogue=Catalogue(keys=workload.keys, packed=workload.items, labels=None),
-        )
+        bundle = workload.bundle(folder / name, name, graph)
         request = workload.requests(CANDIDATES, count=1)[0]
         file = folder / f"{name}.request"
         parts = np.uint64(CANDIDATES), workload.keys[request.rows], *request.request

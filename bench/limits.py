@@ -19,11 +19,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
+from markdown_table import markdown_table
 from peers import FastMTR
 from workload import MODELS, Workload, make_workload
 
 from fastmtr._native import info
-from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.compiler import Explanation, compile_graph, explain
 from fastmtr.graph import Graph
 
@@ -89,20 +89,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     peak, source = fma_peak(given.kernels)
     print(f"peak of one core: {peak / 1e9:.0f} GFLOP/s ({source}); columns from FLOPs on are for one candidate\n")
-    for line in (HEAD, ["---"] * len(HEAD)):
-        print("| " + " | ".join(line) + " |")
+    print("\n".join(markdown_table(HEAD)))
     workload = make_workload(n_items=given.items, embedding_rows=given.rows)
     for name in given.models.split(","):
         _, graph = workload.build(name)
         for item_memory in (4 << 30, 0):
             with tempfile.TemporaryDirectory(prefix="fastmtr-limits-") as folder:
-                bundle = write_bundle(
-                    Path(folder) / name,
-                    schema=workload.schema_of(name),
-                    graph=graph,
-                    catalogue=Catalogue(workload.keys, workload.items),
-                    item_memory=item_memory,
-                )
+                bundle = workload.bundle(Path(folder) / name, name, graph, item_memory=item_memory)
                 seconds = candidate_seconds(bundle, workload, given.n)
             costs = plan_costs(graph, workload, item_memory)
             flops = costs.flops("candidate")

@@ -9,11 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmtr.bundle import Catalogue, write_bundle
 from fastmtr.graph import Graph, Input, Packed
 from fastmtr.schema import Feature, Schema, Task
 
@@ -107,6 +109,11 @@ class Workload:
             if isinstance(layer, torch.nn.Linear):
                 torch.nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=random)
         return made, convert(made).graph
+
+    def bundle(self, path: Path, model: str, graph: Graph, **options: Any) -> Path:
+        """Write the bundle of that model's graph with the whole catalogue; the options are those of `write_bundle`."""
+        catalogue = Catalogue(keys=self.keys, packed=self.items)
+        return write_bundle(path, schema=self.schema_of(model), graph=graph, catalogue=catalogue, **options)
 
     def requests(self, n: int, *, count: int) -> list[Request]:
         """``count`` random requests of ``n`` different candidates each; the same for the same seed."""
