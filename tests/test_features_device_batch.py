@@ -420,15 +420,23 @@ def test_training_takes_the_result_without_a_copy(xp: Any) -> None:
 
 
 @on_each
-def test_what_was_fitted_is_uploaded_once(xp: Any) -> None:
-    pipeline = FeaturePipeline(schema_of(kind="categorical")).fit(interactions=pa.table({"x": ["a", "b"]}))
-    table = pa.table({"x": ["b"]})
-    assert on_host(device_batch.transform(pipeline, "candidate", table, xp=xp).ids).tolist() == [[3]]
-    (first,) = pipeline.uploads.values()
-    device_batch.transform(pipeline, "candidate", table, xp=xp)
-    assert next(iter(pipeline.uploads.values())) is first
-    pipeline.fit(interactions=pa.table({"x": ["b", "b", "a"]}))
-    assert on_host(device_batch.transform(pipeline, "candidate", table, xp=xp).ids).tolist() == [[2]]
+def test_what_was_fitted_is_copied_once(xp: Any) -> None:
+    features = (
+        Feature(name="item", entity="item", kind="categorical"),
+        Feature(name="past", entity="user", kind="sequence", of="item", length=2),
+        Feature(name="query", entity="user", kind="text", length=1),
+        Feature(name="words", entity="user", kind="tfidf", dim=2, source="query"),
+    )
+    pipeline = FeaturePipeline(Schema(user="u", item="item", features=features, tasks=(Task(name="click"),)))
+    table = pa.table({"u": [1, 2, 3], "item": [7, 8, 8], "past": [[8, 9], [], [7]], "query": ["a b", "b", None]})
+    pipeline.fit(interactions=table)
+    for domain in ("request", "item", "request"):
+        check(xp, pipeline, table, domain=domain)
+        (uploads,) = pipeline.uploads.values()
+        # The items, the words and their bytes, the weights; what is known of code points, twice.
+        assert len(uploads.arrays) == 6
+    assert pipeline.fit(interactions=table.slice(0, 2)).uploads == {}
+    check(xp, pipeline, table, domain="request")
 
 
 # ---- structs ---------------------------------------------------------------------------------------------------------

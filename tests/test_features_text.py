@@ -61,11 +61,11 @@ def test_words_are_those_of_plain_python(texts: list[str | None], ngrams: int, s
 def test_every_code_point_survives_decoding_and_encoding() -> None:
     points = np.array([i for i in range(0x110000) if not 0xD800 <= i < 0xE000], np.uint32)
     data = np.frombuffer("".join(map(chr, points)).encode(), np.uint8)
-    found, starts = array_text._decoded(data, np)
+    found, starts = array_text._decoded(data)
     assert (found == points).all()
     out = np.zeros_like(data)
     sizes = np.diff(np.append(starts, len(data)))
-    array_text._encode(found, sizes, starts, out, np)
+    array_text._encode(found, sizes, starts, out)
     assert (out == data).all()
 
 

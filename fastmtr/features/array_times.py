@@ -1,7 +1,6 @@
 """Points in time, column by column: parts of the clock, the place on a cycle, and gaps between two moments.
 
-Every function works on NumPy arrays, and on arrays of a namespace with NumPy's functions that is given as ``xp``. The
-sequence of operations is that of the native code, so the bits are the same.
+The sequence of operations is that of the native code, so the bits are the same.
 """
 
 from __future__ import annotations
@@ -64,7 +63,7 @@ def clock_part(ticks: Any, part: Part, clock: Clock) -> Any:
     return _within(ticks, PARTS[part], clock) // PARTS[part].unit
 
 
-def cycle(ticks: Any, kind: Cycle, clock: Clock, *, xp: Any = np) -> Any:
+def cycle(ticks: Any, kind: Cycle, clock: Clock) -> Any:
     """Sine and cosine of where each tick lies in the day, the week or the (mean Gregorian) year.
 
     Returns
@@ -72,7 +71,7 @@ def cycle(ticks: Any, kind: Cycle, clock: Clock, *, xp: Any = np) -> Any:
     ndarray of float64, shape (n, 2)
     """
     place = _within(ticks, CYCLES[kind], clock)
-    return sincos(place.astype(np.float64) / float(CYCLES[kind].period), xp=xp)
+    return sincos(place.astype(np.float64) / float(CYCLES[kind].period))
 
 
 def _within(ticks: Any, part: _Part, clock: Clock) -> Any:
@@ -85,7 +84,7 @@ _COS = tuple((-1) ** (n // 2) / math.factorial(n) for n in range(16, -1, -2))
 _EIGHTH = math.pi / 4
 
 
-def sincos(phase: Any, *, xp: Any = np) -> Any:
+def sincos(phase: Any) -> Any:
     """Sine and cosine of ``2 pi phase``, by Taylor's series in the eighth of a turn: the same bits on any machine.
 
     Parameters
@@ -100,15 +99,15 @@ def sincos(phase: Any, *, xp: Any = np) -> Any:
     t = 8.0 * phase
     octant = t.astype(np.int64)
     r = t - octant
-    r = xp.where(octant & 1 == 1, 1.0 - r, r)
+    r = np.where(octant & 1 == 1, 1.0 - r, r)
     a = r * _EIGHTH
     z = a * a
     s, c = _horner(_SIN, z) * a, _horner(_COS, z)
     swapped = (octant + 1) & 2 == 2
-    sine, cosine = xp.where(swapped, c, s), xp.where(swapped, s, c)
-    out = xp.empty((len(phase), 2), np.float64)
-    out[:, 0] = xp.where(octant >= 4, -sine, sine)
-    out[:, 1] = xp.where((octant + 2) & 4 == 4, -cosine, cosine)
+    sine, cosine = np.where(swapped, c, s), np.where(swapped, s, c)
+    out = np.empty((len(phase), 2), np.float64)
+    out[:, 0] = np.where(octant >= 4, -sine, sine)
+    out[:, 1] = np.where((octant + 2) & 4 == 4, -cosine, cosine)
     return out
 
 
@@ -124,7 +123,7 @@ _LN2_HIGH, _LN2_LOW = float.fromhex("0x1.62e42feep-1"), float.fromhex("0x1.a39ef
 _ATANH = tuple(1.0 / (2 * i + 1) for i in range(11, -1, -1))
 
 
-def log1p(a: Any, *, xp: Any = np) -> Any:
+def log1p(a: Any) -> Any:
     """``log(1 + a)`` by the series of the inverse hyperbolic tangent: the same bits on any machine.
 
     Parameters
@@ -134,18 +133,18 @@ def log1p(a: Any, *, xp: Any = np) -> Any:
     """
     u = 1.0 + a
     # What rounding took from 1 + a.
-    c = xp.where(a < 2.0**53, (a - (u - 1.0)) / u, 0.0)
+    c = np.where(a < 2.0**53, (a - (u - 1.0)) / u, 0.0)
     bits = u.view(np.int64)
     mantissa = bits & ((1 << 52) - 1) | (1023 << 52)
     upper = mantissa >= _ROOT_TWO
     e = ((bits >> 52) - 1023 + upper).astype(np.float64)
     m = mantissa.view(np.float64)
-    f = xp.where(upper, m * 0.5, m) - 1.0
+    f = np.where(upper, m * 0.5, m) - 1.0
     s = f / (2.0 + f)
     return e * _LN2_HIGH + ((2.0 * s) * _horner(_ATANH, s * s) + (e * _LN2_LOW + c))
 
 
-def elapsed(now: Any, then: Any, ticks_per_second: int, *, xp: Any = np) -> Any:
+def elapsed(now: Any, then: Any, ticks_per_second: int) -> Any:
     """Seconds from one tick to another, 0 where it lies in the future.
 
     Parameters
@@ -159,13 +158,11 @@ def elapsed(now: Any, then: Any, ticks_per_second: int, *, xp: Any = np) -> Any:
     difference = now - then
     overflows = ((now ^ then) & (now ^ difference)) < 0
     ends = np.iinfo(np.int64)
-    difference = xp.where(overflows, xp.where(now < 0, ends.min, ends.max), difference)
-    return xp.maximum(difference.astype(np.float64) / float(ticks_per_second), 0.0)
+    difference = np.where(overflows, np.where(now < 0, ends.min, ends.max), difference)
+    return np.maximum(difference.astype(np.float64) / float(ticks_per_second), 0.0)
 
 
-def gaps(
-    ticks: Any, valid: Any, offsets: Any, clock: Any, *, ticks_per_second: int, length: int, xp: Any = np
-) -> tuple[Any, Any]:
+def gaps(ticks: Any, valid: Any, offsets: Any, clock: Any, *, ticks_per_second: int, length: int) -> tuple[Any, Any]:
     """How long ago the events of each row were.
 
     Parameters
@@ -185,11 +182,11 @@ def gaps(
         0 where nothing is known.
     known : ndarray of bool, shape (n, length)
     """
-    places = offsets[:-1, None] + xp.arange(length)
+    places = offsets[:-1, None] + np.arange(length)
     inside = places < offsets[1:, None]
     if not len(ticks):
-        return xp.zeros(inside.shape, np.float64), inside & False
-    places = xp.where(inside, places, 0)
+        return np.zeros(inside.shape, np.float64), inside & False
+    places = np.where(inside, places, 0)
     known = inside & valid[places]
-    seconds = elapsed(clock[:, None], ticks[places], ticks_per_second, xp=xp)
-    return xp.where(known, seconds, 0.0), known
+    seconds = elapsed(clock[:, None], ticks[places], ticks_per_second)
+    return np.where(known, seconds, 0.0), known

@@ -7,7 +7,8 @@ table, and has the kernels write the packed rows where those then stay. With Num
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Literal, NamedTuple
+from functools import cached_property
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -69,15 +70,10 @@ _OPS = (
 _PARTS = ("none", "hour", "weekday", "hour_of_week", "year")
 _RANGES = ("keep", "clip", "null", "error")
 _CATEGORY_TYPES = (None, "int", "str")
+# Bytes of struct IntEntry and of struct TextEntry.
+_INT_ENTRY, _TEXT_ENTRY = 16, 32
 
 _Members = dict[str, Any]
-
-
-class _Fitted(NamedTuple):
-    """What of a step does not change from table to table, and what must stay in memory."""
-
-    members: _Members
-    held: list[Any]
 
 
 def transform(
@@ -103,7 +99,8 @@ def transform(
     columns = Columns(table, xp=xp)
     inputs = [each for each in pipeline.inputs if each.domain == domain]
     packed = unset_rows(inputs, columns.n_rows, xp=xp)
-    batch = _Batch(columns, xp)
+    device = None if xp is np else xp.cuda.Device().id
+    batch = _Batch(columns, pipeline.uploads.setdefault(device, _Uploads(xp)), xp)
     by_step: list[Input] = []
     others: list[Input] = []
     for place in inputs:
@@ -127,8 +124,8 @@ def _block(packed: Packed, place: Input) -> Any:
 class _Batch:
     """The steps of a table, and the columns that they read."""
 
-    def __init__(self, columns: Columns, xp: Any) -> None:
-        self._columns, self._xp = columns, xp
+    def __init__(self, columns: Columns, uploads: _Uploads, xp: Any) -> None:
+        self._columns, self._uploads, self._xp = columns, uploads, xp
         self._steps: list[_Members] = []
         self._records: list[dict[str, int]] = []
         self._held: list[Any] = []
@@ -138,9 +135,8 @@ class _Batch:
         found = self._read(pipeline, feature)
         if found is None:
             return None
-        fitted = _fitted(pipeline, feature, self._xp)
-        step = fitted.members | found | {"out": address(out), "stride": out.strides[0], "width": out.shape[1]}
-        self._held.append(fitted.held)
+        step = self._uploads.step(pipeline, feature) | found
+        step |= {"out": address(out), "stride": out.strides[0], "width": out.shape[1]}
         if room := self._room(feature, step):
             scratch = self._xp.empty(room, np.uint8)
             self._held.append(scratch)
@@ -235,80 +231,93 @@ def _filled(struct: np.dtype[Any], members: list[_Members]) -> NDArray[Any]:
 # ---- what was fitted -------------------------------------------------------------------------------------------------
 
 
-def _fitted(pipeline: FeaturePipeline, feature: Feature, xp: Any) -> _Fitted:
-    """The members of a feature's step, its arrays uploaded when they are first needed."""
-    device = None if xp is np else xp.cuda.Device().id
-    found: _Fitted | None = pipeline.uploads.get((feature.name, device))
-    if found is None:
-        members, held = {"op": _OPS.index(operation(feature))}, []
+class _Uploads:
+    """What was fitted, in the memory of a namespace: copied there when it is first needed, and shared by features.
 
-        def upload(array: Any, dtype: Any) -> int:
-            held.append(xp.ascontiguousarray(xp.asarray(np.ascontiguousarray(array, dtype))))
-            return address(held[-1])
+    Attributes
+    ----------
+    arrays : list of arrays of the namespace
+    """
 
-        members |= dict(_members(pipeline, feature, upload))
-        found = pipeline.uploads[feature.name, device] = _Fitted(members, held)
-    return found
+    def __init__(self, xp: Any) -> None:
+        self._xp = xp
+        self.arrays: list[Any] = []
+        self._steps: dict[str, _Members] = {}
+        # By the id of what they were made of, which is kept for that.
+        self._vocabularies: dict[int, tuple[Categories, _Members]] = {}
 
+    def step(self, pipeline: FeaturePipeline, feature: Feature) -> _Members:
+        """The members of a feature's step that do not change from table to table."""
+        if feature.name not in self._steps:
+            self._steps[feature.name] = dict(self._members(pipeline, feature))
+        return self._steps[feature.name]
 
-def _members(pipeline: FeaturePipeline, feature: Feature, upload: Any) -> Iterator[tuple[str, Any]]:
-    encoder = pipeline.encoder(feature.name)
-    clock = clock_of(pipeline.schema)
-    yield from (("ticks_per_second", clock.ticks_per_second), ("clock_offset", clock.offset))
-    yield from (("keep_last", feature.keep == "last"), ("as_set", feature.kind == "multi"))
-    yield "refuse_nulls", feature.nulls == "error"
-    if isinstance(encoder, Categories):
-        yield "categories", _categories(encoder, upload)
-    elif isinstance(encoder, Attributes):
-        yield from (("categories", _categories(encoder.keys, upload)), ("ids", upload(encoder.ids, np.int32)))
-    elif isinstance(encoder, Cross):
-        yield "categories", _categories(encoder.categories, upload)
-    elif isinstance(encoder, TargetTable):
-        yield from (
-            ("categories", _categories(encoder.categories, upload)),
-            ("table", upload(encoder.table, np.float32)),
-        )
-    elif isinstance(encoder, Buckets):
-        yield from (("doubles", upload(encoder.bounds, np.float64)), ("n_doubles", len(encoder.bounds)))
-    elif isinstance(encoder, Tfidf):
-        yield "doubles", upload(encoder.idf, np.float64)
-    elif isinstance(encoder, Cyclic):
-        yield "part", _PARTS.index(encoder.part)
-    elif isinstance(encoder, Recency | Gaps | Scale):
-        scale = encoder if isinstance(encoder, Scale) else encoder.scale
-        yield from (("scale", _scale(scale, upload)), ("indicator", scale.indicator))
-    if feature.kind in ("text", "tfidf"):
+    def _members(self, pipeline: FeaturePipeline, feature: Feature) -> Iterator[tuple[str, Any]]:
+        encoder, clock = pipeline.encoder(feature.name), clock_of(pipeline.schema)
+        yield "op", _OPS.index(operation(feature))
+        yield from (("ticks_per_second", clock.ticks_per_second), ("clock_offset", clock.offset))
+        yield from (("keep_last", feature.keep == "last"), ("as_set", feature.kind == "multi"))
+        yield "refuse_nulls", feature.nulls == "error"
+        if isinstance(encoder, Categories):
+            yield "categories", self._categories(encoder)
+        elif isinstance(encoder, Attributes):
+            yield from (("categories", self._categories(encoder.keys)), ("ids", self._copy(encoder.ids, np.int32)))
+        elif isinstance(encoder, Cross):
+            yield "categories", self._categories(encoder.categories)
+        elif isinstance(encoder, TargetTable):
+            yield "categories", self._categories(encoder.categories)
+            yield "table", self._copy(encoder.table, np.float32)
+        elif isinstance(encoder, Buckets):
+            yield from (("doubles", self._copy(encoder.bounds, np.float64)), ("n_doubles", len(encoder.bounds)))
+        elif isinstance(encoder, Tfidf):
+            yield "doubles", self._copy(encoder.idf, np.float64)
+        elif isinstance(encoder, Cyclic):
+            yield "part", _PARTS.index(encoder.part)
+        elif isinstance(encoder, Recency | Gaps | Scale):
+            scale = encoder if isinstance(encoder, Scale) else encoder.scale
+            yield from (("scale", self._scale(scale)), ("indicator", scale.indicator))
+        if feature.kind in ("text", "tfidf"):
+            yield "ngrams", feature.ngrams
+            yield from self._code_points.items()
+        if feature.kind == "multi":
+            separator = np.frombuffer(feature.separator.encode(), np.uint8)
+            yield from (("separator", self._copy(separator, np.uint8)), ("separator_size", len(separator)))
+
+    @cached_property
+    def _code_points(self) -> _Members:
         table = code_points()
-        yield "ngrams", feature.ngrams
-        yield from (("lower", upload(table.lower, np.uint32)), ("word", upload(table.word, np.uint8)))
-    if feature.kind == "multi":
-        separator = np.frombuffer(feature.separator.encode(), np.uint8)
-        yield from (("separator", upload(separator, np.uint8)), ("separator_size", len(separator)))
+        return {"lower": self._copy(table.lower, np.uint32), "word": self._copy(table.word, np.uint8)}
 
+    def _categories(self, known: Categories) -> _Members:
+        if id(known) not in self._vocabularies:
+            self._vocabularies[id(known)] = known, self._vocabulary(known)
+        return self._vocabularies[id(known)][1]
 
-def _categories(known: Categories, upload: Any) -> _Members:
-    members = {
-        "type": _CATEGORY_TYPES.index(known.type),
-        "refuse_nulls": known.nulls == "error",
-        "refuse_unseen": known.unseen == "error",
-        "hash_rows": known.hash_rows or 0,
-        "oov_rows": known.oov_rows,
-    }
-    if known.hash_rows is not None or known.type is None:
-        return members
-    if isinstance(known.known, Texts):
-        data = np.ascontiguousarray(known.known.data, np.uint8)
-        index = _native.feature_kernels.index_texts(data, np.ascontiguousarray(known.known.offsets, np.int64))
-        entry, key = 32, "texts"
-        members["bytes"] = upload(data, np.uint8)
-    else:
+    def _vocabulary(self, known: Categories) -> _Members:
+        members: _Members = {
+            "type": _CATEGORY_TYPES.index(known.type),
+            "refuse_nulls": known.nulls == "error",
+            "refuse_unseen": known.unseen == "error",
+            "hash_rows": known.hash_rows or 0,
+            "oov_rows": known.oov_rows,
+        }
+        if known.hash_rows is not None or known.type is None:
+            return members
+        if isinstance(known.known, Texts):
+            data = np.ascontiguousarray(known.known.data, np.uint8)
+            index = _native.feature_kernels.index_texts(data, np.ascontiguousarray(known.known.offsets, np.int64))
+            members |= {"texts": self._copy(index, np.uint8), "bytes": self._copy(data, np.uint8)}
+            return members | {"mask": len(index) // _TEXT_ENTRY - 1}
         index = _native.feature_kernels.index_ints(np.ascontiguousarray(known.known, np.int64))
-        entry, key = 16, "ints"
-    return members | {key: upload(index, np.uint8), "mask": len(index) // entry - 1}
+        return members | {"ints": self._copy(index, np.uint8), "mask": len(index) // _INT_ENTRY - 1}
 
+    def _scale(self, scale: Scale) -> _Members:
+        members: _Members = {key: getattr(scale, key) for key in ("low", "high", "least", "most", "shift", "factor")}
+        members |= {"filler": scale.filler, "log1p": scale.kind == "log1p"}
+        members |= {"out_of_range": _RANGES.index(scale.out_of_range), "n_knots": len(scale.knots)}
+        return members | {key: self._copy(getattr(scale, key), np.float64) for key in ("knots", "levels")}
 
-def _scale(scale: Scale, upload: Any) -> _Members:
-    members: _Members = {key: getattr(scale, key) for key in ("low", "high", "least", "most", "shift", "factor")}
-    members |= {"filler": scale.filler, "log1p": scale.kind == "log1p"}
-    members |= {"out_of_range": _RANGES.index(scale.out_of_range), "n_knots": len(scale.knots)}
-    return members | {key: upload(getattr(scale, key), np.float64) for key in ("knots", "levels")}
+    def _copy(self, array: Any, dtype: Any) -> int:
+        """Where the numbers are, once they are there."""
+        self.arrays.append(self._xp.asarray(np.ascontiguousarray(array, dtype)))
+        return address(self.arrays[-1])
