@@ -1,11 +1,13 @@
 """Features of raw rows like Criteo's, against what people use for them: batches, vocabularies, and single rows.
 
-python bench/bench_features.py [--rows 400000] [--rounds 7] [--threads 2] [--row-program FILE] [--out FILE]
+python bench/bench_features.py [--rows 400000] [--rounds 7] [--threads 2] [--row-program FILE] [--operators]
+    [--out FILE]
 
 13 numbers with nulls and 26 categories as text; cardinalities are those of Criteo's data, values as frequent as Zipf's
 law has them. Every contestant makes the same matrices (compared before anything is timed): ids by vocabulary or by
 hash, and numbers as logarithms with mean 0 and deviation 1. Polars may use as many threads as fastmtr.
 ``--row-program`` is the program that bench/bench_features_row.cpp makes: one row in C++, without Python.
+``--operators`` compares, instead of all that, fastmtr's own two ways through a table for each operator.
 
 Prints Markdown; ``--out FILE`` writes it, too. See README.md beside this file.
 """
@@ -28,14 +30,17 @@ if "--threads" in sys.argv:
     os.environ["POLARS_MAX_THREADS"] = sys.argv[sys.argv.index("--threads") + 1]
 os.environ.setdefault("POLARS_MAX_THREADS", "2")
 
+import numba
 import numpy as np
 import pandas as pd
 import polars as pl
 import pyarrow as pa
 import sklearn
 from bench_score import machine
-from bench_service import alternate, median_of, table
+from bench_service import alternate, median_of
+from feature_operators import OPERATORS, operator_rows, pipeline_of
 from feature_rows import CATEGORIES, HASH_ROWS, NUMBERS, raw_rows, schema
+from markdown_table import markdown_table
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 from sklearn.compose import ColumnTransformer
@@ -43,6 +48,7 @@ from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
 import fastmtr
 from fastmtr.features import FeaturePipeline, warm_up
+from fastmtr.graph import Domain
 from fastmtr.schema import Schema, Task
 
 ROW_CALLS = 2000
@@ -280,39 +286,55 @@ def _native_row(program: Path, pipeline: FeaturePipeline, data: pa.Table) -> lis
     return ["fastmtr, from C++", f"{p50:.1f} µs", f"{p99:.1f} µs", ""]
 
 
+def operators(*, rows: int, threads: int, rounds: int) -> list[list[str]]:
+    """A table of one feature by the arrays, and by Numba."""
+    data, lines = operator_rows(rows, seed=0), []
+    for name in OPERATORS:
+        pipeline, domain = pipeline_of(name, data)
+
+        def run(engine: Any, pipeline: FeaturePipeline = pipeline, domain: Domain = domain) -> object:
+            return pipeline.transform(domain, data, engine=engine, threads=threads)
+
+        times = alternate([lambda run=run: run("numba"), lambda run=run: run("arrays")], rounds)  # type: ignore[misc]
+        lines.append([name, *_cells(times, 1)])
+    return lines
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rows", type=int, default=400_000)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--row-program", type=Path)
+    parser.add_argument("--operators", action="store_true")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args(arguments)
     warm_up()
-    data = raw_rows(given.rows, seed=0)
-    about = machine()
-    parts = [
-        f"# Features, {datetime.now(UTC):%Y-%m-%d}",
-        f"{about['cpu']}, {given.threads} threads; {given.rows:,} rows of 13 numbers and 26 categories of text. "
-        f"fastmtr {fastmtr.__version__}, Polars {pl.__version__}, scikit-learn {sklearn.__version__}, "
-        f"pandas {pd.__version__}, NumPy {np.__version__}. Peer time / fastmtr time: medians of ratios within "
-        f"{given.rounds} rounds, with their range.",
-        "## Packing a table",
-        table(
-            ["categories by", "peer", "fastmtr", "peer's time", "peer / fastmtr"],
-            batches(data, threads=given.threads, rounds=given.rounds),
-        ),
-        "## Learning vocabularies",
-        table(
-            ["learned", "peer", "fastmtr", "peer's time", "peer / fastmtr"],
-            fitting(data, threads=given.threads, rounds=given.rounds),
-        ),
-        "## One row",
-        table(
-            ["", "p50", "p99", "of fastmtr from Python"],
-            single_rows(data, program=given.row_program, rounds=given.rounds),
-        ),
-    ]
+    rows, options = f"{given.rows:,} rows", {"threads": given.threads, "rounds": given.rounds}
+    about = f"{machine()['cpu']}, {given.threads} threads; fastmtr {fastmtr.__version__}, NumPy {np.__version__}, "
+    how = f"medians of ratios within {given.rounds} rounds, with their range."
+    if given.operators:
+        head = ["operator", "Numba", "arrays", "arrays / Numba"]
+        parts = [
+            f"# Features by operator, {datetime.now(UTC):%Y-%m-%d}",
+            f"{about}pyarrow {pa.__version__}, Numba {numba.__version__}; {rows}. Arrays' time / Numba's time: {how}",
+            "\n".join(markdown_table(head, operators(rows=given.rows, **options))),
+        ]
+    else:
+        data = raw_rows(given.rows, seed=0)
+        packing = ["categories by", "peer", "fastmtr", "peer's time", "peer / fastmtr"]
+        one_row = single_rows(data, program=given.row_program, rounds=given.rounds)
+        parts = [
+            f"# Features, {datetime.now(UTC):%Y-%m-%d}",
+            f"{about}Polars {pl.__version__}, scikit-learn {sklearn.__version__}, pandas {pd.__version__}; {rows} of "
+            f"13 numbers and 26 categories of text. Peer time / fastmtr time: {how}",
+            "## Packing a table",
+            "\n".join(markdown_table(packing, batches(data, **options))),
+            "## Learning vocabularies",
+            "\n".join(markdown_table(["learned", *packing[1:]], fitting(data, **options))),
+            "## One row",
+            "\n".join(markdown_table(["", "p50", "p99", "of fastmtr from Python"], one_row)),
+        ]
     text = "\n\n".join(parts) + "\n"
     print(text)
     if given.out is not None:
