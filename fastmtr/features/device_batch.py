@@ -104,8 +104,8 @@ def transform(
     by_step: list[Input] = []
     others: list[Input] = []
     for place in inputs:
-        step = batch.step(pipeline, pipeline.schema.feature(place.name), _block(packed, place))
-        (others if step is None else by_step).append(place)
+        added = batch.add(pipeline, pipeline.schema.feature(place.name), _block(packed, place))
+        (by_step if added else others).append(place)
     others += [place for place, refused in zip(by_step, batch.run().tolist(), strict=True) if refused]
     # What the kernels do not take, and what they refused: the host says why, or does it.
     for place in others:
@@ -130,19 +130,20 @@ class _Batch:
         self._records: list[dict[str, int]] = []
         self._held: list[Any] = []
 
-    def step(self, pipeline: FeaturePipeline, feature: Feature, out: Any) -> _Members | None:
-        """Add what makes a feature; None if the table has no columns for it, or none that the kernels read."""
+    def add(self, pipeline: FeaturePipeline, feature: Feature, out: Any) -> bool:
+        """Add what makes a feature; False if the table has no columns for it, or none that the kernels read."""
         found = self._read(pipeline, feature)
         if found is None:
-            return None
-        step = self._uploads.step(pipeline, feature) | found
+            return False
+        places, first = found
+        step = self._uploads.step(pipeline, feature) | places
         step |= {"out": address(out), "stride": out.strides[0], "width": out.shape[1]}
-        if room := self._room(feature, step):
+        if room := _room(feature, first.size, self._columns.n_rows):
             scratch = self._xp.empty(room, np.uint8)
             self._held.append(scratch)
             step["scratch"] = address(scratch)
         self._steps.append(step)
-        return step
+        return True
 
     def run(self) -> NDArray[np.uint32]:
         """Write all rows; of each step, whether one was refused."""
@@ -156,8 +157,8 @@ class _Batch:
 
         return encode_rows(steps, columns, rows)
 
-    def _read(self, pipeline: FeaturePipeline, feature: Feature) -> _Members | None:
-        """Where the columns of a feature are among the records."""
+    def _read(self, pipeline: FeaturePipeline, feature: Feature) -> tuple[_Members, Column] | None:
+        """Where the columns of a feature are among the records; and the first of them."""
         schema, names = pipeline.schema, self._columns.names
         reads: list[tuple[str, str]]
         if is_operator(feature):
@@ -187,21 +188,20 @@ class _Batch:
             self._held.append(column)
         if feature.kind == "categorical" and reads[0][1] == "ticks":
             members["part"] = _PARTS.index(str(feature.derive))
-        members["size"] = found[0][0].size
-        return members
+        return members, found[0][0]
 
-    def _room(self, feature: Feature, step: _Members) -> int:
-        """Bytes of scratch memory: of the row whose text or list begins at b and has n bytes or elements.
 
-        Words have 2 n bytes from 2 b on; a set that keeps its last ones 16 (n + 1) bytes from 16 (b + row) on; a cross
-        8 for each of its columns.
-        """
-        size, rows = step.pop("size"), self._columns.n_rows
-        if feature.kind in ("text", "tfidf"):
-            return int(2 * size)
-        if feature.kind == "multi" and feature.keep == "last":
-            return int(16 * (size + rows))
-        return 8 * len(feature.cross) * rows
+def _room(feature: Feature, size: int, rows: int) -> int:
+    """Bytes of scratch memory, for so many rows of so many bytes of text, or elements, in all.
+
+    For a row whose text or list begins at b and has n of them, words have 2 n bytes from 2 b on, and a set that keeps
+    its last ones 16 (n + 1) bytes from 16 (b + row) on; a cross has 8 for each of its columns.
+    """
+    if feature.kind in ("text", "tfidf"):
+        return 2 * size
+    if feature.kind == "multi" and feature.keep == "last":
+        return 16 * (size + rows)
+    return 8 * len(feature.cross) * rows
 
 
 def _is_read(column: Column, kind: str) -> bool:

@@ -137,6 +137,8 @@ class Columns:
         """All of the table, as Arrow's."""
         import pyarrow as pa
 
+        from fastmtr.tables import read_table
+
         table = self._table
         for name, column in self._there.items():
             if isinstance(column, self._xp.ndarray):
@@ -146,7 +148,7 @@ class Columns:
             else:
                 one = pa.Array._import_from_c_capsule(*column.__arrow_c_array__())
             table = table.append_column(name, one) if table.num_columns else pa.table({name: one})
-        return table
+        return read_table(table)
 
 
 def _there(column: Any, xp: Any) -> Any | None:
