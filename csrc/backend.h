@@ -63,6 +63,7 @@ struct Rows {
   Encoding encoding = Encoding::f32;
   const float* scales = nullptr;  // i8: the scale of row 0; those of other rows are as many bytes apart as the rows
   size_t gather_step = 1;         // row r is that of gather[r * gather_step]: a column of a matrix of ids
+  size_t rows_after = 0;          // entries of `gather` behind those of the call: rows that will be read next
 };
 
 // Where rows are encoded to: as Rows.

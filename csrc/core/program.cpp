@@ -366,8 +366,10 @@ Rows Program::rows(const Port& port, Domain phase, const Context& context) const
   if (port.space == Space::item_table) {
     const Table& table = tables_[port.table];
     const unsigned char* row = context.tables[port.table] + first * table.row_bytes;
-    return {reinterpret_cast<const float*>(row + port.column * encoded_bytes(table.encoding)), port.stride, gather,
-            table.encoding, reinterpret_cast<const float*>(row + table.scale_at)};
+    Rows found{reinterpret_cast<const float*>(row + port.column * encoded_bytes(table.encoding)), port.stride, gather,
+               table.encoding, reinterpret_cast<const float*>(row + table.scale_at)};
+    found.rows_after = gather == nullptr ? 0 : context.gather_after;
+    return found;
   }
   size_t stride = port.stride;
   if (of_request && phase == Domain::candidate) {

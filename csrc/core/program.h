@@ -86,6 +86,7 @@ struct Context {
   const uint32_t* request_of = nullptr;  // candidates: their requests, counted from those rows; NULL: one for all
   size_t item_row = 0;                   // item phase, or candidates that are consecutive items
   const uint32_t* gather = nullptr;      // candidates: their item rows; NULL: item_row and those after it
+  size_t gather_after = 0;               // item rows in it behind those: the next tile's
   size_t candidate_row = 0;
   bool exact = false;          // candidates in fp32, whatever the program's precision
   Rows* scratch = nullptr;     // Program::max_inputs of them

@@ -190,7 +190,11 @@ void Session::score_tile(const Call& call, Context context, Worker& worker, uint
     context.candidate_row = at;
     context.item_row = first;
     context.gather = call.whole_catalogue ? call.catalogue->slots(first) : slots;
-    if (wanted.positions != nullptr) pick(call, worker, request, wanted, &context);
+    if (wanted.positions != nullptr) {
+      pick(call, worker, request, wanted, &context);
+    } else if (!call.unknown) {
+      context.gather_after = (call.whole_catalogue ? call.most - first : call.total - at) - n;
+    }
     if (unknown) {  // computed as if they were the first item; overwritten below
       const uint32_t stand_in = call.catalogue->slot(0);
       for (uint64_t i = 0; i < n; ++i) worker.gather[i] = slots[i] == kNoSlot ? stand_in : slots[i];

@@ -24,6 +24,10 @@ FASTMTR_INLINE F decode(const Nibbles* p) {
   return __builtin_convertvector((S)(here >> (lane % 8u * 4u) & 15u), F);
 }
 
+FASTMTR_INLINE size_t bytes_of(Encoding encoding) {
+  return encoding == Encoding::f32 ? 4 : encoding == Encoding::f16 ? 2 : 1;
+}
+
 template <class T>
 constexpr size_t kColumnsOf = 1;
 template <>
@@ -51,7 +55,7 @@ struct Reader {
 
   FASTMTR_INLINE Reader(const Rows& x, size_t r, size_t first, size_t distance, size_t rows)
       : at(row_of(x, r) + first) {
-    const bool fetches = x.gather && r + distance < rows;
+    const bool fetches = x.gather && r + distance < rows + x.rows_after;
     if (fetches) ahead = row_of(x, r + distance) + first;
     if (kScaled) {
       scale = *scale_of(x, r);

@@ -68,7 +68,7 @@ FASTMTR_INLINE float max_lanes(F x) { return max_lanes_256(x); }
 FASTMTR_INLINE S max_signed(S a, S b) { return (S)_mm256_max_epi32((__m256i)a, (__m256i)b); }
 FASTMTR_INLINE U max_unsigned(U a, U b) { return (U)_mm256_max_epu32((__m256i)a, (__m256i)b); }
 
-typedef int16_t Unsigned8, Signed8;  // vpmaddubsw would saturate: 2 * 255 * 127 is beyond 16 bits
+typedef int16_t Signed8;  // vpmaddubsw would saturate: 2 * 255 * 127 is beyond 16 bits
 FASTMTR_INLINE S dot(S sum, S x, S w) { return sum + (S)_mm256_madd_epi16((__m256i)x, (__m256i)w); }
 
 }  // namespace

@@ -61,11 +61,10 @@ FASTMTR_INLINE S max_signed(S a, S b) { return (S)_mm512_max_epi32((__m512i)a, (
 FASTMTR_INLINE U max_unsigned(U a, U b) { return (U)_mm512_max_epu32((__m512i)a, (__m512i)b); }
 
 #if defined(__AVX512VNNI__)
-typedef uint8_t Unsigned8;
 typedef int8_t Signed8;
 FASTMTR_INLINE S dot(S sum, S x, S w) { return (S)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)x, (__m512i)w); }
 #else
-typedef int16_t Unsigned8, Signed8;  // pairs of bytes would saturate: 2 * 255 * 127 is beyond 16 bits
+typedef int16_t Signed8;  // pairs of bytes would saturate: 2 * 255 * 127 is beyond 16 bits
 FASTMTR_INLINE S dot(S sum, S x, S w) { return sum + (S)_mm512_madd_epi16((__m512i)x, (__m512i)w); }
 #endif
 

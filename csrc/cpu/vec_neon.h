@@ -65,7 +65,7 @@ FASTMTR_INLINE float max_lanes(F x) { return vmaxvq_f32((float32x4_t)x); }
 FASTMTR_INLINE S max_signed(S a, S b) { return a > b ? a : b; }
 FASTMTR_INLINE U max_unsigned(U a, U b) { return a > b ? a : b; }
 
-typedef int16_t Unsigned8, Signed8;
+typedef int16_t Signed8;
 FASTMTR_INLINE S dot(S sum, S x, S w) { return dot_of_pairs(sum, x, w); }
 
 }  // namespace

@@ -1,8 +1,8 @@
 // What every vector has in common, by the compilers' vector extensions. A vec_<isa>.h defines before this header the
 // types F (floats), U (uint32 bits) and S (int32), the lanes W, and afterwards fma, min, max, sqrt, load_n, store_n,
 // sum_lanes, max_lanes, from_halves and to_halves (binary16), widen (bytes to S); and for products in 8 bits max_signed
-// and max_unsigned, Unsigned8 and Signed8, the integers that hold them in memory, and dot(S sum, S x, S w): each lane
-// of x holds so many Unsigned8 as it has room for, w so many Signed8; their products are added to the lane, exactly.
+// and max_unsigned, Signed8, the integer that holds a weight in memory, and dot(S sum, S x, S w): each lane of w holds
+// as many Signed8 as it has room for, of x as many numbers of 0 .. 255; their products are added to the lane, exactly.
 //
 // Everything below csrc/cpu/*.h is in an unnamed namespace: each ISA file has its own copy, and no symbol that the
 // linker could merge with a copy compiled for another instruction set.

@@ -91,7 +91,7 @@ FASTMTR_INLINE float max_lanes(F x) {
 FASTMTR_INLINE S max_signed(S a, S b) { return a > b ? a : b; }
 FASTMTR_INLINE U max_unsigned(U a, U b) { return a > b ? a : b; }
 
-typedef int16_t Unsigned8, Signed8;
+typedef int16_t Signed8;
 FASTMTR_INLINE S dot(S sum, S x, S w) {
 #if defined(__SSE2__) && FASTMTR_PLAIN_LANES == 4
   return sum + (S)_mm_madd_epi16((__m128i)x, (__m128i)w);

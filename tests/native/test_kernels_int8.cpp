@@ -142,17 +142,44 @@ void test_case(const Kernels& k, const Shape& s, size_t rows, bool positive, boo
   });
 }
 
+// Rows of a catalogue in an encoding.
+class Stored {
+ public:
+  Stored(const Kernels& k, const Matrix& from, Encoding encoding)
+      : encoding_(encoding), row_bytes_(4 * from.width + 4), bytes_(from.rows * row_bytes_) {
+    if (encoding != Encoding::f32) {
+      k.encode(from.rows, from.width, from.view(), {bytes_.data(), stride(), encoding, scales()});
+      return;
+    }
+    for (size_t r = 0; r < from.rows; ++r)
+      std::memcpy(bytes_.data() + r * row_bytes_, from.view(r).data, 4 * from.width);
+  }
+  Rows gathered(const std::vector<uint32_t>& pick) {
+    return {reinterpret_cast<const float*>(bytes_.data()), stride(), pick.data(), encoding_, scales()};
+  }
+
+ private:
+  size_t stride() const { return row_bytes_ / (encoding_ == Encoding::f32 ? 4 : encoding_ == Encoding::f16 ? 2 : 1); }
+  float* scales() { return reinterpret_cast<float*>(bytes_.data() + row_bytes_ - 4); }
+  Encoding encoding_;
+  size_t row_bytes_;
+  Aligned<char> bytes_;
+};
+
 // relu(request + item) made on the way equals the same read from memory.
-void test_source(const Kernels& k, const Shape& s, size_t rows, Activation fn) {
-  const size_t width = s.groups * s.k;
-  const std::vector<uint32_t> pick = picks(rows, 40);
+void test_source(const Kernels& k, const Shape& s, size_t rows, Activation fn, Encoding encoding, size_t n_addends) {
+  const size_t width = s.groups * s.k, after = 20;
+  const std::vector<uint32_t> pick = picks(rows + after, 40);
   const std::vector<float> w = uniforms(s.groups * s.n * s.k), slope = uniforms(width), bias = uniforms(width);
   const Matrix request(1, width), items(40, width);
-  const Rows addends[] = {request.broadcast(), items.gathered(pick)};
+  Stored stored(k, items, encoding);
+  Rows addends[] = {request.broadcast(), stored.gathered(pick), items.gathered(pick)};
+  for (Rows& addend : addends)
+    if (addend.gather != nullptr) addend.rows_after = after;
   Matrix x(rows, width, false), read(rows, s.groups * s.n, false), made(rows, s.groups * s.n, false);
   AffineArgs source = {};
   source.rows = rows, source.groups = 1, source.n = width;
-  source.bias = bias.data(), source.addends = addends, source.n_addends = 2;
+  source.bias = bias.data(), source.addends = addends, source.n_addends = n_addends;
   source.activation = fn, source.alpha = 0.3f, source.slope = slope.data();
   source.out = x.out();
   k.fp32.affine(&source);
@@ -161,7 +188,8 @@ void test_source(const Kernels& k, const Shape& s, size_t rows, Activation fn) {
   const AffineArgs from_memory = arguments(s, x.view(), read), on_the_way = arguments(s, {}, made);
   k.int8.affine(&from_memory, packed.data, nullptr);
   k.int8.affine(&on_the_way, packed.data, &source);
-  check(equal(made, read), std::string(k.isa) + " 8 bits: x made on the way, k=" + std::to_string(s.k));
+  check(equal(made, read), std::string(k.isa) + " 8 bits: x made on the way, k=" + std::to_string(s.k) + " encoding " +
+                               std::to_string(static_cast<int>(encoding)));
   check(made.guards_hold(), std::string(k.isa) + " 8 bits: x made on the way wrote outside of its columns");
 }
 
@@ -201,7 +229,9 @@ void test_int8(const Kernels& k) {
     }
   test_case(k, {1, 400, 1500}, 20, true, true);  // more weights than are passed over at once
   for (const Activation fn : {Activation::relu, Activation::prelu, Activation::sigmoid, Activation::none})
-    for (const Shape& s : {Shape{8, 32, 64}, Shape{1, 40, 50}, Shape{3, 33, 17}}) test_source(k, s, 37, fn);
+    for (const Shape& s : {Shape{8, 32, 64}, Shape{1, 40, 50}, Shape{3, 33, 17}})
+      for (const Encoding encoding : {Encoding::f32, Encoding::f16, Encoding::i8})
+        for (size_t n_addends : {2, 3}) test_source(k, s, 37, fn, encoding, n_addends);
   test_not_finite(k);
 }
 
