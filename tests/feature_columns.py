@@ -17,7 +17,12 @@ TEXTS = st.one_of(
     st.sampled_from(["x" * 17, "x" * 31, "x" * 32, "x" * 33, "x" * 40 + "y", "x" * 40 + "z", "y" * 300]),
     st.text(max_size=40),
 )
-INTS = st.one_of(st.sampled_from([0, 1, -1, LARGEST, -LARGEST - 1]), st.integers(-5, 5), st.integers(-(2**63), LARGEST))
+# Among them the key of an empty place of an index, see numba_index.NO_KEY.
+INTS = st.one_of(
+    st.sampled_from([0, 1, -1, LARGEST, -LARGEST - 1, 0x9E3779B97F4A7C15 - 2**64]),
+    st.integers(-5, 5),
+    st.integers(-(2**63), LARGEST),
+)
 FLOATS = st.one_of(
     st.sampled_from([0.0, -0.0, math.nan, math.inf, -math.inf, 5e-324, -5e-324, 1e308, -1e308, 3.4e38, 3.5e38]),
     st.floats(),

@@ -29,6 +29,7 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import FeaturePipeline, hashing, warm_up
 from fastmtr.features.numba_batch import Index, hash_integers, hash_texts
 from fastmtr.features.numba_features import divider
+from fastmtr.features.numba_index import BLOCK
 from fastmtr.schema import Feature, Schema, Task
 
 
@@ -47,6 +48,18 @@ def test_hashes_of_texts(texts, seed):
     offsets = np.cumsum([0, *(len(text.encode()) for text in texts)]).astype(np.int64)
     expected = hashing.hash_packed_bytes(data, offsets, seed=seed)
     np.testing.assert_array_equal(hash_texts(data, offsets, seed=seed), expected)
+
+
+@pytest.mark.parametrize("sizes", [range(41), [8] * 200, [7, 8] * 100, [15] * 130, [0, 3, 4, 11, 12, 40] * 30])
+@pytest.mark.parametrize("room", [0, 1, 15, 16])
+def test_every_size_at_the_end_of_a_buffer(sizes, room):
+    """In blocks of one size and of several; the last text of a buffer has nothing or little behind it."""
+    data = np.random.default_rng(len(sizes)).integers(1, 256, sum(sizes) + 40).astype(np.uint8)
+    offsets = np.cumsum([0, *sizes])
+    for n in {1, len(sizes) // 2, BLOCK - 1, BLOCK, BLOCK + 1, *range(1, min(len(sizes), 42)), len(sizes)}:
+        part = offsets[: min(n, len(sizes)) + 1]
+        own = data[: part[-1] + room].copy()
+        np.testing.assert_array_equal(hash_texts(own, part), hashing.hash_packed_bytes(own, part))
 
 
 @given(st.lists(INTS, max_size=20), st.integers(0, 2**64 - 1))
@@ -103,6 +116,40 @@ def test_a_large_vocabulary_finds_every_value():
     arrays, compiled = both(schema_of(kind="categorical"), pa.table({"x": texts}), table, threads=2)
     np.testing.assert_array_equal(arrays.ids, compiled.ids)
     assert len(np.unique(compiled.ids)) == 50_002
+
+
+def test_texts_that_differ_in_zeros_at_the_end_are_different_values():
+    texts = [size * "\0" for size in range(20)] + ["a" + size * "\0" for size in range(20)]
+    for known in (texts, texts[::2], texts[::-3]):
+        table = pa.table({"x": [*texts, None, *texts]})
+        assert_same(both(schema_of(kind="categorical", oov_rows=3), pa.table({"x": known}), table))
+
+
+def test_a_vocabulary_of_long_texts_that_differ_anywhere():
+    texts = [f"{'x' * (i % 30)}{i}{'y' * (i % 17)}" for i in range(3000)]
+    table = pa.table({"x": pa.array([*texts[::-1], *(text + "z" for text in texts)], pa.large_string())})
+    assert_same(both(schema_of(kind="categorical", oov_rows=5), pa.table({"x": texts}), table))
+
+
+@pytest.mark.parametrize("rows", [1, 63, 64, 65, 127, 128, 129, 700])
+@pytest.mark.parametrize("at", [0, 1, 7, 8, 13])
+def test_nulls_wherever_a_block_begins(rows, at):
+    rng = np.random.default_rng(rows + at)
+    nulls = rng.random(rows + at) < 0.3
+    columns = {
+        "text": pa.array([f"{i % 50}" for i in range(rows + at)], mask=nulls),
+        "int": pa.array(np.arange(rows + at) % 50, mask=nulls),
+        "number": pa.array(np.arange(rows + at) / 3, mask=nulls),
+    }
+    features = (
+        Feature(name="text", entity="candidate", kind="categorical"),
+        Feature(name="hashed", entity="candidate", kind="categorical", source="text", hash_rows=1000),
+        Feature(name="int", entity="candidate", kind="categorical"),
+        Feature(name="number", entity="candidate", kind="numeric", indicator=True),
+        Feature(name="bucket", entity="candidate", kind="categorical", source="number", buckets=4),
+    )
+    schema = Schema(user="u", item="i", features=features, tasks=(Task(name="click"),))
+    assert_same(both(schema, pa.table(columns), pa.table(columns).slice(at)))
 
 
 def test_a_value_that_stands_twice_is_noticed():

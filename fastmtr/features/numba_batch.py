@@ -13,7 +13,8 @@ from fastmtr.errors import SchemaError
 from fastmtr.features import numba_run as kernels
 from fastmtr.features.categories import Texts
 from fastmtr.features.numba_features import Step, Task, address, place, tasks_of
-from fastmtr.features.numba_kernels import HASH_INTS, HASH_TEXTS, INDEX_INTS, INDEX_TEXTS, STEP, UNKNOWN
+from fastmtr.features.numba_index import EMPTY, NO_KEY
+from fastmtr.features.numba_kernels import HASH, STEP
 from fastmtr.features.numba_run import compile_kernels
 from fastmtr.graph import Input, Packed
 
@@ -38,30 +39,29 @@ class Index:
 
     def __init__(self, known: NDArray[np.int64] | Texts) -> None:
         n = len(known)
-        places = 1 << max(3, (3 * n // 2 + 1).bit_length())
-        room = np.zeros(4 * places + 8, np.uint64)
-        # Two places of 32 bytes each in a cache line.
-        self.places = room[-room.ctypes.data % 64 // 8 :][: 4 * places]
-        self.places.reshape(places, 4)[:, 2] = np.uint64(UNKNOWN << 32)
-        self.mask, self.known_bytes = places - 1, 0
-        step: Step = {"op": INDEX_INTS, "index": address(self.places), "mask": self.mask, "rows": n}
+        buckets = n // 2 + 1  # of four places
+        room = np.empty(8 * buckets + 8, np.uint64)
+        self.places = room[-room.ctypes.data % 64 // 8 :][: 8 * buckets]  # each bucket a cache line
+        self.places.reshape(buckets, 2, 4)[:] = [[NO_KEY], [EMPTY]]
         self._held: list[NDArray[Any]] = [self.places]
+        self._step: Step = {"index": address(self.places), "buckets": buckets}
+        step: Step = {"rows": n}
         if isinstance(known, Texts):
             data, offsets = np.ascontiguousarray(known.data), np.ascontiguousarray(known.offsets)
             self._held += [data, offsets]
-            self.known_bytes = address(data)
-            step |= {"op": INDEX_TEXTS, "values": self.known_bytes, "limit": self.known_bytes + len(data)}
+            self._step |= {"known": address(data), "known_offsets": address(offsets)}
+            step |= {"values": address(data), "limit": address(data) + len(data)}
             step |= {"offsets": address(offsets), "width": 8}
         else:
             numbers = np.ascontiguousarray(known, np.int64)
             self._held.append(numbers)
             step["values"] = address(numbers)
         compile_kernels()
-        self.twice = int(kernels.fill_index(_steps([step])))
+        self.twice = int(kernels.fill_index(_steps([self._step | step])))
 
     def step(self) -> Step:
         """What a step needs to know of it."""
-        return {"index": address(self.places), "mask": self.mask, "known": self.known_bytes}
+        return self._step
 
 
 def fill(
@@ -137,7 +137,7 @@ def _steps(steps: list[Step]) -> NDArray[Any]:
 def hash_integers(numbers: NDArray[np.int64], *, seed: int = 0) -> NDArray[np.uint64]:
     """What :func:`fastmtr.features.hashing.hash_integers` gives."""
     numbers, out = np.ascontiguousarray(numbers, np.int64), np.empty(len(numbers), np.uint64)
-    _run([Task({"op": HASH_INTS, "values": address(numbers), "seed": seed} | place(out))], len(numbers), 1)
+    _run([Task({"op": HASH, "values": address(numbers), "seed": seed} | place(out))], len(numbers), 1)
     return out
 
 
@@ -145,6 +145,7 @@ def hash_texts(data: NDArray[np.uint8], offsets: NDArray[np.int64], *, seed: int
     """What :func:`fastmtr.features.hashing.hash_packed_bytes` gives."""
     data, offsets = np.ascontiguousarray(data, np.uint8), np.ascontiguousarray(offsets, np.int64)
     out = np.empty(len(offsets) - 1, np.uint64)
-    step = {"op": HASH_TEXTS, "values": address(data), "offsets": address(offsets), "width": 8, "seed": seed}
+    step = {"op": HASH, "values": address(data), "limit": address(data) + len(data), "seed": seed}
+    step |= {"offsets": address(offsets), "width": 8}
     _run([Task(step | place(out))], len(out), 1)
     return out

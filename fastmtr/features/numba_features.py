@@ -117,13 +117,12 @@ def _category(categories: Categories, array: pa.Array, outs: Sequence[NDArray[np
     if not len(array):
         return []
     text, array = _category_column(array, categories.name, categories.type)
-    step = _text_column(array) | {"op": kernels.TEXT_IDS} if text else _fixed_column(array) | {"op": kernels.INT_IDS}
-    return _ids(categories, step, array, outs)
+    return _ids(categories, _text_column(array) if text else _fixed_column(array), array, outs)
 
 
 def _ids(categories: Categories, step: Step, held: Any, outs: Sequence[NDArray[np.int32]]) -> list[Task]:
     refuses = categories.nulls == "error", categories.unseen == "error" and categories.hash_rows is None
-    step = step | _vocabulary(categories)
+    step = step | _vocabulary(categories) | {"op": kernels.IDS}
     return [
         Task(step | place(out) | {"seed": seed}, (held, out, categories), *refuses) for seed, out in enumerate(outs)
     ]
@@ -166,8 +165,8 @@ def _cross(encoder: Cross, columns: Sequence[pa.Array], out: NDArray[np.int32]) 
     tasks, valid = [], None
     for i, (name, column, kind) in enumerate(zip(encoder.columns, columns, encoder.types, strict=True)):
         text, array = _category_column(column, name, kind)
-        step = _text_column(array) | {"op": kernels.HASH_TEXTS} if text else _fixed_column(array)
-        tasks.append(Task({"op": kernels.HASH_INTS} | step | place(hashes[:, i]), array))
+        step = _text_column(array) if text else _fixed_column(array)
+        tasks.append(Task({"op": kernels.HASH} | step | place(hashes[:, i]), array))
         if array.null_count:
             valid = array.is_valid() if valid is None else pc.and_(valid, array.is_valid())
     offsets = np.arange(n + 1, dtype=np.int64) * size
@@ -177,11 +176,11 @@ def _cross(encoder: Cross, columns: Sequence[pa.Array], out: NDArray[np.int32]) 
     held = hashes, offsets, valid
     if encoder.categories.hash_rows is not None:
         outs = [out[:, seed] for seed in range(encoder.width)]
-        return tasks + _ids(encoder.categories, joint | bits | {"op": kernels.TEXT_IDS}, held, outs)
+        return tasks + _ids(encoder.categories, joint | bits, held, outs)
     whole = np.empty(n, np.uint64)
-    tasks.append(Task(joint | {"op": kernels.HASH_TEXTS} | place(whole), held))
-    step = {"op": kernels.INT_IDS, "values": address(whole), "width": 8} | bits
-    return tasks + _ids(encoder.categories, step, (whole, valid), [out[:, 0]])
+    tasks.append(Task(joint | {"op": kernels.HASH} | place(whole), held))
+    single: Step = {"values": address(whole), "width": 8} | bits
+    return tasks + _ids(encoder.categories, single, (whole, valid), [out[:, 0]])
 
 
 def _gather(table: Any, kind: Any, ids: NDArray[np.int32], out: NDArray[Any]) -> Task:
@@ -351,7 +350,7 @@ def _clock_part(feature: Feature, encoder: Categories, clock: _Clock, out: NDArr
         return None
     parts = np.empty(len(out), np.int64)
     step = clock.within(PARTS[feature.derive]) | {"op": kernels.CLOCK_PART} | place(parts)  # type: ignore[index]
-    found = {"op": kernels.INT_IDS, "values": address(parts), "width": 8} | _validity(clock.now)
+    found = {"values": address(parts), "width": 8} | _validity(clock.now)
     outs = [out[:, seed] for seed in range(encoder.hashes)]
     return [Task(step, clock.now), *_ids(encoder, found, (parts, clock.now), outs)]
 

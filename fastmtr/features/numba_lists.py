@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastmtr.features.numba_kernels import _FLOAT32_MAX, _TOGETHER, _kernel, _read
-from fastmtr.features.numba_memory import load_i32, load_i64, store_f32, store_i32
+from fastmtr.features.numba_index import BLOCK
+from fastmtr.features.numba_kernels import FLOAT32_MAX, read_numbers
+from fastmtr.features.numba_memory import kernel, load_i32, load_i64, store_f32, store_i32
 
 __all__ = ["gather", "lists", "put_ids", "set_places", "vectors"]
 
@@ -22,7 +23,7 @@ def set_places(longest: int) -> int:
     return 0 if longest <= _FEW else 1 << (2 * longest - 1).bit_length()
 
 
-@_kernel
+@kernel
 def gather(step, begin, end):
     """Write what stands in a table of 4 bytes a row for each id."""
     for i in range(begin, end):
@@ -30,7 +31,7 @@ def gather(step, begin, end):
         store_i32(step.out + i * step.stride, load_i32(step.table + 4 * row))
 
 
-@_kernel
+@kernel
 def _without_repeats(ids, n, scratch):
     """Keep the first of equal ids, where they stand; how many are left."""
     kept = 0
@@ -63,7 +64,7 @@ def _without_repeats(ids, n, scratch):
     return kept
 
 
-@_kernel
+@kernel
 def put_ids(step, ids, n, scratch, out):
     """Write the row of n ids, which are changed: without those that are missing, padded at the end."""
     kept = 0
@@ -82,7 +83,7 @@ def put_ids(step, ids, n, scratch, out):
         store_i32(out + 4 * j, np.int32(0))
 
 
-@_kernel
+@kernel
 def lists(step, begin, end, scratch):
     """Put the ids of each row's elements into it."""
     start = load_i64(step.offsets + 8 * begin)
@@ -92,8 +93,8 @@ def lists(step, begin, end, scratch):
         start = after
 
 
-@_kernel
-def vectors(step, begin, end, counts, x):
+@kernel
+def vectors(step, begin, end, counts, x, null):
     """Copy each row's numbers; a row without any is null."""
     for i in range(begin, end):
         start, out = load_i64(step.offsets + 8 * i), step.out + i * step.stride
@@ -102,10 +103,10 @@ def vectors(step, begin, end, counts, x):
             for j in range(step.length):
                 store_f32(out + 4 * j, np.float32(0.0))
             continue
-        for low in range(0, step.length, _TOGETHER):
-            n = min(_TOGETHER, step.length - low)
-            _read(step, start + low, n, x)
+        for low in range(0, step.length, BLOCK):
+            n = min(BLOCK, step.length - low)
+            read_numbers(step, start + low, n, x, null)
             for j in range(n):
                 v = 0.0 if x[j] != x[j] else x[j]
-                v = _FLOAT32_MAX if v > _FLOAT32_MAX else (-_FLOAT32_MAX if v < -_FLOAT32_MAX else v)
+                v = FLOAT32_MAX if v > FLOAT32_MAX else (-FLOAT32_MAX if v < -FLOAT32_MAX else v)
                 store_f32(out + 4 * (low + j), np.float32(v))

@@ -7,11 +7,18 @@ make them from arrays whose type and size they know.
 from __future__ import annotations
 
 from llvmlite import ir
-from numba import types
+from numba import njit, types
 from numba.extending import intrinsic
 
 __all__ = [
     "bits_of",
+    "entry",
+    "item_f32",
+    "item_f64",
+    "item_i32",
+    "item_i64",
+    "item_u64",
+    "kernel",
     "load_f32",
     "load_f64",
     "load_i32",
@@ -20,6 +27,7 @@ __all__ = [
     "load_u64",
     "number_of",
     "prefetch",
+    "prefetch_lines",
     "store_f32",
     "store_f64",
     "store_i32",
@@ -28,6 +36,12 @@ __all__ = [
     "store_u64",
     "upper_product",
 ]
+
+# Functions that Numba keeps on the disk, and those that are part of them.
+entry = njit(nogil=True, cache=True, error_model="numpy")
+kernel = njit(nogil=True, error_model="numpy", no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+_MOST_AHEAD = 1024
 
 
 def _pointer(builder, address, kind):
@@ -59,6 +73,22 @@ def _storing(kind):
     return intrinsic(typing)
 
 
+def _item(found):
+    def typing(context, address, i):
+        def code(context, builder, signature, args):
+            kind = context.get_data_type(found)
+            load = builder.load(builder.gep(_pointer(builder, args[0], kind), [args[1]]), typ=kind)
+            load.align = 1
+            return load
+
+        return found(types.int64, types.int64), code
+
+    return intrinsic(typing)
+
+
+# item_i32(address, i) is the number i of those from an address on: loops over i may become vectors.
+item_i32, item_i64, item_u64 = _item(types.int32), _item(types.int64), _item(types.uint64)
+item_f32, item_f64 = _item(types.float32), _item(types.float64)
 load_u8, load_i32, load_i64 = _loading(types.uint8), _loading(types.int32), _loading(types.int64)
 load_u64, load_f32, load_f64 = _loading(types.uint64), _loading(types.float32), _loading(types.float64)
 store_u8, store_i32, store_i64 = _storing(types.uint8), _storing(types.int32), _storing(types.int64)
@@ -77,6 +107,13 @@ def prefetch(context, address):
         return context.get_dummy_value()
 
     return types.void(types.int64), code
+
+
+@kernel
+def prefetch_lines(address, size):
+    """Bring so many bytes near, a few of them if these are many."""
+    for line in range(0, min(size, _MOST_AHEAD), 64):
+        prefetch(address + line)
 
 
 @intrinsic

@@ -11,9 +11,8 @@ from numba import types
 
 from fastmtr.features import numba_kernels as kernels
 from fastmtr.features import numba_lists, numba_text, numba_times
+from fastmtr.features.numba_index import BLOCK, ROWS, SCRATCH, fill_places
 from fastmtr.features.numba_kernels import (
-    _ROWS,
-    _TOGETHER,
     CLOCK_PART,
     CYCLE,
     GAPS,
@@ -25,9 +24,8 @@ from fastmtr.features.numba_kernels import (
     TFIDF,
     VECTOR,
     WORDS,
-    _entry,
 )
-from fastmtr.features.numba_memory import load_i64
+from fastmtr.features.numba_memory import entry, load_i64
 
 __all__ = ["compile_kernels", "fill_index", "run"]
 
@@ -41,7 +39,7 @@ def _sources() -> int:
 def _made(sources: int):  # type: ignore[no-untyped-def]
     """What Numba keeps under its code and `sources`: it notices changes of this file only, not of the others."""
 
-    @_entry
+    @entry
     def run(steps, begin, end, counts, scratch):  # type: ignore[no-untyped-def]
         """Go through the steps for the rows from `begin` to `end`.
 
@@ -56,22 +54,23 @@ def _made(sources: int):  # type: ignore[no-untyped-def]
         """
         if sources == 0:  # never: Numba keeps code under the values that it closes over
             return
-        x = np.empty(_TOGETHER, np.float64)
-        for low in range(begin, end, _ROWS):
-            high = min(low + _ROWS, end)
+        block = np.empty((SCRATCH, BLOCK), np.uint64)
+        x, y, null = np.empty(BLOCK, np.float64), np.empty(BLOCK, np.float32), np.empty(BLOCK, np.bool_)
+        for low in range(begin, end, ROWS):
+            high = min(low + ROWS, end)
             for s in range(len(steps)):
                 step = steps[s]
                 op, a, b = step.op, low, high
                 if step.elements != 0:
                     a, b = load_i64(step.elements + 8 * a), load_i64(step.elements + 8 * b)
                 if op < GATHER:
-                    kernels.run(steps[s : s + 1], a, b, counts[s : s + 1])
+                    kernels.run(step, a, b, counts[s], block, x, y, null)
                 elif op == GATHER:
                     numba_lists.gather(step, a, b)
                 elif op == LIST:
                     numba_lists.lists(step, a, b, scratch)
                 elif op == VECTOR:
-                    numba_lists.vectors(step, a, b, counts[s], x)
+                    numba_lists.vectors(step, a, b, counts[s], x, null)
                 elif op == TEXT_LIST:
                     numba_text.text_lists(step, a, b, counts[s], scratch)
                 elif op == WORDS:
@@ -87,11 +86,19 @@ def _made(sources: int):  # type: ignore[no-untyped-def]
                 elif op == GAPS:
                     numba_times.gaps(step, a, b)
 
-    return run
+    @entry
+    def fill_index(steps):  # type: ignore[no-untyped-def]
+        """Fill the index of each step, whose `rows` are values; how many of these stand twice."""
+        twice = np.int64(sources == 0)
+        block = np.empty((SCRATCH, BLOCK), np.uint64)
+        for s in range(len(steps)):
+            twice += fill_places(steps[s], steps[s].rows, block)
+        return twice
+
+    return run, fill_index
 
 
-run = _made(_sources())
-fill_index = kernels.fill_index
+run, fill_index = _made(_sources())
 
 
 def compile_kernels() -> None:

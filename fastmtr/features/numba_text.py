@@ -10,19 +10,11 @@ import math
 
 import numpy as np
 
-from fastmtr.features.numba_kernels import (
-    _find_text,
-    _hash_bytes,
-    _kernel,
-    _offset,
-    _place,
-    _remainder,
-    _same_bytes,
-    _valid,
-    _words,
-)
+from fastmtr.features.numba_hashing import hash_bytes, remainder
+from fastmtr.features.numba_index import is_valid, offset, same_bytes, text_id
 from fastmtr.features.numba_lists import put_ids
 from fastmtr.features.numba_memory import (
+    kernel,
     load_f64,
     load_i32,
     load_i64,
@@ -40,7 +32,7 @@ __all__ = ["SPACES", "text_lists", "tfidf", "words"]
 SPACES = 0x3001
 
 
-@_kernel
+@kernel
 def _is_utf8(at, size):
     end = at + size
     while at < end:
@@ -68,7 +60,7 @@ def _is_utf8(at, size):
     return True
 
 
-@_kernel
+@kernel
 def _point(at):
     """The code point that begins here, and its bytes."""
     lead = np.int64(load_u8(at))
@@ -81,7 +73,7 @@ def _point(at):
     return point, more + 1
 
 
-@_kernel
+@kernel
 def _put_point(at, point):
     """Write a code point; its bytes."""
     if point < 0x80:
@@ -95,34 +87,12 @@ def _put_point(at, point):
     return more + 1
 
 
-@_kernel
-def _id(step, at, size, limit, counts):
-    """The id of a text whose memory may be read until `limit`."""
-    magic = np.uint64(step.magic)
-    if step.index == 0:
-        return np.int32(step.first_row + _remainder(_hash_bytes(at, size, np.uint64(0)), step.rows, magic, step.shift))
-    if size <= 16:
-        a, b = _words(at, size, limit)
-        h = _place(a, b, size)
-    else:
-        a, b = _hash_bytes(at, size, np.uint64(0)), np.uint64(0)
-        h = a
-    rank = _find_text(step.index, np.uint64(step.mask), step.known, a, b, size, at, h)
-    if rank >= 0:
-        return np.int32(step.first_row + rank)
-    counts[1] += step.refuses
-    row = np.int32(1)
-    if step.rows > 1:
-        row += np.int32(_remainder(_hash_bytes(at, size, np.uint64(0)), step.rows, magic, step.shift))
-    return row
-
-
 # ---- words -----------------------------------------------------------------------------------------------------------
 # The scratch memory holds the words of a text in lower case, a space between two, from `second` on, and where each word
 # begins and ends, as addresses, from `third` on.
 
 
-@_kernel
+@kernel
 def _read_words(step, at, size, scratch):
     """Read the words of valid UTF-8; how many they are."""
     end, put, marks = at + size, scratch + step.second, scratch + step.third
@@ -148,18 +118,17 @@ def _read_words(step, at, size, scratch):
     return n
 
 
-@_kernel
+@kernel
 def words(step, begin, end, counts, scratch):
     """Write the ids of each text's n-grams."""
-    limit = scratch + step.third
-    marks = limit
+    marks = scratch + step.third
     for i in range(begin, end):
-        start = _offset(step, i)
-        at, size, out = step.values + start, _offset(step, i + 1) - start, step.out + i * step.stride
+        start = offset(step, i)
+        at, size, out = step.values + start, offset(step, i + 1) - start, step.out + i * step.stride
         if not _is_utf8(at, size):
             counts[1] += 1
             continue
-        n = _read_words(step, at, size, scratch) if _valid(step, i) else 0
+        n = _read_words(step, at, size, scratch) if is_valid(step, i) else 0
         total = 0
         for more in range(min(step.ngrams, n)):
             total += n - more
@@ -171,7 +140,7 @@ def words(step, begin, end, counts, scratch):
             for last in range(word, min(word + step.ngrams, n)):
                 kept = place >= 0 and place < most
                 if kept or step.refuses != 0:
-                    one = _id(step, gram, load_i64(marks + 16 * last + 8) - gram, limit, counts)
+                    one = text_id(step, gram, load_i64(marks + 16 * last + 8) - gram, counts)
                     if kept:
                         store_i32(out + 4 * place, one)
                 place += 1
@@ -179,28 +148,28 @@ def words(step, begin, end, counts, scratch):
             store_i32(out + 4 * j, np.int32(0))
 
 
-@_kernel
+@kernel
 def tfidf(step, begin, end, counts, scratch):
     """Write the weights of each text's n-grams; the scratch memory begins with the count of each column."""
     marks, width = scratch + step.third, step.length
     for i in range(begin, end):
-        start = _offset(step, i)
-        at, size, out = step.values + start, _offset(step, i + 1) - start, step.out + i * step.stride
+        start = offset(step, i)
+        at, size, out = step.values + start, offset(step, i + 1) - start, step.out + i * step.stride
         if not _is_utf8(at, size):
             counts[1] += 1
             continue
         for j in range(width):
             store_i32(scratch + 4 * j, np.int32(0))
         n = 0
-        if _valid(step, i):
+        if is_valid(step, i):
             n = _read_words(step, at, size, scratch)
         else:
             counts[0] += 1
         for word in range(n):
             gram = load_i64(marks + 16 * word)
             for last in range(word, min(word + step.ngrams, n)):
-                h = _hash_bytes(gram, load_i64(marks + 16 * last + 8) - gram, np.uint64(0))
-                column = scratch + 4 * np.int64(_remainder(h, step.rows, np.uint64(step.magic), step.shift))
+                h = hash_bytes(gram, load_i64(marks + 16 * last + 8) - gram, np.uint64(0))
+                column = scratch + 4 * np.int64(remainder(h, step.rows, step.magic, step.shift))
                 store_i32(column, np.int32(load_i32(column) + 1))
         total = 0.0
         for j in range(width):
@@ -215,12 +184,12 @@ def tfidf(step, begin, end, counts, scratch):
 # ---- texts that are lists --------------------------------------------------------------------------------------------
 
 
-@_kernel
+@kernel
 def _is_space(step, point):
     return point < SPACES and load_u8(step.space + point) != 0
 
 
-@_kernel
+@kernel
 def _stripped(step, at, end):
     """Where a text begins and ends without white space."""
     while at < end:
@@ -239,25 +208,25 @@ def _stripped(step, at, end):
     return at, end
 
 
-@_kernel
+@kernel
 def _separator(step, at, end):
     """Where the next separator begins, or the text ends."""
     size, first = step.separator_size, load_u8(step.separator)
     while at + size <= end:
-        if load_u8(at) == first and _same_bytes(at, step.separator, size):
+        if load_u8(at) == first and same_bytes(at, step.separator, size):
             return at
         at += 1
     return end
 
 
-@_kernel
+@kernel
 def text_lists(step, begin, end, counts, scratch):
     """Write the ids of the parts of each text; the scratch memory holds them, and their set from `second` on."""
     for i in range(begin, end):
         n = 0
-        if _valid(step, i):
-            start = _offset(step, i)
-            at, text_end = step.values + start, step.values + _offset(step, i + 1)
+        if is_valid(step, i):
+            start = offset(step, i)
+            at, text_end = step.values + start, step.values + offset(step, i + 1)
             if not _is_utf8(at, text_end - at):
                 counts[1] += 1
                 continue
@@ -265,7 +234,7 @@ def text_lists(step, begin, end, counts, scratch):
                 after = _separator(step, at, text_end)
                 part, part_end = _stripped(step, at, after)
                 if part < part_end:
-                    store_i32(scratch + 4 * n, _id(step, part, part_end - part, step.limit, counts))
+                    store_i32(scratch + 4 * n, text_id(step, part, part_end - part, counts))
                     n += 1
                 at = after + step.separator_size
         put_ids(step, scratch, n, scratch + step.second, step.out + i * step.stride)
