@@ -96,7 +96,7 @@ FMTR_HD int64_t whole_number(const Column& column, uint64_t i) {
 FMTR_HD double number_at(const Column& column, uint64_t i) {
   if (!is_valid(column, i)) return null_number();
   if (column.type == ColumnType::floating)
-    return column.width == 8 ? load<double>(column.values, i) : twofold(load<float>(column.values, i));
+    return column.width == 8 ? load<double>(column.values, i) : widened(load<float>(column.values, i));
   if (column.type == ColumnType::natural && column.width == 8)
     return static_cast<double>(load<uint64_t>(column.values, i));
   return static_cast<double>(whole_number(column, i));

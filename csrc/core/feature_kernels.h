@@ -83,7 +83,7 @@ FMTR_HD float single(double x) {
 #endif
 }
 
-FMTR_HD double twofold(float x) {
+FMTR_HD double widened(float x) {
 #if defined(__CUDA_ARCH__)
   double y;
   asm("cvt.f64.f32 %0, %1;" : "=d"(y) : "f"(x));
