@@ -1,7 +1,6 @@
 #include "core/feature_text.h"
 
 #include <algorithm>
-#include <iterator>
 
 #include "core/feature_utf8.h"
 

@@ -3,7 +3,6 @@
 #define FASTMTR_CORE_INPUT_CHECK_H
 
 #include <cstdint>
-#include <string_view>
 #include <vector>
 
 #include "core/plan.h"

@@ -1,6 +1,5 @@
 #include "core/key_map.h"
 
-#include <algorithm>
 
 namespace fastmtr {
 

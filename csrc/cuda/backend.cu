@@ -1,5 +1,4 @@
 // The plugin's table of functions: see device.h.
-#include <algorithm>
 #include <cstdio>
 
 #include "core/status.h"

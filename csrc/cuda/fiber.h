@@ -2,8 +2,6 @@
 #ifndef FASTMTR_CUDA_FIBER_H
 #define FASTMTR_CUDA_FIBER_H
 
-#include <cstddef>
-
 namespace fastmtr::device::host {
 
 class Fiber {

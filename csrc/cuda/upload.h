@@ -2,10 +2,11 @@
 #ifndef FASTMTR_CUDA_UPLOAD_H
 #define FASTMTR_CUDA_UPLOAD_H
 
-#include <cstring>
+#include <cstdint>
 #include <map>
 #include <memory>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "cuda/runtime.h"

@@ -1,7 +1,6 @@
 // The same service as embed.c, in C++17 over fastmtr.hpp. See tests/test_capi.py.
 #include <cstdio>
 #include <fstream>
-#include <iostream>
 #include <string>
 
 #include "fastmtr.hpp"

@@ -2,7 +2,6 @@
 // threads score, and slots are used again once nobody reads them.
 #include <algorithm>
 #include <atomic>
-#include <map>
 #include <memory>
 #include <random>
 #include <thread>
