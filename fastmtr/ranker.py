@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args, overload
 
@@ -14,14 +16,14 @@ from numpy.typing import ArrayLike, NDArray
 
 from fastmtr import _native
 from fastmtr.bundle import Bundle, open_bundle
+from fastmtr.engine import Call, Engine
 from fastmtr.errors import ConfigError, SchemaError
-from fastmtr.fusion import fusion_weights as weights_of
 from fastmtr.graph import Packed
 from fastmtr.items import KnownItems, LiveItems
-from fastmtr.keys import UnknownItems, unknown_items_error
+from fastmtr.keys import UnknownItems
 from fastmtr.precision import SAFETY, ErrorWidth, Precision
 from fastmtr.profile import Profile
-from fastmtr.requests import RequestPacker, Requests, candidate_inputs, is_many, item_lists, joined
+from fastmtr.requests import RequestPacker, Requests, candidate_inputs, is_many, item_lists
 from fastmtr.results import Ranking, Scores, User
 from fastmtr.retrieval import RetrievalConfig, Retriever
 
@@ -67,13 +69,13 @@ class Ranker:
         self.tasks: tuple[str, ...] = tuple(described["tasks"])
         self._description: dict[str, Any] = described
         self._fused_tasks: list[str] = list(bundle.plan["fusion"]["tasks"])
-        self._sessions = threading.local()
         self._lock = threading.Lock()
         self._error_width: ErrorWidth | None = None
         self._items = LiveItems(
             bundle, model, retrieval=_stored_retrieval(bundle) if retrieval is None else retrieval, threads=threads
         )
         self._packer = RequestPacker(bundle)
+        self._engine = Engine(model, self._packer, tasks=self.tasks, fused_tasks=self._fused_tasks, threads=threads)
 
     @classmethod
     def load(
@@ -237,15 +239,16 @@ class Ranker:
         requests = self._packer.pack(user, context)
 
         def score(known: KnownItems) -> list[Scores]:
-            keys, offsets, items_of = known.candidates(items, len(requests.users), unknown_items)
-            values, fused = self._call(
-                self._session().score, known, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items
+            return self._engine.score(
+                Call.of_items(
+                    known,
+                    requests,
+                    items,
+                    candidates=candidates,
+                    fusion_weights=fusion_weights,
+                    unknown_items=unknown_items,
+                )
             )
-            found = []
-            for r, (one, known_user) in enumerate(zip(requests.users, requests.known, strict=True)):
-                own = slice(int(offsets[r]), int(offsets[r + 1]))
-                found.append(Scores(one, known_user, items_of(r), fused[own], values[own], self.tasks, known.label))
-            return found
 
         found = self._items.of_one_version(score)
         return found if is_many(user) else found[0]
@@ -317,10 +320,15 @@ class Ranker:
         requests = self._packer.pack(user, context)
 
         def rank(known: KnownItems) -> list[Ranking]:
-            chosen = known.candidates(items, len(requests.users), unknown_items)
-            return self._rank(
-                known, requests, *chosen, candidates, fusion_weights, unknown_items, k=k, certified=certified
+            call = Call.of_items(
+                known,
+                requests,
+                items,
+                candidates=candidates,
+                fusion_weights=fusion_weights,
+                unknown_items=unknown_items,
             )
+            return self._engine.rank(call, k=k, errors=self._errors() if certified else None)
 
         found = self._items.of_one_version(rank)
         return found if is_many(user) else found[0]
@@ -400,33 +408,18 @@ class Ranker:
         packed = perf_counter()
 
         def recommend(known: KnownItems) -> list[Ranking]:
+            errors = self._errors() if certified else None
             start = perf_counter()
             excluded = self._excluded(known, exclude, requests)
+            rank = None
             if self.device != "cpu" and retrieve is not None and not certified:
-                there = self._recommend_on_device(known, requests, excluded, fusion_weights, k=k, retrieve=retrieve)
-                if there is not None:
-                    found, retrieved = there
-                    if timings is not None:
-                        timings["features"], timings["retrieval"] = packed - began, retrieved - start
-                        timings["ranking"] = perf_counter() - retrieved
-                    return found
-            rows = self._retrieve(known, requests.packed, retrieve, excluded)
+                rank = self._retrieve_on_device(known, requests, excluded, fusion_weights, k=k, retrieve=retrieve)
+            if rank is None:
+                rows = self._retrieve(known, requests.packed, retrieve, excluded)
+                call = Call.of_rows(known, requests, rows, fusion_weights=fusion_weights)
+                rank = partial(self._engine.rank, call, k=k, errors=errors)
             retrieved = perf_counter()
-            flat, offsets = joined(rows)
-            keys, all_items = known.keys.keys[flat], known.keys.all
-            found = self._rank(
-                known,
-                requests,
-                keys,
-                offsets,
-                lambda r: all_items[rows[r]],
-                None,
-                fusion_weights,
-                "error",
-                k=k,
-                certified=certified,
-                pinned=True,
-            )
+            found = rank()
             if timings is not None:
                 timings["features"], timings["retrieval"] = packed - began, retrieved - start
                 timings["ranking"] = perf_counter() - retrieved
@@ -478,11 +471,8 @@ class Ranker:
         requests = self._packer.pack(user, context)
 
         def profile(known: KnownItems) -> str:
-            keys, offsets, _ = known.candidates(items, len(requests.users), "error")
-            engine = self._session().profile
-            found: str = self._call(
-                engine, known, requests.packed, offsets, keys, candidates, None, "error", k=k, repeats=repeats
-            )
+            call = Call.of_items(known, requests, items, candidates=candidates)
+            found: str = self._engine.run(self._engine.session.profile, call, k=k, repeats=repeats)
             return found
 
         return Profile.from_json(self._items.of_one_version(profile), explanation=self.bundle.explain())
@@ -506,7 +496,7 @@ class Ranker:
             raise SchemaError("these samples have item inputs of their own time, which differ from the catalogue's")
         n = len(samples.item_rows)
         offsets = np.arange(n + 1, dtype=np.uint64)
-        values, _ = self._session().score(
+        values, _ = self._engine.session.score(
             np.ascontiguousarray(samples.request.ids),
             np.ascontiguousarray(samples.request.dense),
             offsets,
@@ -600,11 +590,10 @@ class Ranker:
             chosen = items
             if items is None:
                 chosen = known.keys.all[np.random.default_rng(0).permutation(len(known))[:_CALIBRATION_ITEMS]]
-            keys, offsets, _ = known.candidates(chosen, len(requests.users), "error")
-            call = (known, requests.packed, offsets, keys, candidates)
-            engine = self._session().precision_errors
+            call = Call.of_items(known, requests, chosen, candidates=candidates, pinned=items is None)
+            engine = self._engine
             return ErrorWidth.measure(
-                lambda weights: self._call(engine, *call, weights, "error", pinned=items is None),
+                lambda weights: engine.run(engine.session.precision_errors, replace(call, fusion_weights=weights)),
                 tasks=self._fused_tasks,
                 safety=safety,
             )
@@ -641,10 +630,7 @@ class Ranker:
     def user_vectors(self, user: User | Users, *, context: Mapping[str, Any] | None = None) -> NDArray[np.float32]:
         """The retrieval head's vectors of one or many users, shape (users, dim)."""
         self._need_head()
-        return self._vectors(self._packer.pack(user, context).packed)
-
-    def _vectors(self, packed: Packed) -> NDArray[np.float32]:
-        return self._session().request_output("user_vector", packed.ids, packed.dense)
+        return self._engine.user_vectors(self._packer.pack(user, context).packed)
 
     @property
     def has_retrieval(self) -> bool:
@@ -666,10 +652,10 @@ class Ranker:
             every = np.arange(len(known))
             return [np.setdiff1d(every, rows, assume_unique=False) if len(rows) else every for rows in excluded]
         self._need_head()
-        found, _ = self._items.retriever(known).search(self._vectors(packed), k=retrieve, exclude=excluded)
+        found, _ = self._items.retriever(known).search(self._engine.user_vectors(packed), k=retrieve, exclude=excluded)
         return [rows[rows >= 0] for rows in found]
 
-    def _recommend_on_device(
+    def _retrieve_on_device(
         self,
         known: KnownItems,
         requests: Requests,
@@ -678,8 +664,8 @@ class Ranker:
         *,
         k: int,
         retrieve: int,
-    ) -> tuple[list[Ranking], float] | None:
-        """Rankings, and when retrieval was done: vectors, search, scores and lists in the device's memory.
+    ) -> Callable[[], list[Ranking]] | None:
+        """What ranks the candidates that were found: vectors, search, scores and lists stay in the device's memory.
 
         None where this device has no such search; the CPU then retrieves.
         """
@@ -689,29 +675,11 @@ class Ranker:
         spare = max((len(rows) for rows in excluded), default=0)
         if isinstance(search, str) or not len(known) or not search.reaches(min(retrieve + spare, len(known))):
             return None
-        session, packed = self._session(), requests.packed
-        candidates = candidate_inputs(self._packer.candidates(None, n=len(requests.users) * retrieve))
-        vectors = session.request_output_on_device("user_vector", packed.ids, packed.dense)
+        vectors = self._engine.session.request_output_on_device("user_vector", *requests.packed)
         rows = search.search(vectors, k=retrieve, exclude=excluded)
-        retrieved = perf_counter()
         offsets = np.arange(len(requests.users) + 1, dtype=np.uint64) * np.uint64(retrieve)
-        _, listed, fused, values, counts = session.rank_device_items(
-            packed.ids,
-            packed.dense,
-            offsets,
-            rows,
-            k=k,
-            rows=True,
-            **candidates,
-            fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
-            catalogue_version=known.version,
-        )
-        found = []
-        for r, (one, known_user) in enumerate(zip(requests.users, requests.known, strict=True)):
-            n = int(counts[r])
-            items = known.keys.all[listed[r, :n]]
-            found.append(Ranking(one, known_user, items, fused[r, :n], values[r, :n], self.tasks, known.label))
-        return found, retrieved
+        call = Call(known, requests, None, offsets, lambda _: known.keys.all, fusion_weights=fusion_weights)
+        return partial(self._engine.rank_on_device, call, rows, k=k)
 
     def _excluded(self, known: KnownItems, exclude: Any, requests: Requests) -> list[NDArray[np.int64]]:
         if exclude is None:
@@ -724,92 +692,6 @@ class Ranker:
             return [_NO_ROWS if user < 0 else known.rows_seen(user) for user in requests.rows]
         found = [known.keys.rows(each) for each in item_lists(exclude, len(requests.users))]
         return [rows[rows >= 0] for rows in found]
-
-    # ---- small parts -------------------------------------------------------------------------------------------------
-
-    def _session(self) -> _native.Session:
-        try:
-            session: _native.Session = self._sessions.session
-        except AttributeError:
-            session = self._sessions.session = _native.Session(self._model, threads=self.threads)
-        return session
-
-    def _call(
-        self,
-        method: Callable[..., Any],
-        known: KnownItems,
-        packed: Packed,
-        offsets: NDArray[np.uint64],
-        keys: NDArray[np.int64] | None,
-        candidates: Mapping[str, ArrayLike] | None,
-        fusion_weights: Mapping[str, float] | None,
-        unknown_items: UnknownItems,
-        *,
-        pinned: bool = False,
-        **options: float,
-    ) -> Any:
-        """Call the engine; `pinned`, and for the whole catalogue: only if its items are those that are known."""
-        extra = self._packer.candidates(candidates, n=int(offsets[-1]))
-        try:
-            return method(
-                packed.ids,
-                packed.dense,
-                offsets,
-                keys,
-                **options,
-                **candidate_inputs(extra),
-                skip_unknown=unknown_items == "skip",
-                catalogue_version=known.version if pinned or keys is None else 0,
-                fusion_weights=None if fusion_weights is None else weights_of(fusion_weights, tasks=self._fused_tasks),
-            )
-        except SchemaError as error:
-            if unknown_items == "skip" or keys is None:
-                raise
-            unknown = np.unique(keys[known.keys.rows_of_keys(keys) < 0])
-            if not len(unknown):
-                raise
-            raise unknown_items_error(unknown.tolist()) from error
-
-    def _rank(
-        self,
-        known: KnownItems,
-        requests: Requests,
-        keys: NDArray[np.int64] | None,
-        offsets: NDArray[np.uint64],
-        items_of: Callable[[int], NDArray[Any]],
-        candidates: Mapping[str, ArrayLike] | None,
-        fusion_weights: Mapping[str, float] | None,
-        unknown_items: UnknownItems,
-        *,
-        k: int,
-        certified: bool,
-        pinned: bool = False,
-    ) -> list[Ranking]:
-        call = (known, requests.packed, offsets, keys, candidates, fusion_weights, unknown_items)
-        rescored: list[int | None] = [None] * len(requests.users)
-        if certified:
-            measured = self._errors()
-            positions, fused, values, counts, again = self._call(
-                self._session().rank_certified,
-                *call,
-                k=k,
-                width=measured.width(fusion_weights),
-                safety=measured.safety,
-                pinned=pinned,
-            )
-            rescored = again.tolist()
-        else:
-            positions, fused, values, counts = self._call(self._session().rank, *call, k=k, pinned=pinned)
-        found = []
-        for r, (one, known_user) in enumerate(zip(requests.users, requests.known, strict=True)):
-            n = int(counts[r])
-            chosen = items_of(r)[positions[r, :n]]
-            found.append(
-                Ranking(
-                    one, known_user, chosen, fused[r, :n], values[r, :n], self.tasks, known.label, rescored=rescored[r]
-                )
-            )
-        return found
 
 
 def _check_k(k: int) -> None:

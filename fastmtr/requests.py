@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import Any
@@ -45,6 +45,10 @@ class Requests:
     known: list[bool]
     rows: list[int]
     packed: Packed
+
+    def __iter__(self) -> Iterator[tuple[User, bool]]:
+        """Each user, and whether it is known."""
+        return zip(self.users, self.known, strict=True)
 
 
 class RequestPacker:

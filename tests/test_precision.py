@@ -14,6 +14,7 @@ import fastmtr
 from fastmtr import Ranker
 from fastmtr._native import Model, Session
 from fastmtr.bundle import Catalogue, open_bundle, write_bundle
+from fastmtr.engine import Engine
 from fastmtr.errors import BundleError, ConfigError
 from fastmtr.graph import GraphBuilder, Input, Packed
 from fastmtr.precision import ErrorWidth
@@ -303,7 +304,7 @@ def test_ranker_certified() -> None:
 def test_calibration_while_the_items_change(monkeypatch: pytest.MonkeyPatch) -> None:
     """The first certified call measures; what is deleted between the choice of items and that is no error."""
     exact, coarse = (Ranker.load(BUNDLE, precision=p) for p in ("fp32", "int8"))
-    session, gone = coarse._session(), coarse.items[10:]
+    session, gone = coarse._engine.session, coarse.items[10:]
 
     class Interrupted:
         def __getattr__(self, name: str) -> Any:
@@ -314,8 +315,9 @@ def test_calibration_while_the_items_change(monkeypatch: pytest.MonkeyPatch) -> 
                 coarse.delete(gone)
             return session.precision_errors(*args, **options)
 
-    monkeypatch.setattr(coarse, "_session", Interrupted)
-    found = coarse.rank(coarse.users[0], None, k=3, certified=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Engine, "session", Interrupted())
+        found = coarse.rank(coarse.users[0], None, k=3, certified=True)
     assert coarse.n_items == 10
     assert coarse._errors().samples == 32 * 10
     exact.delete(gone)
