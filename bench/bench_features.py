@@ -39,10 +39,9 @@ import sklearn
 from bench_score import machine
 from bench_service import alternate, median_of
 from feature_operators import OPERATORS, operator_rows, pipeline_of
-from feature_rows import CATEGORIES, HASH_ROWS, NUMBERS, raw_rows, schema
+from feature_rows import CATEGORIES, HASH_ROWS, NUMBERS, raw_rows, schema, write_rows
 from markdown_table import markdown_table
 from numpy.typing import NDArray
-from safetensors.numpy import save_file
 from sklearn.compose import ColumnTransformer
 from sklearn.preprocessing import OrdinalEncoder, StandardScaler
 
@@ -266,22 +265,9 @@ def _pandas_row(row: Mapping[str, Any], dicts: Mapping[str, Mapping[str, int]], 
 
 
 def _native_row(program: Path, pipeline: FeaturePipeline, data: pa.Table) -> list[str]:
-    import msgspec
-
     with tempfile.TemporaryDirectory() as folder:
-        state, arrays = pipeline.state()
-        Path(folder, "features.json").write_bytes(msgspec.json.encode(state))
-        save_file(
-            {name: np.ascontiguousarray(array) for name, array in arrays.items()}, f"{folder}/features.safetensors"
-        )
-        rows = data.slice(0, ROW_CALLS).to_pylist()
-        lines = [
-            "\t".join("" if row[name] is None else str(row[name]) for name in (*NUMBERS, *CATEGORIES)) for row in rows
-        ]
-        Path(folder, "rows.tsv").write_text("\n".join(["\t".join((*NUMBERS, *CATEGORIES)), *lines]) + "\n")
-        said = subprocess.run(
-            [program, folder, f"{folder}/rows.tsv"], check=True, capture_output=True, text=True
-        ).stdout
+        write_rows(Path(folder), pipeline, data.slice(0, ROW_CALLS))
+        said = subprocess.run([program, folder], check=True, capture_output=True, text=True).stdout
     p50, p99 = (float(each) / 1e3 for each in said.split())
     return ["fastmtr, from C++", f"{p50:.1f} µs", f"{p99:.1f} µs", ""]
 

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import pyarrow as pa
+from safetensors.numpy import save_file
 
+from fastmtr.features import FeaturePipeline
 from fastmtr.schema import Feature, Schema, Task
 
-__all__ = ["CATEGORIES", "HASH_ROWS", "NUMBERS", "raw_rows", "schema"]
+__all__ = ["CATEGORIES", "HASH_ROWS", "NUMBERS", "raw_rows", "schema", "write_rows"]
 
 # Of the categories of Criteo's display advertising challenge, as its users count them.
 CARDINALITIES = (
@@ -46,3 +50,14 @@ def schema(**options: Any) -> Schema:
     numbers = [Feature(name=name, entity="candidate", kind="numeric", scaling="log1p") for name in NUMBERS]
     categories = [Feature(name=name, entity="candidate", kind="categorical", **options) for name in CATEGORIES]
     return Schema(user="user", item="item", features=(*numbers, *categories), tasks=(Task(name="click"),))
+
+
+def write_rows(folder: Path, pipeline: FeaturePipeline, rows: pa.Table) -> None:
+    """Write the pipeline and rows as text, for the programs that include feature_rows.h."""
+    state, arrays = pipeline.state()
+    (folder / "features.json").write_bytes(msgspec.json.encode(state))
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    save_file(contiguous, folder / "features.safetensors")
+    lines = [row.values() for row in rows.to_pylist()]
+    cells = [rows.column_names, *(["" if cell is None else str(cell) for cell in line] for line in lines)]
+    (folder / "rows.tsv").write_text("".join("\t".join(line) + "\n" for line in cells))

@@ -4,6 +4,7 @@
 //   instructions                          the names of the kernel cases
 //   instructions CASE                     one of them
 //   instructions BUNDLE REQUEST           one request: as instructions.py writes it
+//   instructions --rows FOLDER            raw rows become features: see feature_rows.h
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -13,10 +14,12 @@
 #include <random>
 #include <stdexcept>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "backend.h"
 #include "fastmtr.h"
+#include "feature_rows.h"
 
 extern "C" __attribute__((noinline)) void measured(const std::function<void()>& run) { run(); }
 
@@ -158,6 +161,15 @@ void request(const char* bundle, const char* path) {
   fmtr_model_free(model);
 }
 
+void rows(const char* folder) {
+  FeatureRows given(folder);
+  const auto encode = [&] {
+    for (const fastmtr::Values& row : given.rows) given.encode(row);
+  };
+  encode();  // makes room
+  measured(encode);
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -167,7 +179,10 @@ int main(int argc, char** argv) {
   }
   try {
     if (argc == 3) {
-      request(argv[1], argv[2]);
+      if (argv[1] == std::string_view("--rows"))
+        rows(argv[2]);
+      else
+        request(argv[1], argv[2]);
       return 0;
     }
     const char* why = nullptr;

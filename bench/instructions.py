@@ -1,4 +1,4 @@
-"""Instructions of each kernel and of a request of each reference model, counted by callgrind; against a baseline.
+"""Instructions of kernels, requests of reference models and raw rows, counted by callgrind; against a baseline.
 
     python bench/instructions.py             # counts, and fails where one rose by more than 5 %
     python bench/instructions.py --update    # writes the baseline, bench/instructions.json
@@ -21,12 +21,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+from feature_rows import raw_rows, schema, write_rows
 from workload import MODELS, make_workload
+
+from fastmtr.features import FeaturePipeline
 
 ROOT = Path(__file__).parent.parent
 BASELINE = Path(__file__).with_suffix(".json")
 MOST = 1.05
 CANDIDATES = 64
+ROWS = 100
 
 
 def build(folder: Path) -> tuple[Path, str]:
@@ -66,6 +70,14 @@ def requests(folder: Path) -> dict[str, list[Path]]:
     return found
 
 
+def rows(folder: Path) -> dict[str, list[str | Path]]:
+    """The program's arguments for rows like Criteo's, which become features."""
+    folder.mkdir()
+    data = raw_rows(20_000, seed=0)
+    write_rows(folder, FeaturePipeline(schema()).fit(interactions=data), data.slice(0, ROWS))
+    return {f"{ROWS} raw rows of {data.num_columns} columns": ["--rows", folder]}
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Count, compare, print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
@@ -79,7 +91,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         folder = Path(text)
         program, compiler = build(given.build or folder / "build")
         names = subprocess.run([program], capture_output=True, text=True, check=True).stdout.splitlines()
-        cases: dict[str, Sequence[str | Path]] = {name: [name] for name in names} | requests(folder)
+        cases: dict[str, Sequence[str | Path]] = (
+            {name: [name] for name in names} | requests(folder) | rows(folder / "rows")
+        )
         counts = {name: count(program, case, folder) for name, case in cases.items()}
     if given.update:
         BASELINE.write_text(json.dumps({"compiler": compiler, "instructions": counts}, indent=1) + "\n")
