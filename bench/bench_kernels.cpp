@@ -193,7 +193,7 @@ void gather(const Kernels& kernels, size_t rows, size_t width, size_t table_byte
     args.addends = addends, args.n_addends = 2;
     args.activation = Activation::relu;
     args.out = {out.data, width};
-    kernels.fp32.affine(&args);
+    kernels.add(&args);
   });
   const double bytes = static_cast<double>(rows * width) * 4;
   std::printf("  gather  M=%-4zu rows of %5zu bytes out of %4zu MiB %9.2f us  %5.2f GB/s read  %5.2f M rows/s\n", rows,

@@ -164,6 +164,7 @@ struct Kernels {
   // same arithmetic in the same order.
   ProductKernels fp16;
   Int8Kernels int8;
+  void (*add)(const AffineArgs* args);  // an affine without product; x and packed are not read
   void (*activation)(size_t rows, size_t width, Activation fn, float alpha, const float* slope, Rows x, Out out);
   void (*softmax)(size_t rows, size_t width, size_t size, Rows x, Out out);
   // out[r] = sum over e of gate[r][e] * experts[e][r]

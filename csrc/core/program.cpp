@@ -566,6 +566,8 @@ void Program::run_step(const Step& step, Domain domain, size_t n, const Context&
       if (plan.steps > 1) {
         const size_t x_step = plan.has_x ? in_width(0) / plan.steps : 0;
         run_steps(args, plan.steps, x_step, &ports_[step.first_input + plan.has_x], context.scratch + args.n_addends);
+      } else if (!plan.has_x) {
+        k.add(&args);
       } else if (step.packed_int8 == nullptr || context.exact) {
         products_.affine(&args);
       } else if (step.source < 0) {

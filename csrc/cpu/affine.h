@@ -114,14 +114,16 @@ FASTMTR_INLINE size_t rows_ahead(size_t columns) { return 1 + 1024 / columns; }
 template <class... Addends>
 inline void add_row(const float* from, const float* bias, const Columns& c, bool relu, float* to,
                     const Addends&... addends) {
-  for (size_t i = 0; i < c.n; i += W) {
-    const size_t m = less(W, c.n - i);
+  const auto add = [&](size_t i, size_t m) __attribute__((always_inline)) {
     F x = from ? load_part(from + i, m) : zero();
     if (bias) x = x + load_part(bias + i, m);
     ((x = addends.add_to(x, i, m)), ...);
     (addends.fetch(i), ...);
     store_part(to + i, relu ? max(zero(), x) : x, m);
-  }
+  };
+  size_t i = 0;
+  for (; i + W <= c.n; i += W) add(i, W);
+  if (i < c.n) add(i, c.n - i);
 }
 
 FASTMTR_INLINE bool is_simple(Activation fn) { return fn == Activation::none || fn == Activation::relu; }
@@ -244,6 +246,7 @@ constexpr size_t kSkipRows = 64;          // rows whose masks are made at once
 constexpr size_t kSkipBlock = 16 * 1024;  // bytes of weights in a block
 
 struct Masks {
+  const float* x[kSkipRows];  // the rows themselves
   uint64_t of[kMaxK / kMaskBits][kSkipRows];
 };
 
@@ -269,7 +272,7 @@ template <class Weight>
 inline bool find_nonzeros(const AffineArgs& args, const Block<Weight>& b, size_t rows, Masks& masks) {
   size_t found = 0;
   for (size_t r = 0; r < rows; ++r) {
-    const float* x = row(args.x, b.row + r) + b.group * args.k;
+    const float* x = masks.x[r] = row(args.x, b.row + r) + b.group * args.k;
     for (size_t i = 0; i < args.k; i += kMaskBits) {
       const uint64_t mask = nonzeros(x + i, less(kMaskBits, args.k - i));
       masks.of[i / kMaskBits][r] = mask;
@@ -281,27 +284,27 @@ inline bool find_nonzeros(const AffineArgs& args, const Block<Weight>& b, size_t
   return true;
 }
 
-// The part that the columns [begin, end) of x add to NV vectors of columns; they lie in one word of the masks.
-template <size_t NV, class Weight>
+// The part that the columns [begin, end) of x add to NV vectors of columns; they lie in one word of the masks. kLast: no
+// others come after them.
+template <size_t NV, bool kLast, class Weight>
 __attribute__((noinline)) void skip_block(const AffineArgs& args, const Block<Weight>& b, size_t rows,
                                           const Masks& masks, size_t begin, size_t end) {
   const size_t first = b.group * args.n + b.column;
   const size_t base = begin / kMaskBits * kMaskBits;
-  const uint64_t* mask_of = masks.of[begin / kMaskBits];
   const uint64_t here = (~uint64_t{0} >> (kMaskBits - (end - begin))) << (begin - base);
-  const bool last = end == args.k;
-  const bool ends = last && args.n_addends == 0;
+  const bool ends = kLast && args.n_addends == 0;
   const F floor = set1(ends && args.activation == Activation::relu ? 0.0f : -kInfinity);
+  const float* bias = ends && args.bias ? args.bias + first : nullptr;
   const Weight* panels[(NV + 1) / 2];
   for (size_t p = 0; p < (NV + 1) / 2; ++p) panels[p] = b.panels + (p * args.k + base) * kPanel;
+  float* to = row(args.out, b.row) + first;
 
-  for (size_t r = 0; r < rows; ++r) {
-    const float* x = row(args.x, b.row + r) + b.group * args.k + base;
-    float* to = row(args.out, b.row + r) + first;
+  for (size_t r = 0; r < rows; ++r, to += args.out.stride) {
+    const float* x = masks.x[r] + base;
     F sum[NV];
 #pragma GCC unroll kUnroll
     for (size_t j = 0; j < NV; ++j) sum[j] = begin == 0 ? zero() : load(to + j * W);
-    for (uint64_t mask = mask_of[r] & here; mask; mask &= mask - 1) {
+    for (uint64_t mask = masks.of[begin / kMaskBits][r] & here; mask; mask &= mask - 1) {
       const size_t i = (size_t)__builtin_ctzll(mask);
       const F a = set1(x[i]);
 #pragma GCC unroll kUnroll
@@ -309,8 +312,8 @@ __attribute__((noinline)) void skip_block(const AffineArgs& args, const Block<We
     }
 #pragma GCC unroll kUnroll
     for (size_t j = 0; j < NV; ++j) {
-      const F bias = ends && args.bias ? load(args.bias + first + j * W) : zero();
-      store(to + j * W, last ? max(floor, positive_zero(sum[j]) + bias) : sum[j]);
+      if (kLast) sum[j] = max(floor, positive_zero(sum[j]) + (bias ? load(bias + j * W) : zero()));
+      store(to + j * W, sum[j]);
     }
   }
 }
@@ -323,8 +326,9 @@ FASTMTR_INLINE void skip_columns(const AffineArgs& args, Block<Weight>& b, size_
   constexpr size_t step = fitting < kMaskBits ? fitting : kMaskBits;
   static_assert(kMaskBits % step == 0, "a block lies in one word of the masks");
   for (; b.columns >= width; b.column += width, b.columns -= width, b.panels += width * args.k) {
-    for (size_t begin = 0; begin < args.k; begin += step)
-      skip_block<NV>(args, b, rows, masks, begin, less(begin + step, args.k));
+    size_t begin = 0;
+    for (; begin + step < args.k; begin += step) skip_block<NV, false>(args, b, rows, masks, begin, begin + step);
+    skip_block<NV, true>(args, b, rows, masks, begin, args.k);
     const Columns columns = {b.group * args.n + b.column, width, 1};
     if (args.n_addends > 0)
       finish(args, b.row, rows, {row(args.out, b.row) + columns.first, args.out.stride, nullptr}, columns);
@@ -347,7 +351,8 @@ inline bool multiply_skipping(const AffineArgs& args, const Block<Weight>& block
 }
 
 // No product: adds and activates, at the speed of memory.
-inline void add_only(const AffineArgs& args) {
+inline void add(const AffineArgs* pointer) {
+  const AffineArgs& args = *pointer;
   const size_t width = args.groups * args.n;
   if (width == 0) return;
   constexpr size_t block = 16;
@@ -359,7 +364,7 @@ template <class Weight>
 inline void affine(const AffineArgs* pointer) {
   const AffineArgs& args = *pointer;
   auto* packed = (const Weight*)args.packed;
-  if (!args.x.data || args.k == 0) return add_only(args);
+  if (!args.x.data || args.k == 0) return add(pointer);
   // Below these, finding the zeros takes longer than multiplying by them.
   const bool may_skip = args.k >= kLineFloats && args.k <= kMaxK && args.n >= kPanel;
   const size_t chunk = columns_at_once(args.k, sizeof(Weight));

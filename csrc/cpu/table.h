@@ -20,6 +20,7 @@ constexpr Kernels kernels_for(const char* isa) {
           product_kernels<Half>(),
 #endif
           int8_kernels(),
+          add,
           activation,
           softmax,
           mixture,

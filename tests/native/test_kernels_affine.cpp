@@ -57,7 +57,7 @@ struct AffineData {
 
   // Rows first .. first + out.rows.
   void run(const Kernels& k, size_t first, Matrix& out, const Rows* other_x = nullptr,
-           const void* halves = nullptr) const {
+           const void* halves = nullptr, bool by_add = false) const {
     const std::vector<Rows> added = addends(first);
     AffineArgs args = {};
     args.rows = out.rows, args.groups = c.groups, args.n = c.n, args.k = c.k;
@@ -67,7 +67,7 @@ struct AffineData {
     args.activation = c.fn, args.alpha = 0.2f, args.slope = slope.data();
     args.out = out.out();
     if (halves) args.packed = halves;
-    (halves ? k.fp16 : k.fp32).affine(&args);
+    (by_add ? k.add : halves ? k.fp16.affine : k.fp32.affine)(&args);
   }
 
   // The sum before activation, and the sum of the terms' sizes.
@@ -111,6 +111,14 @@ void test_affine_case(const Kernels& k, const Affine& c, size_t rows) {
     }
   check(right, what);
   check(out.guards_hold(), what + ": wrote outside of its columns");
+  if (!c.has_x) {
+    Matrix sums(rows, out.width, false);
+    data.run(k, 0, sums, nullptr, nullptr, true);
+    bool equal = sums.guards_hold();
+    for (size_t r = 0; r < rows; ++r)
+      for (size_t j = 0; j < out.width; ++j) equal = equal && same_bits(sums.at(r, j), out.at(r, j));
+    check(equal, what + ": add() gives something else");
+  }
   if (rows == 0) return;
 
   // The bits of rows first .. first + count, computed alone.
