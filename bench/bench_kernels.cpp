@@ -13,6 +13,7 @@
 #include <functional>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "backend.h"
@@ -85,13 +86,18 @@ void peak_plain() {
   sink = total[0];
 }
 
-double peak_gflops(const std::string& isa) {
+struct Peak {
+  void (*run)();
+  double flops;
+};
+
+Peak peak_of(const std::string& isa) {
 #if defined(__x86_64__)
-  if (isa.starts_with("avx512")) return 2.0 * 16 * 16 * kPeakSteps / seconds_of_best(peak_avx512) * 1e-9;
-  if (isa == "avx2") return 2.0 * 12 * 8 * kPeakSteps / seconds_of_best(peak_avx2) * 1e-9;
+  if (isa.starts_with("avx512")) return {peak_avx512, 2.0 * 16 * 16 * kPeakSteps};
+  if (isa == "avx2") return {peak_avx2, 2.0 * 12 * 8 * kPeakSteps};
 #endif
   (void)isa;
-  return 2.0 * 12 * 4 * kPeakSteps / seconds_of_best(peak_plain) * 1e-9;
+  return {peak_plain, 2.0 * 12 * 4 * kPeakSteps};
 }
 
 // ---- cases --------------------------------------------------------------------------------------------------------
@@ -108,11 +114,13 @@ struct Floats {  // 64-byte aligned
   float* data;
 };
 
-void product(const Kernels& kernels, double peak, size_t rows, size_t groups, size_t n, size_t k, Activation fn) {
+void product(const Kernels& kernels, double peak, size_t rows, size_t groups, size_t n, size_t k, Activation fn,
+             bool halves = false) {
+  const fastmtr::ProductKernels& products = halves ? kernels.fp16 : kernels.fp32;
   const size_t width = groups * n;
   Floats x(rows * groups * k), w(width * k), bias(width), out(rows * width),
-      packed(kernels.fp32.packed_bytes(groups, n, k) / sizeof(float));
-  kernels.fp32.pack(w.data, groups, n, k, packed.data);
+      packed(products.packed_bytes(groups, n, k) / sizeof(float));
+  products.pack(w.data, groups, n, k, packed.data);
   AffineArgs args = {};
   args.rows = rows, args.groups = groups, args.n = n, args.k = k;
   args.x = {x.data, groups * k, nullptr};
@@ -120,16 +128,16 @@ void product(const Kernels& kernels, double peak, size_t rows, size_t groups, si
   args.bias = bias.data;
   args.activation = fn;
   args.out = {out.data, width};
-  const double seconds = seconds_of_best([&] { kernels.fp32.affine(&args); });
+  const double seconds = seconds_of_best([&] { products.affine(&args); });
   const double flops = 2.0 * static_cast<double>(rows * width * k);
   std::printf(
-      "  affine  M=%-4zu G=%zu N=%-5zu K=%-4zu %s %9.2f us  %6.1f GFLOP/s  %5.1f %% of peak  weights %5.1f GB/s\n",
-      rows, groups, n, k,
+      "  %-6s  M=%-4zu G=%zu N=%-5zu K=%-4zu %s %9.2f us  %6.1f GFLOP/s  %5.1f %% of peak  weights %5.1f GB/s\n",
+      halves ? "fp16" : "affine", rows, groups, n, k,
       fn == Activation::relu   ? "relu   "
       : fn == Activation::none ? "none   "
                                : "sigmoid",
       seconds * 1e6, flops / seconds * 1e-9, 100 * flops / seconds * 1e-9 / peak,
-      static_cast<double>(width * k) * 4 / seconds * 1e-9);
+      static_cast<double>(width * k) * (halves ? 2 : 4) / seconds * 1e-9);
 }
 
 // The same in 8 bits.
@@ -227,11 +235,67 @@ void elementwise(const Kernels& kernels, const char* name, Activation fn) {
   std::printf("  %-10s %6.2f ns an element\n", name, seconds / n * 1e9);
 }
 
+// ---- two threads at once --------------------------------------------------------------------------------------------
+
+// Calls of work(thread) a second.
+double calls_a_second(int threads, const std::function<void(int)>& work) {
+  using Clock = std::chrono::steady_clock;
+  std::vector<double> rates(static_cast<size_t>(threads));
+  std::vector<std::thread> running;
+  for (int t = 0; t < threads; ++t)
+    running.emplace_back([&rates, &work, t] {
+      const auto start = Clock::now();
+      double calls = 0, seconds = 0;
+      while (seconds < 0.03) {
+        work(t);
+        ++calls;
+        seconds = std::chrono::duration<double>(Clock::now() - start).count();
+      }
+      rates[static_cast<size_t>(t)] = calls / seconds;
+    });
+  double sum = 0;
+  for (size_t t = 0; t < running.size(); ++t) {
+    running[t].join();
+    sum += rates[t];
+  }
+  return sum;
+}
+
+void by_two(const char* what, double giga, const char* unit, const std::function<void(int)>& work) {
+  std::vector<double> one, ratios;
+  for (int i = 0; i < 15; ++i) {
+    one.push_back(calls_a_second(1, work));
+    ratios.push_back(calls_a_second(2, work) / one.back());
+  }
+  std::sort(one.begin(), one.end());
+  std::sort(ratios.begin(), ratios.end());
+  std::printf("  %-34s %6.1f %s by one thread; by two %.2f times as much [%.2f, %.2f]\n", what,
+              one[one.size() / 2] * giga, unit, ratios[ratios.size() / 2], ratios.front(), ratios.back());
+}
+
+// The machine's own limits. Two processors of a virtual machine may at times be the two threads of one core: then
+// multiply-adds, which touch no memory, tell.
+void two_threads(const Kernels& kernels) {
+  const Peak peak = peak_of(kernels.isa);
+  by_two("multiply-adds in registers", peak.flops * 1e-9, "GFLOP/s", [&](int) { peak.run(); });
+  for (const size_t mib : {3, 24}) {
+    const size_t n = (mib << 20) / sizeof(float) / 2;
+    const Floats a(n), b(n);
+    float out[2];
+    const std::string what = "reading the same " + std::to_string(mib) + " MiB";
+    by_two(what.c_str(), static_cast<double>(2 * n * sizeof(float)) * 1e-9, "GB/s", [&](int t) {
+      kernels.dot(1, n, {a.data, n, nullptr}, {b.data, n, nullptr}, {&out[t], 1});
+    });
+  }
+}
+
 void run(const Kernels& kernels) {
-  const double peak = peak_gflops(kernels.isa);
+  const double peak = peak_of(kernels.isa).flops / seconds_of_best(peak_of(kernels.isa).run) * 1e-9;
   std::printf("%s: multiply-add peak %.1f GFLOP/s\n", kernels.isa, peak);
   for (size_t rows : {1, 2, 3, 5, 8, 16, 64, 256}) product(kernels, peak, rows, 8, 128, 256, Activation::relu);
   for (size_t rows : {1, 4, 64, 256}) product(kernels, peak, rows, 1, 2048, 352, Activation::relu);
+  product(kernels, peak, 1, 1, 2072, 152, Activation::none);
+  product(kernels, peak, 1, 1, 2072, 152, Activation::none, true);
   for (size_t rows : {1, 64}) product(kernels, peak, rows, 3, 64, 128, Activation::relu);
   for (size_t rows : {1, 64}) product(kernels, peak, rows, 3, 8, 136, Activation::none);
   for (size_t rows : {1, 64}) product(kernels, peak, rows, 3, 1, 64, Activation::sigmoid);
@@ -249,6 +313,7 @@ void run(const Kernels& kernels) {
   elementwise(kernels, "tanh", Activation::tanh);
   elementwise(kernels, "gelu", Activation::gelu);
   elementwise(kernels, "exp", Activation::exp);
+  two_threads(kernels);
 }
 
 }  // namespace
