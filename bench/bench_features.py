@@ -5,7 +5,8 @@ python bench/bench_features.py [--rows 400000] [--rounds 7] [--threads 2] [--row
 
 13 numbers with nulls and 26 categories as text; cardinalities are those of Criteo's data, values as frequent as Zipf's
 law has them. Every contestant makes the same matrices (compared before anything is timed): ids by vocabulary or by
-hash, and numbers as logarithms with mean 0 and deviation 1. Polars may use as many threads as fastmtr.
+hash, and numbers as logarithms with mean 0 and deviation 1. Polars leaves columns; "packed" puts them into the two
+matrices that a model reads, which fastmtr writes at once. Polars may use as many threads as fastmtr.
 ``--row-program`` is the program that bench/bench_features_row.cpp makes: one row in C++, without Python.
 ``--operators`` compares, instead of all that, fastmtr's own two ways through a table for each operator.
 
@@ -128,6 +129,11 @@ def polars_join(frame: pl.DataFrame, words: Mapping[str, list[str]], numbers: li
 # ---- measuring -------------------------------------------------------------------------------------------------------
 
 
+def packed(found: pl.DataFrame) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    """Polars' columns as the two matrices that a model reads, and that fastmtr makes at once."""
+    return found.select(CATEGORIES).to_numpy(order="c"), found.select(NUMBERS).to_numpy(order="c")
+
+
 def check_ids(found: pl.DataFrame, expected: NDArray[np.int32], dense: NDArray[np.float32], who: str) -> None:
     """Times mean something only if the results are the same."""
     ids = found.select(CATEGORIES).to_numpy()
@@ -152,10 +158,13 @@ def batches(data: pa.Table, *, threads: int, rounds: int) -> list[list[str]]:
     }
     for name, run in peers.items():
         check_ids(run(), ids, dense, name)
+    contestants: dict[str, Callable[[], object]] = dict(peers)
+    for name in ("Polars, Enum", "Polars, replace_strict"):
+        contestants[f"{name}, packed"] = lambda run=peers[name]: packed(run())  # type: ignore[misc]
     rows = []
     ours: Callable[[], object] = lambda: by_word.transform("candidate", data, threads=threads)  # noqa: E731
-    times = alternate([ours, *peers.values()], rounds)
-    for i, name in enumerate(peers, 1):
+    times = alternate([ours, *contestants.values()], rounds)
+    for i, name in enumerate(contestants, 1):
         rows.append(["vocabulary", name, *_cells(times, i)])
 
     part = data.slice(0, 50_000)
@@ -171,8 +180,9 @@ def batches(data: pa.Table, *, threads: int, rounds: int) -> list[list[str]]:
     rows.append([f"vocabulary, {part.num_rows:,} rows", "scikit-learn, OrdinalEncoder", *_cells(times, 1)])
 
     ours = lambda: by_hash.transform("candidate", data, threads=threads)  # noqa: E731
-    times = alternate([ours, lambda: frame.select(*numbers, *polars_hash())], rounds)
-    rows.append(["hash", "Polars, hash", *_cells(times, 1)])
+    columns = lambda: frame.select(*numbers, *polars_hash())  # noqa: E731
+    times = alternate([ours, columns, lambda: packed(columns())], rounds)
+    rows += [["hash", name, *_cells(times, i)] for i, name in enumerate(("Polars, hash", "Polars, hash, packed"), 1)]
     return rows
 
 

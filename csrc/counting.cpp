@@ -230,35 +230,56 @@ py::tuple count_texts(const Vector<uint8_t>& data, const Vector<Offset>& offsets
 }
 
 // The first eight bytes as a number that is ordered as they are; what is not there is 0.
-uint64_t prefix_of(Text text) {
-  uint64_t prefix = 0;
-  for (uint32_t i = 0; i < std::min(text.size, 8u); ++i) prefix |= uint64_t{text.bytes[i]} << (56 - 8 * i);
-  return prefix;
+uint64_t prefix_of(Text text, const uint8_t* limit) {
+  const uint64_t word = text.size <= 8 ? word_of(text, limit) : load(text.bytes);
+  return std::endian::native == std::endian::little ? __builtin_bswap64(word) : word;
+}
+
+struct Place {
+  uint64_t order;  // the larger the count, the smaller
+  uint64_t prefix;
+  int64_t row;
+};
+
+// Sorts by order, then prefix: byte by byte from the last one on, leaving out bytes in which all are alike.
+void sort_places(std::vector<Place>& places) {
+  std::vector<Place> sorted(places.size());
+  for (uint64_t Place::* key : {&Place::prefix, &Place::order})
+    for (int shift = 0; shift < 64; shift += 8) {
+      size_t starts[257] = {};
+      const auto byte = [&](const Place& place) { return (place.*key >> shift) & 255; };
+      for (const Place& place : places) ++starts[byte(place) + 1];
+      if (std::find(starts, starts + 257, places.size()) != starts + 257) continue;
+      for (int i = 0; i < 256; ++i) starts[i + 1] += starts[i];
+      for (const Place& place : places) sorted[starts[byte(place)]++] = place;
+      places.swap(sorted);
+    }
 }
 
 Vector<int64_t> order_texts(const Vector<uint8_t>& data, const Vector<int64_t>& offsets,
                             const Vector<int64_t>& counts) {
   if (data.ndim() != 1 || offsets.ndim() != 1 || counts.ndim() != 1 || offsets.shape(0) != counts.shape(0) + 1)
     refuse("data, offsets and counts must be vectors, and there is one more offset than counts");
-  struct Place {
-    int64_t count;
-    uint64_t prefix;
-    int64_t row;
-  };
   const py::ssize_t n = counts.shape(0);
   const Texts<int64_t> texts{data.data(), data.shape(0), offsets.data()};
   const int64_t* times = counts.data();
   std::vector<Place> places(n);
   {
     const py::gil_scoped_release released;
-    for (py::ssize_t i = 0; i < n; ++i) places[i] = {times[i], prefix_of(texts[i]), i};
-    std::sort(places.begin(), places.end(), [&](const Place& a, const Place& b) {
-      if (a.count != b.count) return a.count > b.count;
-      if (a.prefix != b.prefix) return a.prefix < b.prefix;
-      const Text x = texts[a.row], y = texts[b.row];
-      const int order = std::memcmp(x.bytes, y.bytes, std::min(x.size, y.size));
-      return order ? order < 0 : x.size < y.size;
-    });
+    const uint8_t* limit = texts.data + texts.size;
+    for (py::ssize_t i = 0; i < n; ++i) places[i] = {~static_cast<uint64_t>(times[i]), prefix_of(texts[i], limit), i};
+    sort_places(places);
+    for (auto at = places.begin(); at != places.end();) {
+      const auto end = std::find_if(at, places.end(), [&](const Place& place) {
+        return place.order != at->order || place.prefix != at->prefix;
+      });
+      std::sort(at, end, [&](const Place& a, const Place& b) {
+        const Text x = texts[a.row], y = texts[b.row];
+        const int order = std::memcmp(x.bytes, y.bytes, std::min(x.size, y.size));
+        return order ? order < 0 : x.size < y.size;
+      });
+      at = end;
+    }
   }
   Vector<int64_t> result(n);
   std::transform(places.begin(), places.end(), result.mutable_data(), [](const Place& place) { return place.row; });
