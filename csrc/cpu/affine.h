@@ -350,6 +350,33 @@ inline bool multiply_skipping(const AffineArgs& args, const Block<Weight>& block
   return true;
 }
 
+// One column a group, as the last layer of a task has: as vectors all lanes but one would be idle, so rows go side by
+// side as scalars. The order of each sum, and so its bits, are those of the product above.
+template <class Weight>
+inline void multiply_single(const AffineArgs& args, const Weight* packed) {
+  constexpr size_t kRows = 8;
+  const float floor = args.activation == Activation::relu ? 0.0f : -kInfinity;
+  float w[kMaxK];
+  for (size_t g = 0; g < args.groups; ++g, packed += packed_floats(1, 1, args.k)) {
+    for (size_t i = 0; i < args.k; ++i) w[i] = load(packed + i * W)[0];
+    const float bias = args.bias ? args.bias[g] : 0.0f;
+    for (size_t r = 0; r < args.rows; r += kRows) {
+      const size_t count = less(kRows, args.rows - r);
+      const float* x[kRows];
+      float sums[kRows] = {};
+      for (size_t j = 0; j < kRows; ++j) x[j] = row(args.x, r + less(j, count - 1)) + g * args.k;
+      for (size_t i = 0; i < args.k; ++i)
+#pragma GCC unroll 8
+        for (size_t j = 0; j < kRows; ++j) sums[j] = fma(x[j][i], w[i], sums[j]);
+      for (size_t j = 0; j < count; ++j) {
+        const float sum = sums[j] + 0.0f + bias;  // see positive_zero
+        row(args.out, r + j)[g] = floor > sum ? floor : sum;
+      }
+    }
+  }
+  if (!is_simple(args.activation)) activate_columns(args, 0, args.rows, {0, args.groups, 0});
+}
+
 // No product: adds and activates, at the speed of memory.
 inline void add(const AffineArgs* pointer) {
   const AffineArgs& args = *pointer;
@@ -365,6 +392,7 @@ inline void affine(const AffineArgs* pointer) {
   const AffineArgs& args = *pointer;
   auto* packed = (const Weight*)args.packed;
   if (!args.x.data || args.k == 0) return add(pointer);
+  if (args.n == 1 && args.k <= kMaxK && args.n_addends == 0) return multiply_single(args, packed);
   // Below these, finding the zeros takes longer than multiplying by them.
   const bool may_skip = args.k >= kLineFloats && args.k <= kMaxK && args.n >= kPanel;
   const size_t chunk = columns_at_once(args.k, sizeof(Weight));

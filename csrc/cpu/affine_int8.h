@@ -128,8 +128,8 @@ FASTMTR_INLINE U levels_of(const F (&x)[kTogether], float inverse, F shift) {
   U all = {};
   uint32_t of_rounding = 0;  // kRound in each of the places
 #pragma GCC unroll 4
-  for (size_t part = kTogether; part-- > 0;) {
-    const F moved = x[part] * inverse + shift;
+  for (size_t i = 1; i <= kTogether; ++i) {
+    const F moved = x[kTogether - i] * inverse + shift;
     all = (all << kBits8) + bits(kFromZero ? moved : min(set1(kRound + kLevels), moved));
     of_rounding = (of_rounding << kBits8) + kRoundBits;
   }

@@ -24,6 +24,7 @@ namespace fastmtr {
 namespace {
 
 FASTMTR_INLINE F fma(F a, F b, F c) { return (F)vfmaq_f32((float32x4_t)c, (float32x4_t)a, (float32x4_t)b); }
+FASTMTR_INLINE float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
 // As x86 has them, b where either is NaN: the kernels count on it.
 FASTMTR_INLINE F min(F a, F b) {
   return (F)vbslq_f32(vcltq_f32((float32x4_t)a, (float32x4_t)b), (float32x4_t)a, (float32x4_t)b);

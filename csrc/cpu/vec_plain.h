@@ -26,6 +26,7 @@ namespace fastmtr {
 namespace {
 
 FASTMTR_INLINE F fma(F a, F b, F c) { return a * b + c; }
+FASTMTR_INLINE float fma(float a, float b, float c) { return a * b + c; }
 
 // As x86 has them: b where either is NaN.
 FASTMTR_INLINE F min(F a, F b) { return a < b ? a : b; }

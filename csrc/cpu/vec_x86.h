@@ -7,6 +7,8 @@
 namespace fastmtr {
 namespace {
 
+inline __attribute__((always_inline)) float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }
+
 inline __attribute__((always_inline)) float sum_lanes_256(__m256 x) {
   __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
   s = _mm_add_ps(s, _mm_movehl_ps(s, s));
