@@ -232,6 +232,8 @@ def test_crosses(data: Any, drawn: Any, rules: dict[str, Any], nulls: Any) -> No
 @settings(deadline=None)
 def test_categories_by_their_outcomes(data: Any, drawn: Any, rules: dict[str, Any], encoding: Any) -> None:
     value, kind = drawn
+    # Fitting reads every fitted value, which is refused where it is too rare and unseen values are.
+    rules = {key: rule for key, rule in rules.items() if key != "min_count"}
     nulls = data.draw(st.sampled_from(["fill", "error"]))
     fitted, found = data.draw(some(value)), data.draw(some(value))
     n = len(fitted)
