@@ -190,6 +190,7 @@ def _compile(options: argparse.Namespace) -> None:
         seen=bundle.seen,
         fusion=fusion,
         item_memory=options.item_memory,
+        fold_memory=options.fold_memory,
         item_precision=options.item_precision,
         embedding_precision=options.embedding_precision,
         progress=sys.stderr.isatty(),

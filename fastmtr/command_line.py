@@ -49,6 +49,8 @@ def command_line() -> argparse.ArgumentParser:
     recompile = command("compile", "Compile a bundle's model again: another memory budget, precision or fusion.")
     _bundle(recompile)
     _out(recompile, required=True)
+    folds = "for products of embedding tables, which stand in the bundle, such as 8M; 0: none (default: 16M)"
+    recompile.add_argument("--fold-memory", type=_bytes, default="auto", metavar="BYTES", help=folds)
     kept = "what item values computed ahead of time are kept in (default fp32)"
     recompile.add_argument("--item-precision", choices=("fp32", "fp16", "int8"), default="fp32", help=kept)
     tables = "what tables of embeddings are kept in, at most (default fp32)"

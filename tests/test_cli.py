@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,8 +13,10 @@ import pytest
 pytest.importorskip("torch", reason="the commands are tested on a bundle that is trained here")
 from small_project import CONFIG, write_project
 
+import fastmtr.datasets
 from fastmtr import _native, cli
 from fastmtr.command_line import command_line
+from fastmtr.demo import ready_bundle
 from fastmtr.features import FeaturePipeline, read_features
 from fastmtr.ranker import Ranker
 from fastmtr.tables import read_table
@@ -269,6 +272,15 @@ def test_transform_and_check(project, trained, tmp_path, capsys):
     found = json.loads(capsys.readouterr().out)
     assert (found["ok"], found["absent"]) == (False, ["topic"])
     assert {c["name"] for c in found["columns"]} == {"user", "hour", "item"}
+
+
+def test_check_of_the_ready_bundle(capsys):
+    """It keeps what its fitted rows were like, so that other users can be set against them."""
+    users = Path(fastmtr.datasets.__file__).parent / "kuairand_pure" / "users.parquet"
+    assert cli.main(["check", str(ready_bundle()), str(users), "--json"]) == 0
+    columns = {c["name"]: c for c in json.loads(capsys.readouterr().out)["columns"]}
+    assert columns["user_active_degree"]["verdict"] == "ok"
+    assert "more unseen values" in columns["user_id"]["reasons"]  # these are all users, of whom training saw some
 
 
 def test_a_ranker_counts_what_its_requests_were_like(trained):
