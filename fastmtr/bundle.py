@@ -23,13 +23,14 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 from fastmtr.compiler import Explanation, ItemPrecision, compile_encoded, explain
 from fastmtr.encodings import EmbeddingPrecision, decoded_shapes, decoded_weights
 from fastmtr.errors import BundleError, ConversionError, SchemaError
 from fastmtr.graph import Domain, Graph, Packed
 from fastmtr.schema import Schema
+from fastmtr.tensor_file import save_tensors
 
 __all__ = ["FORMAT_VERSION", "Bundle", "Catalogue", "open_bundle", "write_bundle"]
 
@@ -338,8 +339,7 @@ def write_bundle(
         for name, content in texts.items():
             _write(building / name, content if isinstance(content, bytes) else _encode(content, name))
         for name, arrays in tensors.items():
-            save_file({key: np.ascontiguousarray(arrays[key]) for key in sorted(arrays)}, building / name)
-            (building / name).chmod(0o666 & ~_umask())  # safetensors makes it private
+            save_tensors(arrays, building / name)
             _flush(building / name)
         manifest["files"] = {
             f.name: {"sha256": _sha256(f), "bytes": f.stat().st_size} for f in sorted(building.iterdir())

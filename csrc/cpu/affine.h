@@ -126,6 +126,12 @@ inline void add_row(const float* from, const float* bias, const Columns& c, bool
   if (i < c.n) add(i, c.n - i);
 }
 
+FASTMTR_INLINE bool plain_rows(const Rows* x, size_t n) {
+  for (size_t i = 0; i < n; ++i)
+    if (x[i].encoding != Encoding::f32) return false;
+  return true;
+}
+
 FASTMTR_INLINE bool is_simple(Activation fn) { return fn == Activation::none || fn == Activation::relu; }
 
 inline void activate_columns(const AffineArgs& args, size_t r, size_t count, const Columns& c) {
@@ -150,6 +156,9 @@ __attribute__((noinline)) void finish(const AffineArgs& args, size_t r, size_t c
         read(addends[1], [&](const auto& b) { add_row(sums, bias, c, last && relu, to, a, b); });
       });
     };
+    const auto reader = [&](size_t j) { return Reader<float>(addends[j], r + i, c.first, c.ahead, args.rows); };
+    for (; left > 4 && plain_rows(addends, 4); left -= 4, addends += 4, sums = to, bias = nullptr)
+      add_row(sums, bias, c, false, to, reader(0), reader(1), reader(2), reader(3));
     for (; left > 2; left -= 2, addends += 2, sums = to, bias = nullptr) add_two(false);
     if (left == 2) {
       add_two(true);
