@@ -70,8 +70,13 @@ def cycle(ticks: Any, kind: Cycle, clock: Clock) -> Any:
     -------
     ndarray of float64, shape (n, 2)
     """
+    return sincos(phase(ticks, kind, clock))
+
+
+def phase(ticks: Any, kind: Cycle, clock: Clock) -> Any:
+    """Where each tick lies in the day, the week or the year, float64 in [0, 1)."""
     place = _within(ticks, CYCLES[kind], clock)
-    return sincos(place.astype(np.float64) / float(CYCLES[kind].period))
+    return place.astype(np.float64) / float(CYCLES[kind].period)
 
 
 def _within(ticks: Any, part: _Part, clock: Clock) -> Any:

@@ -43,7 +43,9 @@ from fastmtr.features.quality import (
 )
 from fastmtr.features.scales import Scale, signed_log1p
 from fastmtr.features.streaming import rows_progress
-from fastmtr.features.times import ObservedGaps, ObservedRecency
+from fastmtr.features.text import ObservedDocuments
+from fastmtr.features.times import ObservedCycle, ObservedGaps, ObservedRecency
+from fastmtr.features.vectors import ObservedVectors
 from fastmtr.schema import Feature
 
 if TYPE_CHECKING:
@@ -158,6 +160,8 @@ def distinct_values(counts: CategoryCounts) -> tuple[pa.Array, NDArray[np.int64]
 
 
 Observed = ObservedNumbers | ObservedCategories
+# Of which one number a row is told.
+_SUMMED = (ObservedBuckets, ObservedCycle, ObservedDocuments, ObservedGaps, ObservedRecency, ObservedVectors)
 _OWN = {"user": "users", "item": "items"}
 
 
@@ -223,6 +227,12 @@ def fit_encoders(
         if each is not None
     }
     operators = {f.name: found for f in schema.features if (found := observer_of(f, schema)) is not None}
+    unwatched = {
+        f.name: nothing
+        for f in schema.features
+        if (nothing := unlearned(f, schema)) is not None and not _sources_of(f, operators[f.name], sources)
+    }
+    operators = {name: each for name, each in operators.items() if name not in unwatched}
     plain = [f for f in schema.features if f.kind != "sequence" and not is_operator(f)]
     vocabularies = {f.name: observer(f) for f in plain}
     observed: dict[str, Observed | Observer] = {**vocabularies, **operators}
@@ -258,7 +268,7 @@ def fit_encoders(
         encoders = _fitted(vocabularies, {}, pool)
         # Operators are learned last: they may need the vocabulary of another feature.
         encoders |= _fitted(operators, encoders, pool)
-        encoders |= {f.name: nothing for f in schema.features if (nothing := unlearned(f, schema)) is not None}
+        encoders |= unwatched
         statistics = _statistics(observed, encoders, {}, pool)
     return {f.name: encoders[f.name] for f in schema.features if f.name in encoders}, statistics
 
@@ -313,7 +323,7 @@ def _statistics(
     fitted: Mapping[str, Statistics],
     pool: _Pool,
 ) -> dict[str, Statistics]:
-    """Of those features that some are kept of: vocabularies, scales, and times that are scaled."""
+    """Of all features but encodings by outcome and attributes, whose columns are those of other features."""
 
     def one(name: str) -> Statistics | None:
         each, before = observed[name], fitted.get(name)
@@ -321,7 +331,7 @@ def _statistics(
             cross = encoders[name]
             assert isinstance(cross, Cross)
             return statistics_of(cross.categories, each.counts, rows=each.rows, nulls=each.nulls, taught=before is None)
-        if isinstance(each, ObservedBuckets | ObservedGaps | ObservedRecency):
+        if isinstance(each, _SUMMED):
             return number_statistics(each.summary, before if isinstance(before, NumberStatistics) else None)
         if isinstance(each, ObservedNumbers | ObservedCategories):
             return each.statistics(encoders[name], before)
@@ -404,18 +414,23 @@ def observe(
         pass
 
 
+def _sources_of(feature: Feature, observed: Observer, sources: Mapping[str, Source]) -> list[str]:
+    """Where all columns of an operator stand: what is looked up in the catalogue, labels in the interactions."""
+    wanted = {reader.column for reader in observed.reads}
+    places = ("items",) if feature.lookup else (_OWN.get(feature.entity, ""), "interactions")
+    return [name for name in places if name in sources and wanted <= set(sources[name].names)]
+
+
 def _teacher(
     pipeline: FeaturePipeline, feature: Feature, observed: Observed | Observer, sources: Mapping[str, Source]
 ) -> str:
     """The source that a feature is learnt from."""
     own = _OWN.get(feature.entity, "")
     if not isinstance(observed, ObservedNumbers | ObservedCategories):
-        # What is looked up stands in the catalogue, and labels in the interactions.
+        if found := _sources_of(feature, observed, sources):
+            return found[0]
         wanted = {reader.column for reader in observed.reads}
         names = {name: set(each.names) for name, each in sources.items()}
-        for name in ("items",) if feature.lookup else (own, "interactions"):
-            if name in sources and wanted <= names[name]:
-                return name
         seen = {name: list(each.names) for name, each in sources.items()}
         learned = f"feature {feature.name!r} is learned from {sorted(wanted)}"
         if feature.lookup or own == "":

@@ -12,8 +12,8 @@ from fastmtr.features.made_categories import Buckets, Cross, ObservedBuckets, Ob
 from fastmtr.features.operators import Observer, Operator
 from fastmtr.features.target_encoding import ObservedOutcomes, TargetTable
 from fastmtr.features.text import ObservedDocuments, Tfidf
-from fastmtr.features.times import Cyclic, Gaps, ObservedGaps, ObservedRecency, Recency
-from fastmtr.features.vectors import Vector
+from fastmtr.features.times import Cyclic, Gaps, ObservedCycle, ObservedGaps, ObservedRecency, Recency
+from fastmtr.features.vectors import ObservedVectors, Vector
 from fastmtr.schema import Feature, Schema
 
 __all__ = ["OPERATORS", "is_operator", "observer_of", "operation", "operator_from_state", "unlearned"]
@@ -34,16 +34,18 @@ def unlearned(feature: Feature, schema: Schema) -> Operator | None:
 
 
 def observer_of(feature: Feature, schema: Schema) -> Observer | None:
-    """What learns such a feature; None where a vocabulary or a scale does, or where there is nothing to learn."""
+    """What learns such a feature, or only watches it; None where a vocabulary or a scale does."""
     if feature.lookup:
         return ObservedAttributes(feature, schema)
     observers: dict[Any, Any] = {
         Buckets: ObservedBuckets,
         Cross: ObservedCross,
+        Cyclic: ObservedCycle,
         Gaps: ObservedGaps,
         Recency: ObservedRecency,
         TargetTable: ObservedOutcomes,
         Tfidf: ObservedDocuments,
+        Vector: ObservedVectors,
     }
     kind = observers.get(_operator(feature))
     found: Observer | None = None if kind is None else kind(feature, schema)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fastmtr.errors import SchemaError
 from fastmtr.features import array_text, hashing
-from fastmtr.features.accumulators import DocumentCounts
+from fastmtr.features.accumulators import DocumentCounts, NumberSummary
 from fastmtr.features.columns import Texts
 from fastmtr.features.operators import damaged, readers, refuse_nulls
 from fastmtr.features.scales import saved_vector
@@ -82,10 +82,11 @@ class Tfidf(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class ObservedDocuments:
-    """In how many texts each hashed n-gram occurred so far."""
+    """In how many texts each hashed n-gram occurred so far, and how many of them the texts had."""
 
     def __init__(self, feature: Feature, schema: Schema) -> None:
         self.feature, self.reads = feature, readers(feature, schema)
+        self.summary = NumberSummary()
         self._counts = DocumentCounts(feature.dim)
 
     def observe(self, columns: Sequence[Any], weights: NDArray[np.int64] | None) -> None:
@@ -93,6 +94,8 @@ class ObservedDocuments:
         texts: Texts
         (texts,) = columns
         found, rows = _hashed(texts, self.feature.ngrams, self.feature.dim)
+        n_words = np.diff(rows).astype(np.float64)
+        self.summary.update(np.where(n_words > 0, n_words, np.nan), weights)
         # A null has no words, so leaving out its row of offsets leaves out the document.
         rows = np.concatenate([rows[:-1][texts.valid], rows[-1:]])
         self._counts.update(found, rows, None if weights is None else weights[texts.valid])

@@ -18,7 +18,7 @@ from fastmtr.features.operators import clock_of, damaged, readers, refuse_nulls
 from fastmtr.features.scales import Scale, signed_log1p
 from fastmtr.schema import Feature, Schema
 
-__all__ = ["Cyclic", "Gaps", "ObservedGaps", "ObservedRecency", "Recency"]
+__all__ = ["Cyclic", "Gaps", "ObservedCycle", "ObservedGaps", "ObservedRecency", "Recency"]
 
 
 class Cyclic(msgspec.Struct, frozen=True, kw_only=True):
@@ -63,6 +63,26 @@ class Cyclic(msgspec.Struct, frozen=True, kw_only=True):
         if head != found.state()[0]:
             raise SchemaError(damaged(feature.name, head))
         return found
+
+
+class ObservedCycle:
+    """Where the clock stood so far, from 0 to 1 within the period."""
+
+    def __init__(self, feature: Feature, schema: Schema) -> None:
+        self.reads = readers(feature, schema)
+        self.summary = NumberSummary()
+        self._cyclic = Cyclic.of(feature, schema)
+
+    def observe(self, columns: Sequence[Any], weights: NDArray[np.int64] | None) -> None:
+        """Add a batch, each row as often as its weight says."""
+        ticks: Ticks
+        (ticks,) = columns
+        phase = array_times.phase(ticks.values, self._cyclic.part, self._cyclic.clock)
+        self.summary.update(np.where(ticks.valid, phase, np.nan), weights)
+
+    def fit(self, encoders: Mapping[str, Any]) -> Cyclic:
+        """The operator, which needs none of it."""
+        return self._cyclic
 
 
 class Recency(msgspec.Struct, frozen=True, kw_only=True):

@@ -11,15 +11,15 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from fastmtr.errors import FastMTRError, SchemaError
-from fastmtr.features.accumulators import FLOAT32_MAX
+from fastmtr.features.accumulators import FLOAT32_MAX, NumberSummary
 from fastmtr.features.columns import Vectors
-from fastmtr.features.operators import damaged, refuse_nulls
+from fastmtr.features.operators import damaged, readers, refuse_nulls
 from fastmtr.schema import Feature, Schema
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-__all__ = ["Vector", "embed_texts"]
+__all__ = ["ObservedVectors", "Vector", "embed_texts"]
 
 
 def embed_texts(
@@ -113,8 +113,7 @@ class Vector(msgspec.Struct, frozen=True, kw_only=True):
         vectors: Vectors
         (vectors,) = columns
         refuse_nulls(self.name, self.nulls, vectors.valid)
-        numbers = np.where(np.isnan(vectors.values), 0.0, vectors.values)
-        return np.clip(numbers, -FLOAT32_MAX, FLOAT32_MAX).astype(np.float32)
+        return _held(vectors).astype(np.float32)
 
     def null(self) -> NDArray[np.float32]:
         """Zeros."""
@@ -133,3 +132,28 @@ class Vector(msgspec.Struct, frozen=True, kw_only=True):
         if head != found.state()[0]:
             raise SchemaError(damaged(feature.name, head))
         return found
+
+
+class ObservedVectors:
+    """How long the vectors so far were (Euclid)."""
+
+    def __init__(self, feature: Feature, schema: Schema) -> None:
+        self.reads = readers(feature, schema)
+        self.summary = NumberSummary()
+        self._vector = Vector.of(feature, schema)
+
+    def observe(self, columns: Sequence[Any], weights: NDArray[np.int64] | None) -> None:
+        """Add a batch, each row as often as its weight says."""
+        vectors: Vectors
+        (vectors,) = columns
+        self.summary.update(np.where(vectors.valid, np.linalg.norm(_held(vectors), axis=1), np.nan), weights)
+
+    def fit(self, encoders: Mapping[str, Any]) -> Vector:
+        """The operator, which needs none of it."""
+        return self._vector
+
+
+def _held(vectors: Vectors) -> NDArray[np.float64]:
+    """The numbers within float32's range, 0 for null."""
+    numbers = np.where(np.isnan(vectors.values), 0.0, vectors.values)
+    return np.clip(numbers, -FLOAT32_MAX, FLOAT32_MAX)
