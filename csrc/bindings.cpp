@@ -13,7 +13,7 @@
 #include <type_traits>
 #include <utility>
 
-#include "counting.h"
+#include "counting_bindings.h"
 #include "device_arrays.h"
 #include "fastmtr.h"
 #include "feature_bindings.h"

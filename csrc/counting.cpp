@@ -1,30 +1,12 @@
 #include "counting.h"
 
-#include <pybind11/numpy.h>
-#include <pybind11/stl.h>
-
-#include <algorithm>
 #include <bit>
-#include <cstdint>
 #include <cstring>
-#include <limits>
-#include <optional>
-#include <stdexcept>
-#include <string>
 #include <tuple>
 #include <utility>
-#include <vector>
 
-namespace py = pybind11;
-
-namespace fastmtr::python {
+namespace fastmtr {
 namespace {
-
-template <class T>
-using Vector = py::array_t<T, py::array::c_style>;
-
-template <class T>
-using Optional = std::optional<Vector<T>>;
 
 // A hash table of distinct values: a word that tells most of them apart, how long the value is, its number and its
 // count.
@@ -93,27 +75,6 @@ class Table {
   uint32_t size_ = 0;
 };
 
-struct Text {
-  const uint8_t* bytes;
-  uint32_t size;
-};
-
-// Texts side by side; text i is data[offsets[i]] .. data[offsets[i + 1]].
-template <class Offset>
-struct Texts {
-  const uint8_t* data;
-  int64_t size;
-  const Offset* offsets;
-
-  Text operator[](py::ssize_t i) const {
-    const uint64_t start = static_cast<int64_t>(offsets[i]), length = static_cast<int64_t>(offsets[i + 1]) - start;
-    const uint64_t all = size;
-    if (start > all || length > std::min<uint64_t>(all - start, std::numeric_limits<uint32_t>::max()))
-      throw std::invalid_argument("offsets must ascend within the data, in steps below 4 GiB");
-    return {data + start, static_cast<uint32_t>(length)};
-  }
-};
-
 uint64_t load(const uint8_t* bytes) {
   uint64_t word;
   std::memcpy(&word, bytes, sizeof word);
@@ -122,9 +83,10 @@ uint64_t load(const uint8_t* bytes) {
 
 // All of a text of up to eight bytes; a hash of a longer one. `limit` is where the memory that may be read ends.
 uint64_t word_of(Text text, const uint8_t* limit) {
+  if (text.size == 0) return 0;  // there need be no memory at all
   if (text.size <= 8) {
     if (std::endian::native == std::endian::little && limit - text.bytes >= 8)
-      return text.size ? load(text.bytes) & (~uint64_t{0} >> (64 - 8 * text.size)) : 0;
+      return load(text.bytes) & (~uint64_t{0} >> (64 - 8 * text.size));
     uint64_t word = 0;
     std::memcpy(&word, text.bytes, text.size);
     return word;
@@ -135,37 +97,26 @@ uint64_t word_of(Text text, const uint8_t* limit) {
   return ((word ^ (word >> 29)) + load(end - 8)) * 0x9FB21C651E98DF25u;
 }
 
-void refuse(const std::string& message) { throw py::value_error(message); }
-
-// The numbers of an optional vector beside n values.
-template <class T>
-const T* beside(py::ssize_t n, const Optional<T>& vector, const char* name) {
-  if (!vector) return nullptr;
-  if (vector->ndim() != 1 || vector->shape(0) != n)
-    refuse(std::string(name) + " must be a vector of " + std::to_string(n) + " numbers");
-  return vector->data();
-}
-
-constexpr py::ssize_t kBlock = 32;  // values whose slots are fetched ahead
+constexpr int64_t kBlock = 32;  // values whose slots are fetched ahead
 
 // Counts the n values whose word and length are `word(row)`; calls note(row) for each new one, in their order.
 template <class Word, class Same, class Note>
-std::vector<int64_t> count(py::ssize_t n, const uint8_t* valid, const int64_t* weights, const Word& word,
-                           const Same& same, const Note& note) {
+std::vector<int64_t> count(int64_t n, const uint8_t* valid, const int64_t* weights, const Word& word, const Same& same,
+                           const Note& note) {
   Table table;
   uint64_t words[kBlock];
   uint32_t lengths[kBlock];
   size_t homes[kBlock];
-  for (py::ssize_t start = 0; start < n; start += kBlock) {
-    const py::ssize_t size = std::min(kBlock, n - start);
+  for (int64_t start = 0; start < n; start += kBlock) {
+    const int64_t size = std::min(kBlock, n - start);
     table.make_room(kBlock);
-    for (py::ssize_t i = 0; i < size; ++i) {
+    for (int64_t i = 0; i < size; ++i) {
       std::tie(words[i], lengths[i]) = word(start + i);
       homes[i] = table.home(words[i], lengths[i]);
       table.fetch(homes[i]);
     }
-    for (py::ssize_t i = 0; i < size; ++i) {
-      const py::ssize_t row = start + i;
+    for (int64_t i = 0; i < size; ++i) {
+      const int64_t row = start + i;
       const int64_t weight = valid && !valid[row] ? 0 : weights ? weights[row] : 1;
       if (weight == 0) continue;
       if (table.add(homes[i], words[i], lengths[i], weight, [&](uint32_t other) { return same(other, row); }))
@@ -173,60 +124,6 @@ std::vector<int64_t> count(py::ssize_t n, const uint8_t* valid, const int64_t* w
     }
   }
   return table.counts();
-}
-
-template <class T>
-Vector<T> to_array(const std::vector<T>& values) {
-  return Vector<T>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
-py::tuple count_ints(const Vector<int64_t>& values, const Optional<uint8_t>& valid, const Optional<int64_t>& weights) {
-  if (values.ndim() != 1) refuse("values must be a vector");
-  const py::ssize_t n = values.shape(0);
-  const uint8_t* flags = beside(n, valid, "valid");
-  const int64_t *times = beside(n, weights, "weights"), *given = values.data();
-  std::vector<int64_t> found, counts;
-  {
-    const py::gil_scoped_release released;
-    counts = count(
-        n, flags, times, [&](py::ssize_t i) { return std::pair(static_cast<uint64_t>(given[i]), uint32_t{8}); },
-        [](uint32_t, py::ssize_t) { return true; }, [&](py::ssize_t i) { found.push_back(given[i]); });
-  }
-  return py::make_tuple(to_array(found), to_array(counts));
-}
-
-template <class Offset>
-py::tuple count_texts(const Vector<uint8_t>& data, const Vector<Offset>& offsets, const Optional<uint8_t>& valid,
-                      const Optional<int64_t>& weights) {
-  if (data.ndim() != 1 || offsets.ndim() != 1 || offsets.shape(0) == 0)
-    refuse("data and offsets must be vectors, and there is one more offset than texts");
-  const py::ssize_t n = offsets.shape(0) - 1;
-  const uint8_t* flags = beside(n, valid, "valid");
-  const int64_t* times = beside(n, weights, "weights");
-  const Texts<Offset> texts{data.data(), data.shape(0), offsets.data()};
-  std::vector<Text> found;
-  std::vector<int64_t> counts, ends = {0};
-  {
-    const py::gil_scoped_release released;
-    counts = count(
-        n, flags, times,
-        [&](py::ssize_t i) {
-          const Text text = texts[i];
-          return std::pair(word_of(text, texts.data + texts.size), text.size);
-        },
-        [&](uint32_t other, py::ssize_t i) {
-          const Text text = texts[i];
-          return text.size <= 8 || std::memcmp(found[other].bytes, text.bytes, text.size) == 0;
-        },
-        [&](py::ssize_t i) {
-          found.push_back(texts[i]);
-          ends.push_back(ends.back() + found.back().size);
-        });
-  }
-  Vector<uint8_t> content(ends.back());
-  uint8_t* at = content.mutable_data();
-  for (const Text& each : found) at = std::copy_n(each.bytes, each.size, at);
-  return py::make_tuple(content, to_array(ends), to_array(counts));
 }
 
 // The first eight bytes as a number that is ordered as they are; what is not there is 0.
@@ -244,7 +141,7 @@ struct Place {
 // Sorts by order, then prefix: byte by byte from the last one on, leaving out bytes in which all are alike.
 void sort_places(std::vector<Place>& places) {
   std::vector<Place> sorted(places.size());
-  for (uint64_t Place::* key : {&Place::prefix, &Place::order})
+  for (uint64_t Place::*key : {&Place::prefix, &Place::order})
     for (int shift = 0; shift < 64; shift += 8) {
       size_t starts[257] = {};
       const auto byte = [&](const Place& place) { return (place.*key >> shift) & 255; };
@@ -256,47 +153,50 @@ void sort_places(std::vector<Place>& places) {
     }
 }
 
-Vector<int64_t> order_texts(const Vector<uint8_t>& data, const Vector<int64_t>& offsets,
-                            const Vector<int64_t>& counts) {
-  if (data.ndim() != 1 || offsets.ndim() != 1 || counts.ndim() != 1 || offsets.shape(0) != counts.shape(0) + 1)
-    refuse("data, offsets and counts must be vectors, and there is one more offset than counts");
-  const py::ssize_t n = counts.shape(0);
-  const Texts<int64_t> texts{data.data(), data.shape(0), offsets.data()};
-  const int64_t* times = counts.data();
-  std::vector<Place> places(n);
-  {
-    const py::gil_scoped_release released;
-    const uint8_t* limit = texts.data + texts.size;
-    for (py::ssize_t i = 0; i < n; ++i) places[i] = {~static_cast<uint64_t>(times[i]), prefix_of(texts[i], limit), i};
-    sort_places(places);
-    for (auto at = places.begin(); at != places.end();) {
-      const auto end = std::find_if(at, places.end(), [&](const Place& place) {
-        return place.order != at->order || place.prefix != at->prefix;
-      });
-      std::sort(at, end, [&](const Place& a, const Place& b) {
-        const Text x = texts[a.row], y = texts[b.row];
-        const int order = std::memcmp(x.bytes, y.bytes, std::min(x.size, y.size));
-        return order ? order < 0 : x.size < y.size;
-      });
-      at = end;
-    }
-  }
-  Vector<int64_t> result(n);
-  std::transform(places.begin(), places.end(), result.mutable_data(), [](const Place& place) { return place.row; });
+}  // namespace
+
+IntCounts count_ints(const int64_t* values, int64_t n, const uint8_t* valid, const int64_t* weights) {
+  IntCounts result;
+  result.counts = count(
+      n, valid, weights, [&](int64_t i) { return std::pair(static_cast<uint64_t>(values[i]), uint32_t{8}); },
+      [](uint32_t, int64_t) { return true; }, [&](int64_t i) { result.values.push_back(values[i]); });
   return result;
 }
 
-}  // namespace
-
-void add_counting(py::module_& m) {
-  const auto none = py::none();
-  m.def("count_ints", count_ints, py::arg("values").noconvert(), py::arg("valid") = none, py::arg("weights") = none);
-  m.def("count_texts", count_texts<int32_t>, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("valid") = none, py::arg("weights") = none);
-  m.def("count_texts", count_texts<int64_t>, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("valid") = none, py::arg("weights") = none);
-  m.def("order_texts", order_texts, py::arg("data").noconvert(), py::arg("offsets").noconvert(),
-        py::arg("counts").noconvert());
+template <class Offset>
+TextCounts count_texts(const Texts<Offset>& texts, int64_t n, const uint8_t* valid, const int64_t* weights) {
+  TextCounts result;
+  result.counts = count(
+      n, valid, weights,
+      [&](int64_t i) {
+        const Text text = texts[i];
+        return std::pair(word_of(text, texts.data + texts.size), text.size);
+      },
+      [&](uint32_t other, int64_t i) {
+        const Text text = texts[i];
+        return text.size <= 8 || std::memcmp(result.texts[other].bytes, text.bytes, text.size) == 0;
+      },
+      [&](int64_t i) { result.texts.push_back(texts[i]); });
+  return result;
 }
 
-}  // namespace fastmtr::python
+template TextCounts count_texts(const Texts<int32_t>&, int64_t, const uint8_t*, const int64_t*);
+template TextCounts count_texts(const Texts<int64_t>&, int64_t, const uint8_t*, const int64_t*);
+
+std::vector<int64_t> order_texts(const Texts<int64_t>& texts, int64_t n, const int64_t* counts) {
+  std::vector<Place> places(n);
+  const uint8_t* limit = texts.data + texts.size;
+  for (int64_t i = 0; i < n; ++i) places[i] = {~static_cast<uint64_t>(counts[i]), prefix_of(texts[i], limit), i};
+  sort_places(places);
+  for (auto at = places.begin(); at != places.end();) {
+    const auto end = std::find_if(
+        at, places.end(), [&](const Place& place) { return place.order != at->order || place.prefix != at->prefix; });
+    std::sort(at, end, [&](const Place& a, const Place& b) { return texts[a.row].view() < texts[b.row].view(); });
+    at = end;
+  }
+  std::vector<int64_t> result(n);
+  std::transform(places.begin(), places.end(), result.begin(), [](const Place& place) { return place.row; });
+  return result;
+}
+
+}  // namespace fastmtr
