@@ -19,7 +19,6 @@ __all__ = [
     "item_i64",
     "item_u64",
     "kernel",
-    "load_f32",
     "load_f64",
     "load_i32",
     "load_i64",
@@ -90,7 +89,7 @@ def _item(found):
 item_i32, item_i64, item_u64 = _item(types.int32), _item(types.int64), _item(types.uint64)
 item_f32, item_f64 = _item(types.float32), _item(types.float64)
 load_u8, load_i32, load_i64 = _loading(types.uint8), _loading(types.int32), _loading(types.int64)
-load_u64, load_f32, load_f64 = _loading(types.uint64), _loading(types.float32), _loading(types.float64)
+load_u64, load_f64 = _loading(types.uint64), _loading(types.float64)
 store_u8, store_i32, store_i64 = _storing(types.uint8), _storing(types.int32), _storing(types.int64)
 store_u64, store_f32, store_f64 = _storing(types.uint64), _storing(types.float32), _storing(types.float64)
 
