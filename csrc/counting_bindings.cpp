@@ -67,7 +67,10 @@ py::tuple texts_counted(const Vector<uint8_t>& data, const Vector<Offset>& offse
   Vector<int64_t> ends(static_cast<py::ssize_t>(found.texts.size() + 1));
   int64_t* end = ends.mutable_data();
   *end = 0;
-  for (const Text& each : found.texts) end[1] = *end + each.size, ++end;
+  for (const Text& each : found.texts) {
+    end[1] = end[0] + each.size;
+    ++end;
+  }
   Vector<uint8_t> content(*end);
   uint8_t* at = content.mutable_data();
   for (const Text& each : found.texts) at = std::copy_n(each.bytes, each.size, at);
